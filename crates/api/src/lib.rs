@@ -1,0 +1,1 @@
+//! Request and response types, paths and a typed client of the management API.

@@ -1,0 +1,1 @@
+//! Replicated control-plane state: commands, state, log store, network, join, membership, replay.

@@ -1,0 +1,1 @@
+//! Ports of the engine: AF_PACKET, TUN and memory.

@@ -1,0 +1,1 @@
+//! Prefetch and huge-page slabs for the packet path: a small audited leaf.

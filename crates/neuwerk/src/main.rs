@@ -1,0 +1,3 @@
+//! The neuwerk binary: daemon entry and command-line verbs.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The library behind the daemon: configuration, wiring, HTTP, authentication.

@@ -1,0 +1,3 @@
+//! The policy document: validate, compile, evaluate, explain. Pure.
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]

@@ -1,0 +1,1 @@
+//! Reference models and seeded harnesses. Development only.

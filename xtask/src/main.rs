@@ -1,0 +1,3 @@
+//! Development commands: ci, fix, generated documents.
+
+fn main() {}
