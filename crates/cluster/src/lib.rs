@@ -1,1 +1,2 @@
 //! Replicated control-plane state: commands, state, log store, network, join, membership, replay.
+pub mod replay;
