@@ -1,5 +1,7 @@
 //! The boundary between the engine and whatever moves frames: a NIC, a socket, a file, a test.
 
+pub mod memory;
+
 use core::fmt;
 use std::time::Duration;
 
