@@ -1,2 +1,15 @@
 //! Replicated control-plane state: commands, state, log store, network, join, membership, replay.
+
+#![forbid(unsafe_code)]
+
+pub mod command;
+pub mod id;
 pub mod replay;
+pub mod state;
+pub mod status;
+pub mod transport;
+
+pub use command::{Command, Refusal, Response, Stamped};
+pub use id::{ClusterId, Digest, Lineage, NodeId};
+pub use state::State;
+pub use status::{MemberRole, MemberStatus, NoLeader, NodeReport, PolicyMark, Role, Status};

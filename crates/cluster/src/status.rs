@@ -1,0 +1,180 @@
+//! What a node says of itself and knows of the others. Plain data, for readiness, stats and logs.
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{ClusterId, Digest, Lineage, NodeId};
+
+/// A policy at one of the four stations committed ≥ applied ≥ compiled ≥ enforced.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyMark {
+    /// Log index at which this policy was put; 0 for none.
+    pub index: u64,
+    /// Its revision.
+    pub revision: u64,
+    /// SHA-256 of the document.
+    pub hash: Digest,
+}
+
+/// What a node tells the leader about itself, when it changes and every 500 ms.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NodeReport {
+    /// Version of the program.
+    pub version: String,
+    /// Where its management API listens, `host:port`.
+    pub http_address: String,
+    /// Dataplane mode, as named in the configuration.
+    pub mode: String,
+    /// Hash of the configuration that it runs with.
+    pub configuration_hash: String,
+    /// Newest policy in its state.
+    pub applied: PolicyMark,
+    /// Newest policy that compiled.
+    pub compiled: PolicyMark,
+    /// Newest policy that every packet worker runs on.
+    pub enforced: PolicyMark,
+    /// Why the newest policy did not compile.
+    pub compile_error: Option<String>,
+    /// `/ready`.
+    pub ready: bool,
+    /// `/ready/traffic`.
+    pub ready_traffic: bool,
+    /// Names of the checks that fail.
+    pub failing_checks: Vec<String>,
+    /// Why the node is in quarantine.
+    pub quarantine: Option<String>,
+    /// When its certificate ends, milliseconds since 1970.
+    pub certificate_expires_ms: Option<u64>,
+    /// Its wall clock when it reported, milliseconds since 1970.
+    pub wall_clock_ms: u64,
+    /// Its boot.
+    pub incarnation: u64,
+}
+
+/// What a node is now, by what it heard within the effective detection time; never by what it believes of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Role {
+    /// A quorum acknowledges this node.
+    Leader {
+        /// Its term.
+        term: u64,
+    },
+    /// This node hears from a leader.
+    Follower {
+        /// Who leads.
+        leader_id: NodeId,
+        /// Where the leader's cluster listener is, `host:port`.
+        leader_address: String,
+        /// Where the leader's management API is, `host:port`; empty while unknown.
+        leader_http: String,
+    },
+    /// Neither.
+    NoLeader {
+        /// Why not.
+        reason: NoLeader,
+    },
+}
+
+/// Why a node has no leader.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "snake_case")]
+pub enum NoLeader {
+    /// Nothing was heard since start.
+    #[error("no leader was heard from since start")]
+    Starting,
+    /// This node was the leader but no quorum answers it.
+    #[error("this node leads but no quorum acknowledges it")]
+    QuorumLost,
+    /// The leader has gone silent.
+    #[error("the leader has gone silent")]
+    LeaderSilent,
+    /// An election is under way.
+    #[error("an election is under way")]
+    Electing,
+    /// This node was not admitted to a cluster yet.
+    #[error("this node is not a member yet")]
+    NotMember,
+    /// This node was removed from the cluster.
+    #[error("this node was removed from the cluster")]
+    Removed,
+    /// The control plane has stopped after a fault of its storage, and must be restarted from disk.
+    #[error("the control plane has stopped")]
+    Stopped,
+}
+
+/// What a member is in consensus.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MemberRole {
+    /// It leads.
+    Leader,
+    /// It follows and votes.
+    Follower,
+    /// It follows and does not vote.
+    Learner,
+    /// It has an id but is not in the consensus group yet.
+    Joining,
+}
+
+/// A member, as the leader sees it (or saw it last, on a node that is not the leader).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberStatus {
+    /// Its id.
+    pub node_id: NodeId,
+    /// Its host name.
+    pub name: String,
+    /// Where its cluster listener is, `host:port`.
+    pub address: String,
+    /// Where its management API is, `host:port`; empty while unknown.
+    pub http_address: String,
+    /// What it is in consensus.
+    pub role: MemberRole,
+    /// Whether it votes.
+    pub voter: bool,
+    /// Asked to leave.
+    pub leaving: bool,
+    /// It answered the leader within 1.5 s, and is not quarantined.
+    pub live: bool,
+    /// Time since it last answered the leader; none: not since this leader leads.
+    pub last_contact_ms: Option<u64>,
+    /// Newest log index known to be on its disk.
+    pub matched_index: u64,
+    /// Newest log index that it says it has applied.
+    pub applied_index: u64,
+    /// Entries that it is behind the leader's log.
+    pub lag: u64,
+    /// What it last reported of itself; none: nothing yet.
+    pub report: Option<NodeReport>,
+}
+
+/// A node's view of itself and the cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Status {
+    /// This node.
+    pub node_id: NodeId,
+    /// The cluster, once known.
+    pub cluster_id: Option<ClusterId>,
+    /// Its lineage, once known.
+    pub lineage: Option<Lineage>,
+    /// What this node is.
+    pub role: Role,
+    /// Current term.
+    pub term: u64,
+    /// Last index in this node's log.
+    pub last_index: u64,
+    /// Newest index that this node knows to be committed.
+    pub committed_index: u64,
+    /// Newest index in this node's state.
+    pub applied_index: u64,
+    /// Last index that is in a snapshot on disk.
+    pub snapshot_index: u64,
+    /// Since this boot and within the effective detection time, a leader has confirmed the commit index. Nothing
+    /// else makes a node's state known to be fresh.
+    pub commit_confirmed: bool,
+    /// Time since the leader (or, on the leader, a quorum) was last heard from; none: never.
+    pub leader_contact_ms: Option<u64>,
+    /// Members that may fail now without losing quorum; none on a node that does not know.
+    pub failure_tolerance: Option<u32>,
+    /// How long a leader's silence goes unnoticed at most, in milliseconds.
+    pub detection_time_ms: u64,
+}
