@@ -178,3 +178,13 @@ pub struct Status {
     /// How long a leader's silence goes unnoticed at most, in milliseconds.
     pub detection_time_ms: u64,
 }
+
+impl From<crate::replay::Mark> for PolicyMark {
+    fn from(mark: crate::replay::Mark) -> Self {
+        PolicyMark {
+            index: mark.index,
+            revision: mark.revision,
+            hash: Digest(mark.hash),
+        }
+    }
+}
