@@ -1,0 +1,550 @@
+//! A typed client: over HTTPS with a token, or over a node's control socket.
+//!
+//! One request, one answer; nothing is retried here. What a caller may want to act on is told
+//! apart by [`Error`].
+
+mod transport;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{
+    ACCEPT, AUTHORIZATION, CONTENT_TYPE, ETAG, IF_MATCH, IF_NONE_MATCH, RETRY_AFTER,
+};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::account::{
+    ServiceAccount, ServiceAccountCreateRequest, ServiceAccountTokenCreateRequest,
+    ServiceAccountTokenResponse, ServiceAccountUpdateRequest,
+};
+use crate::auth::{AuthUser, MintRequest, Minted};
+use crate::cluster::ClusterMembersResponse;
+use crate::error::ErrorBody;
+use crate::health::{Health, Ready};
+use crate::policy::{DryRun, Format, Lint, Pending, Wait};
+use crate::stats::StatsSnapshot;
+use crate::{duration, headers, paths};
+use transport::Transport;
+
+/// Where a node is reached.
+#[derive(Clone, Debug)]
+pub enum Endpoint {
+    /// Its HTTPS listener.
+    Https {
+        /// `https://host:port`, without a path.
+        base: String,
+        /// Certificates of the CAs to trust, PEM. There are no others.
+        ca_pem: Vec<u8>,
+    },
+    /// Its control socket, which needs no token.
+    Unix(PathBuf),
+}
+
+/// Why a request has no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The endpoint or the token cannot be used at all.
+    #[error("{0}")]
+    Endpoint(String),
+    /// The node was not reached, or the connection broke.
+    #[error("{endpoint} is not reachable")]
+    Unreachable {
+        /// Who was asked.
+        endpoint: String,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// No answer in time. A change may have been made.
+    #[error("no answer from {endpoint} within {limit_s} s")]
+    Timeout {
+        /// Who was asked.
+        endpoint: String,
+        /// How long was waited, seconds.
+        limit_s: u64,
+    },
+    /// The node refused.
+    #[error("{}", .0.body.error)]
+    Refused(Box<Refused>),
+    /// The answer is not what the API says.
+    #[error("{endpoint} gave an answer that cannot be read: {reason}")]
+    Unreadable {
+        /// Who was asked.
+        endpoint: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// A refusal.
+#[derive(Clone, Debug)]
+pub struct Refused {
+    /// Its status.
+    pub status: StatusCode,
+    /// What the node said.
+    pub body: ErrorBody,
+    /// When to try again.
+    pub retry_after: Option<Duration>,
+    /// The policy's tag now, where a precondition failed.
+    pub etag: Option<String>,
+    /// Names the request in the nodes' logs.
+    pub request_id: Option<String>,
+}
+
+/// A policy as it was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PolicyDocument {
+    /// The document, in the format asked for.
+    pub body: Bytes,
+    /// Its tag, for [`PutPolicy::if_match`].
+    pub etag: Option<String>,
+    /// Its revision.
+    pub revision: Option<u64>,
+}
+
+/// A policy to be put.
+#[derive(Clone, Debug, Default)]
+pub struct PutPolicy {
+    /// The document.
+    pub body: Bytes,
+    /// How it is written.
+    pub format: Format,
+    /// What to wait for.
+    pub wait: Wait,
+    /// For how long; the server's 5 s if none.
+    pub timeout: Option<Duration>,
+    /// Only if this is the tag now.
+    pub if_match: Option<String>,
+    /// Makes a retry safe.
+    pub idempotency_key: Option<String>,
+}
+
+/// What became of a policy that was put.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PutOutcome {
+    /// What was waited for has happened.
+    Enforced {
+        /// The document as it is kept, in the format that it was put in.
+        document: PolicyDocument,
+        /// The first lints.
+        lints: Vec<Lint>,
+    },
+    /// Committed, and not yet enforced everywhere.
+    Pending(Pending),
+}
+
+/// A client of one node.
+#[derive(Clone, Debug)]
+pub struct Client {
+    transport: Transport,
+    endpoint: String,
+    authorization: Option<HeaderValue>,
+    limit: Duration,
+}
+
+impl Client {
+    /// Answers larger than this are not read.
+    const MAX_ANSWER_BYTES: usize = 128 * 1024 * 1024;
+
+    /// A client that presents `token`, if any. Connects on first use.
+    pub fn new(endpoint: Endpoint, token: Option<&str>) -> Result<Self, Error> {
+        let authorization = match token {
+            None => None,
+            Some(token) => {
+                let mut value = HeaderValue::try_from(format!("Bearer {}", token.trim()))
+                    .map_err(|_| Error::Endpoint("the token is not one".into()))?;
+                value.set_sensitive(true);
+                Some(value)
+            }
+        };
+        let (transport, endpoint) = Transport::new(endpoint)?;
+        Ok(Self {
+            transport,
+            endpoint,
+            authorization,
+            limit: Duration::from_secs(30),
+        })
+    }
+
+    /// Waits at most this long for an answer (30 s if not said), beyond what the server is asked to wait.
+    #[must_use]
+    pub fn with_limit(mut self, limit: Duration) -> Self {
+        self.limit = limit;
+        self
+    }
+
+    /// Liveness.
+    pub async fn health(&self) -> Result<Health, Error> {
+        self.get(paths::HEALTH).await
+    }
+
+    /// Readiness. Not being ready is an answer, no error.
+    pub async fn ready(&self) -> Result<Ready, Error> {
+        self.readiness(paths::READY).await
+    }
+
+    /// Readiness for traffic. Not being ready is an answer, no error.
+    pub async fn ready_traffic(&self) -> Result<Ready, Error> {
+        self.readiness(paths::READY_TRAFFIC).await
+    }
+
+    async fn readiness(&self, path: &str) -> Result<Ready, Error> {
+        let answer = self
+            .send(
+                Method::GET,
+                path,
+                HeaderMap::new(),
+                Bytes::new(),
+                self.limit,
+            )
+            .await?;
+        match answer.status {
+            StatusCode::OK | StatusCode::SERVICE_UNAVAILABLE => self.decode(&answer.body),
+            _ => Err(self.refusal(answer)),
+        }
+    }
+
+    /// Who the token says we are.
+    pub async fn whoami(&self) -> Result<AuthUser, Error> {
+        self.get(paths::WHOAMI).await
+    }
+
+    /// Counters and the state of the cluster.
+    pub async fn stats(&self) -> Result<StatsSnapshot, Error> {
+        self.get(paths::STATS).await
+    }
+
+    /// The members.
+    pub async fn members(&self) -> Result<ClusterMembersResponse, Error> {
+        self.get(paths::MEMBERS).await
+    }
+
+    /// Mints a token; over the control socket only.
+    pub async fn mint_token(&self, request: &MintRequest) -> Result<Minted, Error> {
+        self.change(Method::POST, paths::MINT, request, None).await
+    }
+
+    /// The policy.
+    pub async fn policy_get(&self, format: Format) -> Result<PolicyDocument, Error> {
+        match self.policy_get_unless(format, None).await? {
+            Some(document) => Ok(document),
+            None => Err(self.unreadable("304 without a precondition")),
+        }
+    }
+
+    /// The policy, or nothing if `etag` is still its tag.
+    pub async fn policy_get_unless(
+        &self,
+        format: Format,
+        etag: Option<&str>,
+    ) -> Result<Option<PolicyDocument>, Error> {
+        let mut headers = HeaderMap::new();
+        headers.insert(ACCEPT, HeaderValue::from_static(format.media_type()));
+        if let Some(etag) = etag {
+            headers.insert(IF_NONE_MATCH, header(etag)?);
+        }
+        let answer = self
+            .send(
+                Method::GET,
+                paths::POLICY,
+                headers,
+                Bytes::new(),
+                self.limit,
+            )
+            .await?;
+        match answer.status {
+            StatusCode::OK => Ok(Some(answer.document())),
+            StatusCode::NOT_MODIFIED => Ok(None),
+            _ => Err(self.refusal(answer)),
+        }
+    }
+
+    /// Replaces the policy.
+    pub async fn policy_put(&self, put: PutPolicy) -> Result<PutOutcome, Error> {
+        let mut path = format!("{}?wait={}", paths::POLICY, put.wait.as_str());
+        if let Some(timeout) = put.timeout {
+            path.push_str("&timeout=");
+            path.push_str(&duration::format(timeout));
+        }
+        let mut headers = policy_headers(put.format);
+        if let Some(etag) = &put.if_match {
+            headers.insert(IF_MATCH, header(etag)?);
+        }
+        if let Some(key) = &put.idempotency_key {
+            headers.insert(crate::headers::IDEMPOTENCY_KEY, header(key)?);
+        }
+        let limit = self.limit + put.timeout.unwrap_or(Duration::from_secs(5));
+        let answer = self
+            .send(Method::PUT, &path, headers, put.body, limit)
+            .await?;
+        match answer.status {
+            StatusCode::OK => Ok(PutOutcome::Enforced {
+                lints: answer.lints(),
+                document: answer.document(),
+            }),
+            StatusCode::ACCEPTED => Ok(PutOutcome::Pending(self.decode(&answer.body)?)),
+            _ => Err(self.refusal(answer)),
+        }
+    }
+
+    /// Validates a policy on the server without changing anything.
+    pub async fn policy_check(&self, body: Bytes, format: Format) -> Result<DryRun, Error> {
+        let path = format!("{}?dry_run=true", paths::POLICY);
+        let answer = self
+            .send(Method::PUT, &path, policy_headers(format), body, self.limit)
+            .await?;
+        match answer.status {
+            StatusCode::OK => self.decode(&answer.body),
+            _ => Err(self.refusal(answer)),
+        }
+    }
+
+    /// The service accounts.
+    pub async fn accounts(&self) -> Result<Vec<ServiceAccount>, Error> {
+        self.get(paths::SERVICE_ACCOUNTS).await
+    }
+
+    /// Creates a service account.
+    pub async fn account_create(
+        &self,
+        request: &ServiceAccountCreateRequest,
+        idempotency_key: Option<&str>,
+    ) -> Result<ServiceAccount, Error> {
+        self.change(
+            Method::POST,
+            paths::SERVICE_ACCOUNTS,
+            request,
+            idempotency_key,
+        )
+        .await
+    }
+
+    /// Replaces a service account's fields.
+    pub async fn account_update(
+        &self,
+        id: &str,
+        request: &ServiceAccountUpdateRequest,
+        idempotency_key: Option<&str>,
+    ) -> Result<ServiceAccount, Error> {
+        let path = paths::SERVICE_ACCOUNT.replace("{id}", id);
+        self.change(Method::PUT, &path, request, idempotency_key)
+            .await
+    }
+
+    /// Creates a token of a service account.
+    pub async fn account_token_create(
+        &self,
+        id: &str,
+        request: &ServiceAccountTokenCreateRequest,
+        idempotency_key: Option<&str>,
+    ) -> Result<ServiceAccountTokenResponse, Error> {
+        let path = paths::SERVICE_ACCOUNT_TOKENS.replace("{id}", id);
+        self.change(Method::POST, &path, request, idempotency_key)
+            .await
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Error> {
+        let answer = self
+            .send(
+                Method::GET,
+                path,
+                HeaderMap::new(),
+                Bytes::new(),
+                self.limit,
+            )
+            .await?;
+        self.expect(answer)
+    }
+
+    async fn change<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: &impl Serialize,
+        idempotency_key: Option<&str>,
+    ) -> Result<T, Error> {
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Some(key) = idempotency_key {
+            headers.insert(crate::headers::IDEMPOTENCY_KEY, header(key)?);
+        }
+        let body = serde_json::to_vec(body).expect("request types have string keys only");
+        let answer = self
+            .send(method, path, headers, body.into(), self.limit)
+            .await?;
+        self.expect(answer)
+    }
+
+    fn expect<T: DeserializeOwned>(&self, answer: Answer) -> Result<T, Error> {
+        if answer.status.is_success() {
+            self.decode(&answer.body)
+        } else {
+            Err(self.refusal(answer))
+        }
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        headers: HeaderMap,
+        body: Bytes,
+        limit: Duration,
+    ) -> Result<Answer, Error> {
+        let uri = self.transport.uri(path)?;
+        let mut request = Request::new(http_body_util::Full::new(body));
+        *request.method_mut() = method;
+        *request.uri_mut() = uri;
+        *request.headers_mut() = headers;
+        if let Some(authorization) = &self.authorization {
+            request
+                .headers_mut()
+                .insert(AUTHORIZATION, authorization.clone());
+        }
+        let exchange = self.transport.exchange(request, Self::MAX_ANSWER_BYTES);
+        match tokio::time::timeout(limit, exchange).await {
+            Ok(Ok((parts, body))) => Ok(Answer {
+                status: parts.status,
+                headers: parts.headers,
+                body,
+            }),
+            Ok(Err(source)) => Err(Error::Unreachable {
+                endpoint: self.endpoint.clone(),
+                source,
+            }),
+            Err(_) => Err(Error::Timeout {
+                endpoint: self.endpoint.clone(),
+                limit_s: limit.as_secs(),
+            }),
+        }
+    }
+
+    fn decode<T: DeserializeOwned>(&self, body: &[u8]) -> Result<T, Error> {
+        serde_json::from_slice(body).map_err(|error| self.unreadable(&error.to_string()))
+    }
+
+    fn unreadable(&self, reason: &str) -> Error {
+        Error::Unreadable {
+            endpoint: self.endpoint.clone(),
+            reason: reason.to_owned(),
+        }
+    }
+
+    fn refusal(&self, answer: Answer) -> Error {
+        // A proxy in between answers in its own words.
+        let body = serde_json::from_slice(&answer.body).unwrap_or_else(|_| {
+            ErrorBody::new(format!("{} answered {}", self.endpoint, answer.status))
+        });
+        Error::Refused(Box::new(Refused {
+            status: answer.status,
+            body,
+            retry_after: answer
+                .text(RETRY_AFTER.as_str())
+                .and_then(|text| text.parse().ok())
+                .map(Duration::from_secs),
+            etag: answer.text(ETAG.as_str()),
+            request_id: answer.text(headers::REQUEST_ID),
+        }))
+    }
+}
+
+fn policy_headers(format: Format) -> HeaderMap {
+    let media_type = HeaderValue::from_static(format.media_type());
+    let mut headers = HeaderMap::new();
+    headers.insert(CONTENT_TYPE, media_type.clone());
+    headers.insert(ACCEPT, media_type);
+    headers
+}
+
+fn header(value: &str) -> Result<HeaderValue, Error> {
+    HeaderValue::from_str(value)
+        .map_err(|_| Error::Endpoint(format!("{value:?} cannot be sent in a header")))
+}
+
+/// Status, headers and body.
+struct Answer {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+impl Answer {
+    fn text(&self, name: &str) -> Option<String> {
+        self.headers.get(name)?.to_str().ok().map(str::to_owned)
+    }
+
+    fn document(self) -> PolicyDocument {
+        PolicyDocument {
+            etag: self.text(ETAG.as_str()),
+            revision: self
+                .text(headers::REVISION)
+                .and_then(|text| text.parse().ok()),
+            body: self.body,
+        }
+    }
+
+    fn lints(&self) -> Vec<Lint> {
+        self.headers
+            .get_all(headers::LINT)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .map(|text| {
+                let (path, message) = text.split_once(": ").unwrap_or(("", text));
+                Lint {
+                    path: path.to_owned(),
+                    message: message.to_owned(),
+                }
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn https(base: &str) -> Result<Client, Error> {
+        let endpoint = Endpoint::Https {
+            base: base.into(),
+            ca_pem: Vec::new(),
+        };
+        Client::new(endpoint, Some("t"))
+    }
+
+    #[test]
+    fn endpoints_that_cannot_be_used_are_refused_at_once() {
+        for base in [
+            "",
+            "node",
+            "http://node:8443",
+            "https://",
+            "https://node:8443/api",
+            "https://node:8443?x",
+        ] {
+            assert!(matches!(https(base), Err(Error::Endpoint(_))), "{base}");
+        }
+        // No CA at all would mean that nothing can ever be trusted.
+        assert!(matches!(
+            https("https://node:8443"),
+            Err(Error::Endpoint(_))
+        ));
+    }
+
+    #[tokio::test]
+    async fn a_missing_socket_is_unreachable() {
+        let client = Client::new(Endpoint::Unix("/nonexistent/admin.sock".into()), None).unwrap();
+        assert!(matches!(
+            client.health().await,
+            Err(Error::Unreachable { .. })
+        ));
+    }
+
+    #[test]
+    fn the_token_is_not_printed() {
+        let client = Client::new(Endpoint::Unix("/x".into()), Some("s3cret")).unwrap();
+        assert!(!format!("{client:?}").contains("s3cret"));
+    }
+}

@@ -1,0 +1,38 @@
+//! Where everything is. Paths below [`BASE`] are relative to it in the OpenAPI document's server.
+
+/// Prefix of the versioned API.
+pub const BASE: &str = "/api/v1";
+
+/// Liveness.
+pub const HEALTH: &str = "/health";
+/// Readiness of the whole node.
+pub const READY: &str = "/ready";
+/// Whether the node enforces and forwards: what load balancers ask.
+pub const READY_TRAFFIC: &str = "/ready/traffic";
+/// Prometheus text; on the metrics listener only.
+pub const METRICS: &str = "/metrics";
+
+/// The OpenAPI document.
+pub const OPENAPI: &str = "/api/v1/openapi.json";
+/// Exchanges a bearer token for a cookie.
+pub const TOKEN_LOGIN: &str = "/api/v1/auth/token-login";
+/// Clears the cookie.
+pub const LOGOUT: &str = "/api/v1/auth/logout";
+/// Who the caller is.
+pub const WHOAMI: &str = "/api/v1/auth/whoami";
+/// Mints a token outside the accounts; on the control socket only.
+pub const MINT: &str = "/api/v1/auth/mint";
+/// The policy document.
+pub const POLICY: &str = "/api/v1/policy";
+/// Counters and the state of the cluster.
+pub const STATS: &str = "/api/v1/stats";
+/// The cluster's members.
+pub const MEMBERS: &str = "/api/v1/cluster/members";
+/// Service accounts.
+pub const SERVICE_ACCOUNTS: &str = "/api/v1/service-accounts";
+/// One service account.
+pub const SERVICE_ACCOUNT: &str = "/api/v1/service-accounts/{id}";
+/// Tokens of a service account.
+pub const SERVICE_ACCOUNT_TOKENS: &str = "/api/v1/service-accounts/{id}/tokens";
+/// One token of a service account.
+pub const SERVICE_ACCOUNT_TOKEN: &str = "/api/v1/service-accounts/{id}/tokens/{token_id}";
