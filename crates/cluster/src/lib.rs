@@ -2,8 +2,12 @@
 
 #![forbid(unsafe_code)]
 
+pub mod ca;
 pub mod command;
+pub mod durable;
 pub mod id;
+pub mod identity;
+pub mod pem;
 pub mod replay;
 pub mod state;
 pub mod status;
