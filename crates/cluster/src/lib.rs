@@ -11,6 +11,7 @@ pub mod pem;
 pub mod replay;
 pub mod state;
 pub mod status;
+pub mod tls;
 pub mod transport;
 
 pub use command::{Command, Refusal, Response, Stamped};

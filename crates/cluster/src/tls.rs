@@ -1,0 +1,361 @@
+//! Mutual TLS 1.3 between members, judged by the replicated membership.
+//!
+//! A peer is who it says when its key is the one pinned for its id, the id is the one that was dialled, its
+//! certificate was issued by a CA of this cluster, and it has not been removed. So removal is revocation, at once and
+//! for connections that are open (no session is ever resumed), while the *dates* of a certificate decide nothing: an
+//! expired certificate of a current member raises an alert, and a cluster whose clocks are wrong still works.
+//!
+//! The client names whom it wants in the server name, `<node>.<lineage>.<cluster>.neuwerk`; a server completes no
+//! handshake for any other name than its own.
+
+mod connections;
+mod verify;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use rustls::client::Resumption;
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::pki_types::{CertificateDer, DnsName, PrivatePkcs8KeyDer, ServerName, UnixTime};
+use rustls::sign::CertifiedKey;
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+
+use crate::id::{ClusterId, Digest, Lineage, NodeId};
+use crate::identity::Identity;
+
+use connections::Connections;
+pub use connections::{Admission, PeerStream};
+pub use verify::denied;
+
+/// ALPN of steady traffic between members.
+pub const ALPN_CLUSTER: &[u8] = b"neuwerk/1";
+
+/// Why no TLS configuration could be made.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// The certificate or its key cannot be used.
+    #[error("the node's certificate and key cannot be used for TLS")]
+    Certificate(#[source] rustls::Error),
+    /// A CA certificate cannot be used.
+    #[error("a CA certificate of the cluster cannot be used")]
+    Authority(#[source] rustls::Error),
+}
+
+/// Why a peer is not let in. Shown to this node's operator, never to the peer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Denied {
+    /// The certificate cannot be read.
+    #[error("its certificate cannot be read")]
+    Unreadable,
+    /// The certificate names no member of any cluster, or one of another.
+    #[error("its certificate is not of this cluster")]
+    ForeignCluster,
+    /// Another member answered at the address that was dialled.
+    #[error("{found} answered where {dialled} was dialled")]
+    NotDialled {
+        /// Whom we wanted.
+        dialled: NodeId,
+        /// Who answered.
+        found: NodeId,
+    },
+    /// A node shows this node's own identity: a copy of this machine is running.
+    #[error("it has the identity of this node: a cloned machine is running")]
+    Myself,
+    /// No member has this id.
+    #[error("{0} is not a member")]
+    Unknown(NodeId),
+    /// The member was removed.
+    #[error("{0} was removed from the cluster")]
+    Removed(NodeId),
+    /// The key is not the one that the membership pins.
+    #[error("the key is not the one that {0} joined with")]
+    WrongKey(NodeId),
+    /// The certificate was not issued by a CA that the cluster trusts.
+    #[error("the certificate of {0} was not issued by a CA of this cluster")]
+    NotIssued(NodeId),
+}
+
+/// The membership as TLS sees it.
+#[derive(Debug, Clone)]
+pub struct Pins {
+    /// The cluster.
+    pub cluster_id: ClusterId,
+    /// Its lineage.
+    pub lineage: Lineage,
+    /// Every current member, with the SHA-256 of its SubjectPublicKeyInfo.
+    pub members: BTreeMap<NodeId, Digest>,
+    /// Members that were removed.
+    pub removed: BTreeSet<NodeId>,
+    /// The cluster CAs that are trusted.
+    pub authorities: Vec<CertificateDer<'static>>,
+}
+
+/// Pins with what is derived from them.
+#[derive(Debug)]
+struct Judge {
+    pins: Pins,
+    roots: RootCertStore,
+}
+
+/// A peer that has been let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Peer {
+    node_id: NodeId,
+    /// Whether the certificate's dates include now.
+    dated: bool,
+}
+
+/// Counts of what operators should know of.
+#[derive(Debug, Default)]
+pub struct Alerts {
+    /// Handshakes with a current member whose certificate has expired, or is not valid yet by this clock.
+    pub out_of_date: AtomicU64,
+    /// Handshakes that were refused, both ways.
+    pub denied: AtomicU64,
+    /// Handshakes with a node that shows this node's own identity.
+    pub duplicate_identity: AtomicU64,
+    /// Handshakes meant for another node, cluster or lineage.
+    pub misdirected: AtomicU64,
+}
+
+/// This node's identity towards its peers, whom it trusts, and its open connections.
+///
+/// Shared by the transport, which uses the two configurations, and by whoever follows the membership, who calls
+/// [`Trust::set_pins`] after every change of it.
+#[derive(Debug)]
+pub struct Trust {
+    node_id: NodeId,
+    judge: ArcSwap<Judge>,
+    certified: ArcSwap<CertifiedKey>,
+    connections: Arc<Connections>,
+    alerts: Alerts,
+    provider: Arc<CryptoProvider>,
+}
+
+impl Trust {
+    /// Trusts the members in `pins`, and shows `identity` to them.
+    ///
+    /// # Errors
+    /// [`TlsError`].
+    pub fn new(identity: &Identity, pins: Pins) -> Result<Arc<Self>, TlsError> {
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let certified = certified(&provider, &identity.certificate, identity.key.pkcs8())?;
+        Ok(Arc::new(Trust {
+            node_id: identity.node_id,
+            judge: ArcSwap::from_pointee(Judge::new(pins)?),
+            certified: ArcSwap::from_pointee(certified),
+            connections: Arc::default(),
+            alerts: Alerts::default(),
+            provider,
+        }))
+    }
+
+    /// This node.
+    pub fn node_id(&self) -> NodeId {
+        self.node_id
+    }
+
+    /// What operators should know of.
+    pub fn alerts(&self) -> &Alerts {
+        &self.alerts
+    }
+
+    /// The pins in force.
+    pub fn pins(&self) -> Pins {
+        self.judge.load().pins.clone()
+    }
+
+    /// Replaces the pins. Open connections of those who are no members any more, or have another key, are closed.
+    ///
+    /// # Errors
+    /// [`TlsError::Authority`]: the old pins stay in force.
+    pub fn set_pins(&self, pins: Pins) -> Result<(), TlsError> {
+        let judge = Arc::new(Judge::new(pins)?);
+        self.connections.retain(
+            || self.judge.store(Arc::clone(&judge)),
+            |node_id, spki| judge.pins.members.get(&node_id) == Some(&spki),
+        );
+        Ok(())
+    }
+
+    /// Shows a new certificate from now on: a renewal, for the same key or another one.
+    ///
+    /// # Errors
+    /// [`TlsError::Certificate`]: the old one stays in use.
+    pub fn set_certificate(
+        &self,
+        certificate: &CertificateDer<'static>,
+        pkcs8: &[u8],
+    ) -> Result<(), TlsError> {
+        let certified = certified(&self.provider, certificate, pkcs8)?;
+        self.certified.store(Arc::new(certified));
+        Ok(())
+    }
+
+    /// How a client names `node_id` to it.
+    pub fn server_name(&self, node_id: NodeId) -> ServerName<'static> {
+        let judge = self.judge.load();
+        let name = format!(
+            "{node_id}.{}.{}.neuwerk",
+            judge.pins.lineage, judge.pins.cluster_id
+        );
+        ServerName::DnsName(DnsName::try_from(name).expect("hexadecimal labels are DNS names"))
+    }
+
+    /// Configuration for connections to members, dialled by [`Trust::server_name`].
+    pub fn client_config(self: &Arc<Self>) -> Arc<ClientConfig> {
+        let mut config = ClientConfig::builder_with_provider(Arc::clone(&self.provider))
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .expect("the provider supports TLS 1.3")
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(verify::Verifier(Arc::clone(self))))
+            .with_client_cert_resolver(Arc::new(verify::Shown(Arc::clone(self))));
+        config.alpn_protocols = vec![ALPN_CLUSTER.to_vec()];
+        config.resumption = Resumption::disabled();
+        Arc::new(config)
+    }
+
+    /// Configuration for connections from members.
+    pub fn server_config(self: &Arc<Self>) -> Arc<ServerConfig> {
+        let mut config = ServerConfig::builder_with_provider(Arc::clone(&self.provider))
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .expect("the provider supports TLS 1.3")
+            .with_client_cert_verifier(Arc::new(verify::Verifier(Arc::clone(self))))
+            .with_cert_resolver(Arc::new(verify::Shown(Arc::clone(self))));
+        config.alpn_protocols = vec![ALPN_CLUSTER.to_vec()];
+        config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        Arc::new(config)
+    }
+
+    /// Registers a connection whose handshake is complete, so that it is closed when its peer is removed.
+    ///
+    /// # Errors
+    /// [`Denied`] when the membership has changed since the handshake.
+    pub fn admit(&self, certificate: &CertificateDer<'_>) -> Result<Admission, Denied> {
+        let spki = crate::ca::spki_of(certificate).ok_or(Denied::Unreadable)?;
+        let (_, node_id) = crate::ca::member_of(certificate).ok_or(Denied::ForeignCluster)?;
+        Connections::admit(&self.connections, node_id, spki, || {
+            self.judge.load().pinned(node_id, spki)
+        })
+    }
+
+    /// How many connections with `node_id` are open.
+    pub fn connections(&self, node_id: NodeId) -> usize {
+        self.connections.count(node_id)
+    }
+
+    fn judge(
+        &self,
+        certificate: &CertificateDer<'_>,
+        dialled: Option<NodeId>,
+        now: UnixTime,
+    ) -> Result<(), Denied> {
+        let judged = self
+            .judge
+            .load()
+            .judge(self.node_id, certificate, dialled, now);
+        match &judged {
+            Ok(peer) if !peer.dated => {
+                self.alerts.out_of_date.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(
+                    node = %peer.node_id,
+                    "a member's certificate is out of date by this node's clock: check both clocks; it will be renewed"
+                );
+            }
+            Ok(_) => {}
+            Err(denied) => {
+                self.alerts.denied.fetch_add(1, Ordering::Relaxed);
+                if *denied == Denied::Myself {
+                    self.alerts
+                        .duplicate_identity
+                        .fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        }
+        judged.map(drop)
+    }
+}
+
+impl Judge {
+    fn new(pins: Pins) -> Result<Self, TlsError> {
+        let mut roots = RootCertStore::empty();
+        for authority in &pins.authorities {
+            roots.add(authority.clone()).map_err(TlsError::Authority)?;
+        }
+        Ok(Judge { pins, roots })
+    }
+
+    /// Whether `spki` is the key that `node_id` joined with.
+    fn pinned(&self, node_id: NodeId, spki: Digest) -> Result<(), Denied> {
+        match self.pins.members.get(&node_id) {
+            Some(pinned) if *pinned == spki => Ok(()),
+            Some(_) => Err(Denied::WrongKey(node_id)),
+            None if self.pins.removed.contains(&node_id) => Err(Denied::Removed(node_id)),
+            None => Err(Denied::Unknown(node_id)),
+        }
+    }
+
+    /// The rules, in the order in which they tell an operator most.
+    fn judge(
+        &self,
+        me: NodeId,
+        certificate: &CertificateDer<'_>,
+        dialled: Option<NodeId>,
+        now: UnixTime,
+    ) -> Result<Peer, Denied> {
+        let (_, parsed) =
+            x509_parser::parse_x509_certificate(certificate).map_err(|_| Denied::Unreadable)?;
+        let spki = Digest::of(parsed.public_key().raw);
+        let (cluster_id, node_id) =
+            crate::ca::member_of(certificate).ok_or(Denied::ForeignCluster)?;
+        if cluster_id != self.pins.cluster_id {
+            return Err(Denied::ForeignCluster);
+        }
+        if node_id == me {
+            return Err(Denied::Myself);
+        }
+        match dialled {
+            Some(dialled) if dialled != node_id => {
+                return Err(Denied::NotDialled {
+                    dialled,
+                    found: node_id,
+                });
+            }
+            _ => {}
+        }
+        self.pinned(node_id, spki)?;
+        // The dates of a member's certificate are for alerts: the chain is judged at the nearest moment they include.
+        let second = |at: x509_parser::time::ASN1Time| u64::try_from(at.timestamp()).unwrap_or(0);
+        let validity = parsed.validity();
+        let (first, last) = (second(validity.not_before), second(validity.not_after));
+        let moment = now.as_secs().max(first).min(last);
+        verify::issued_by(
+            certificate,
+            &self.roots,
+            UnixTime::since_unix_epoch(Duration::from_secs(moment)),
+        )
+        .map_err(|_| Denied::NotIssued(node_id))?;
+        Ok(Peer {
+            node_id,
+            dated: moment == now.as_secs(),
+        })
+    }
+}
+
+fn certified(
+    provider: &CryptoProvider,
+    certificate: &CertificateDer<'static>,
+    pkcs8: &[u8],
+) -> Result<CertifiedKey, TlsError> {
+    let key = PrivatePkcs8KeyDer::from(pkcs8.to_vec()).into();
+    CertifiedKey::from_der(vec![certificate.clone()], key, provider)
+        .and_then(|certified| certified.keys_match().map(|()| certified))
+        .map_err(TlsError::Certificate)
+}
+
+#[cfg(test)]
+pub(crate) mod tests;
