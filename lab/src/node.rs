@@ -1,0 +1,386 @@
+//! A real `neuwerk` process in a node's namespace: its configuration, its start and the ways in which it may end.
+
+use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::address::{self, FAMILIES, Family};
+use crate::management::Management;
+use crate::netns::Netns;
+use crate::tool;
+use crate::topology::Topology;
+use crate::unsynced::Unsynced;
+use crate::wait;
+
+/// How long an orderly stop may take.
+const STOP: Duration = Duration::from_secs(20);
+/// Lines of a node's log that a failing test shows.
+const LOG_TAIL: usize = 60;
+
+/// One node: directories of its own, and at most one process.
+#[derive(Debug)]
+pub struct Node {
+    number: u8,
+    netns: Arc<Netns>,
+    operator: Arc<Netns>,
+    dir: PathBuf,
+    child: Option<Child>,
+    unsynced: Option<Unsynced>,
+}
+
+impl Node {
+    /// Writes the configuration of node `number`; `join` are the join listeners it is told of (none: a seed). The
+    /// process is not started.
+    ///
+    /// # Errors
+    /// When the files cannot be written.
+    pub fn prepare(topology: &Topology, number: u8, join: &[u8], secret: &str) -> Result<Node> {
+        let netns = Arc::clone(topology.node(number));
+        let dir = netns.run().dir().join(format!("node{number}"));
+        fs::create_dir_all(dir.join("run"))?;
+        let token = dir.join("bootstrap-token");
+        fs::write(&token, secret)?;
+        fs::set_permissions(&token, fs::Permissions::from_mode(0o600))?;
+        fs::write(dir.join("config.yaml"), configuration(number, &dir, join))?;
+        let operator = Arc::clone(&topology.operator);
+        Ok(Node {
+            number,
+            netns,
+            operator,
+            dir,
+            child: None,
+            unsynced: None,
+        })
+    }
+
+    /// Its number, counted from 1.
+    #[must_use]
+    pub fn number(&self) -> u8 {
+        self.number
+    }
+
+    /// Everything that it keeps on disk.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The CA that the cluster's HTTPS certificates come from, as this node exports it.
+    #[must_use]
+    pub fn ca_path(&self) -> PathBuf {
+        self.dir.join("http-tls/ca.crt")
+    }
+
+    /// From the next start on, what the process wrote and did not sync is lost at its kill.
+    ///
+    /// # Errors
+    /// When the library cannot be built.
+    pub fn lose_unsynced_writes(&mut self) -> Result<()> {
+        self.unsynced = Some(Unsynced::build(self.netns.run(), &self.dir)?);
+        Ok(())
+    }
+
+    /// Starts the process. Its log goes to [`Node::log_path`].
+    ///
+    /// # Errors
+    /// When it is running already or cannot be started.
+    pub fn start(&mut self) -> Result<()> {
+        ensure!(
+            !self.is_running(),
+            "node {} is running already",
+            self.number
+        );
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.log_path())?;
+        let mut command = self.command()?;
+        command
+            .args(["run", "--config"])
+            .arg(self.dir.join("config.yaml"));
+        command
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .env("NEUWERK_LOG_LEVEL", "info");
+        if let Some(unsynced) = &self.unsynced {
+            unsynced.preload(&mut command)?;
+        }
+        self.child = Some(command.spawn().context("cannot start neuwerk")?);
+        Ok(())
+    }
+
+    /// Runs a verb of the command line on this node, and returns what it printed.
+    ///
+    /// # Errors
+    /// When it ends with another status than 0.
+    pub fn cli(&self, arguments: &[&str]) -> Result<String> {
+        tool::run(self.command()?.args(arguments))
+    }
+
+    /// A token for the API, minted on this node over its control socket.
+    ///
+    /// # Errors
+    /// What the command says.
+    pub fn mint_token(&self, subject: &str, role: &str) -> Result<String> {
+        let tls_dir = self.dir.join("http-tls");
+        let tls_dir = tls_dir.to_str().context("the lab's directory is UTF-8")?;
+        let printed = self.cli(&[
+            "auth",
+            "token",
+            "mint",
+            "--sub",
+            subject,
+            "--roles",
+            role,
+            "--http-tls-dir",
+            tls_dir,
+        ])?;
+        Ok(printed.trim().to_owned())
+    }
+
+    /// A client of this node's API, without a token.
+    ///
+    /// # Errors
+    /// While the node has not written its CA.
+    pub fn management(&self) -> Result<Management> {
+        Management::new(&self.operator, address::https(self.number), &self.ca_path())
+    }
+
+    /// Whether the process runs.
+    pub fn is_running(&mut self) -> bool {
+        self.child
+            .as_mut()
+            .is_some_and(|child| matches!(child.try_wait(), Ok(None)))
+    }
+
+    /// Fails unless the process runs.
+    ///
+    /// # Errors
+    /// With the end of its log.
+    pub fn ensure_running(&mut self) -> Result<()> {
+        self.pid().map(drop)
+    }
+
+    /// Stops it in order (SIGTERM) and waits for its end.
+    ///
+    /// # Errors
+    /// When it does not end, or not with status 0.
+    pub fn terminate(&mut self) -> Result<Duration> {
+        self.signal(Signal::SIGTERM)?;
+        let number = self.number;
+        let child = self.child.as_mut().context("not started")?;
+        let (status, time) = wait::until(&format!("end of node {number}"), STOP, || {
+            Ok(child.try_wait()?)
+        })?;
+        self.child = None;
+        ensure!(status.success(), "node {number} ended with {}", status);
+        Ok(time)
+    }
+
+    /// Kills it (SIGKILL), and takes back what it had not synced if [`Node::lose_unsynced_writes`] was asked for.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn kill(&mut self) -> Result<()> {
+        self.signal(Signal::SIGKILL)?;
+        self.reap()
+    }
+
+    /// The second half of [`Node::kill`], for a test that first signals several nodes.
+    ///
+    /// # Errors
+    /// When it was not killed.
+    pub fn reap(&mut self) -> Result<()> {
+        let mut child = self.child.take().context("not started")?;
+        let status = child.wait()?;
+        ensure!(
+            status.signal() == Some(Signal::SIGKILL as i32),
+            "node {} ended with {}",
+            self.number,
+            status
+        );
+        if let Some(unsynced) = &self.unsynced {
+            unsynced.revert()?;
+        }
+        Ok(())
+    }
+
+    /// Stops its threads where they are (SIGSTOP).
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn pause(&mut self) -> Result<()> {
+        self.signal(Signal::SIGSTOP)
+    }
+
+    /// Lets it go on (SIGCONT).
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn resume(&mut self) -> Result<()> {
+        self.signal(Signal::SIGCONT)
+    }
+
+    /// Sends a signal to the process.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn signal(&mut self, signal: Signal) -> Result<()> {
+        Ok(kill(self.pid()?, signal)?)
+    }
+
+    fn pid(&mut self) -> Result<Pid> {
+        let number = self.number;
+        let child = self
+            .child
+            .as_mut()
+            .with_context(|| format!("node {number} was not started"))?;
+        if let Some(status) = child.try_wait()? {
+            bail!(
+                "node {number} ended by itself with {status}\n{}",
+                self.log_tail()
+            );
+        }
+        Ok(Pid::from_raw(
+            i32::try_from(child.id()).expect("a pid fits"),
+        ))
+    }
+
+    /// The end of its log.
+    #[must_use]
+    pub fn log_tail(&self) -> String {
+        let log = fs::read_to_string(self.log_path()).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        let tail = &lines[lines.len().saturating_sub(LOG_TAIL)..];
+        format!(
+            "--- node {}, {} of {} log lines\n{}",
+            self.number,
+            tail.len(),
+            lines.len(),
+            tail.join("\n")
+        )
+    }
+
+    /// Its log, beside its directory.
+    #[must_use]
+    pub fn log_path(&self) -> PathBuf {
+        self.dir.with_extension("log")
+    }
+
+    /// The binary in this node's namespace, with a `/run/neuwerk` of its own.
+    fn command(&self) -> Result<Command> {
+        let mut command = self.netns.command("sh");
+        // The mount namespace is the one that `ip netns exec` made for this process.
+        command.args([
+            "-c",
+            r#"mkdir -p /run/neuwerk && mount --bind "$0" /run/neuwerk && exec "$@""#,
+        ]);
+        command.arg(self.dir.join("run")).arg(binary()?);
+        Ok(command)
+    }
+}
+
+impl Drop for Node {
+    #[expect(
+        clippy::print_stderr,
+        reason = "a failing test shows the log before the directory goes"
+    )]
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.log_tail());
+        }
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// The binary under test: `NEUWERK_BIN`, or the one that was built beside this program.
+///
+/// # Errors
+/// When there is none: the message says how to build it.
+pub fn binary() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("NEUWERK_BIN") {
+        return Ok(path.into());
+    }
+    let own = std::env::current_exe()?;
+    let beside = own
+        .ancestors()
+        .skip(1)
+        .take(2)
+        .map(|dir| dir.join("neuwerk"))
+        .find(|path| path.is_file());
+    beside.context(
+        "there is no neuwerk binary beside this program; build it first: cargo build -p neuwerk",
+    )
+}
+
+fn configuration(number: u8, dir: &Path, join: &[u8]) -> String {
+    let dir = dir.display();
+    let list = |addresses: Vec<String>| format!("[{}]", addresses.join(", "));
+    let quoted = |text: String| format!("\"{text}\"");
+    let with_lengths = |address: fn(u8, Family) -> std::net::IpAddr| {
+        list(
+            FAMILIES
+                .iter()
+                .map(|&family| quoted(address::with_length(address(number, family))))
+                .collect(),
+        )
+    };
+    let inside = with_lengths(address::inside);
+    let outside = with_lengths(address::outside);
+    let gateways = list(
+        FAMILIES
+            .iter()
+            .map(|&family| quoted(address::router(family).to_string()))
+            .collect(),
+    );
+    let join = list(
+        join.iter()
+            .map(|&peer| quoted(address::join(peer).to_string()))
+            .collect(),
+    );
+    let bind = address::cluster(number);
+    format!(
+        "version: 1
+bootstrap:
+  management_interface: mgmt0
+  data_interface: in0
+  outside_interface: out0
+  cloud_provider: none
+  data_plane_mode: packet
+dns:
+  target_ips: [\"10.1.0.53\"]
+  upstreams: [\"192.0.2.254:53\"]
+policy:
+  default: deny
+http:
+  tls_dir: {dir}/http-tls
+cluster:
+  bind: \"{bind}\"
+  advertise: \"{bind}\"
+  join: {join}
+  data_dir: {dir}/cluster
+  node_id_path: {dir}/node_id
+  token_path: {dir}/bootstrap-token
+dataplane:
+  snat: auto
+  nat66: auto
+  ports:
+    inside:
+      addresses: {inside}
+    outside:
+      addresses: {outside}
+      gateway: {gateways}
+"
+    )
+}

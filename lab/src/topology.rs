@@ -1,0 +1,256 @@
+//! The wiring: a client side, N nodes, an internet side, an operator, and a switch between them.
+//!
+//! ```text
+//!              operator                       every segment is a bridge in the namespace `switch`,
+//!                 │ mgmt                      so that a cable can be pulled on the switch's side
+//!     ┌───────────┼───────────┐
+//!   node1       node2       node3             mgmt0 is the kernel's; in0 and out0 have no kernel
+//!   │   │       │   │       │   │             address, the engine owns them
+//!   in  out     in  out     in  out
+//!   └───┼───────┴───┼───────┘   │
+//!     client        └─ internet ┘             client: equal-cost routes over the nodes' inside addresses
+//! ```
+
+use std::fmt::Write;
+use std::sync::Arc;
+
+use anyhow::Result;
+
+use crate::address::{self, FAMILIES, Family};
+use crate::netns::Netns;
+use crate::run::Run;
+
+/// A node's port, by the segment that it is on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Segment {
+    /// API and cluster traffic.
+    Management,
+    /// Towards the clients.
+    Inside,
+    /// Towards the internet.
+    Outside,
+}
+
+impl Segment {
+    const ALL: [Segment; 3] = [Segment::Management, Segment::Inside, Segment::Outside];
+
+    /// The interface's name, in every namespace that has one on this segment.
+    #[must_use]
+    pub fn interface(self) -> &'static str {
+        match self {
+            Segment::Management => "mgmt0",
+            Segment::Inside => "in0",
+            Segment::Outside => "out0",
+        }
+    }
+
+    fn bridge(self) -> &'static str {
+        match self {
+            Segment::Management => "mgmt",
+            Segment::Inside => "inside",
+            Segment::Outside => "outside",
+        }
+    }
+
+    /// The switch's end of a cable.
+    fn port(self, end: &str) -> String {
+        format!("{}-{end}", &self.bridge()[..1])
+    }
+}
+
+/// All namespaces and the cables between them.
+#[derive(Debug)]
+pub struct Topology {
+    /// The bridges.
+    pub switch: Arc<Netns>,
+    /// Where requests to the management API come from.
+    pub operator: Arc<Netns>,
+    /// The inside: every client address.
+    pub client: Arc<Netns>,
+    /// The outside: the router and every server address.
+    pub internet: Arc<Netns>,
+    nodes: Vec<Arc<Netns>>,
+}
+
+impl Topology {
+    /// Lays out the namespaces for `nodes` nodes (1 to 9).
+    ///
+    /// # Errors
+    /// What `ip` says.
+    pub fn build(run: &Arc<Run>, nodes: u8) -> Result<Topology> {
+        assert!(
+            (1..=9).contains(&nodes),
+            "the addressing plan has room for one to nine nodes"
+        );
+        let add = |role: &str| Netns::add(run, role).map(Arc::new);
+        let topology = Topology {
+            switch: add("switch")?,
+            operator: add("operator")?,
+            client: add("client")?,
+            internet: add("internet")?,
+            nodes: (1..=nodes)
+                .map(|number| add(&format!("node{number}")))
+                .collect::<Result<_>>()?,
+        };
+        for segment in Segment::ALL {
+            // Without snooping the bridge floods neighbour discovery, as a plain switch does.
+            let name = segment.bridge();
+            topology.switch.ip(&format!(
+                "link add {name} type bridge mcast_snooping 0\nlink set {name} up"
+            ))?;
+        }
+        topology.plug(&topology.operator, Segment::Management, "op")?;
+        topology.plug(&topology.client, Segment::Inside, "cl")?;
+        topology.plug(&topology.internet, Segment::Outside, "inet")?;
+        for (number, node) in topology.numbered() {
+            for segment in Segment::ALL {
+                topology.plug(node, segment, &number.to_string())?;
+            }
+            let own = address::management(number);
+            node.ip(&format!("addr add {own}/24 dev mgmt0"))?;
+        }
+        topology
+            .operator
+            .ip(&format!("addr add {}/24 dev mgmt0", address::OPERATOR))?;
+        topology.address_clients()?;
+        topology.address_internet()?;
+        Ok(topology)
+    }
+
+    /// The namespace of node `number`, counted from 1.
+    #[must_use]
+    pub fn node(&self, number: u8) -> &Arc<Netns> {
+        &self.nodes[usize::from(number) - 1]
+    }
+
+    /// How many nodes there are.
+    #[must_use]
+    pub fn node_count(&self) -> u8 {
+        u8::try_from(self.nodes.len()).expect("at most nine")
+    }
+
+    /// Pulls (or, with `up`, plugs back) a node's cable on one segment, at the switch.
+    ///
+    /// # Errors
+    /// What `ip` says.
+    pub fn set_cable(&self, node: u8, segment: Segment, up: bool) -> Result<()> {
+        let state = if up { "up" } else { "down" };
+        self.switch.ip(&format!(
+            "link set {} {state}",
+            segment.port(&node.to_string())
+        ))
+    }
+
+    /// From now on the node sends but hears nothing on its management port: a partition in one direction.
+    ///
+    /// # Errors
+    /// What `nft` says.
+    pub fn deafen(&self, node: u8) -> Result<()> {
+        self.node(node).nft(
+            "add table inet lab\n\
+             add chain inet lab deaf { type filter hook input priority -300; policy accept; }\n\
+             add rule inet lab deaf iifname mgmt0 drop",
+        )
+    }
+
+    /// The end of [`Topology::deafen`].
+    ///
+    /// # Errors
+    /// What `nft` says.
+    pub fn undeafen(&self, node: u8) -> Result<()> {
+        self.node(node).nft("delete table inet lab")
+    }
+
+    fn numbered(&self) -> impl Iterator<Item = (u8, &Arc<Netns>)> {
+        (1..).zip(&self.nodes)
+    }
+
+    fn plug(&self, netns: &Netns, segment: Segment, end: &str) -> Result<()> {
+        let port = segment.port(end);
+        netns.link(segment.interface(), &self.switch, &port)?;
+        self.switch
+            .ip(&format!("link set {port} master {}", segment.bridge()))
+    }
+
+    /// Every client address, and for each one the way that its packets take: through one node, or spread by the hash of
+    /// addresses and ports over all of them, leaving out a next hop that does not answer.
+    fn address_clients(&self) -> Result<()> {
+        for family in ["ipv4", "ipv6"] {
+            self.client
+                .sysctl(&format!("{family}/fib_multipath_hash_policy"), "1")?;
+        }
+        self.client.sysctl("ipv4/fib_multipath_use_neigh", "1")?;
+        let mut commands = String::new();
+        for family in FAMILIES {
+            let (flag, nodad) = flags(family);
+            let spread = address::spread_client(family);
+            let _ = writeln!(
+                commands,
+                "{flag} addr add {} dev in0 {nodad}",
+                address::with_length(spread)
+            );
+            for (number, _) in self.numbered() {
+                let hop = address::inside(number, family);
+                let table = 100 + u32::from(number);
+                for client in [
+                    address::client(number, family),
+                    address::second_client(number, family),
+                ] {
+                    let _ = writeln!(
+                        commands,
+                        "{flag} addr add {} dev in0 {nodad}",
+                        address::with_length(client)
+                    );
+                    let _ = writeln!(commands, "{flag} rule add from {client} table {table}");
+                }
+                let _ = writeln!(
+                    commands,
+                    "{flag} route add default via {hop} dev in0 table {table}"
+                );
+            }
+            let hops: String = self
+                .numbered()
+                .map(|(number, _)| {
+                    format!(" nexthop via {} dev in0", address::inside(number, family))
+                })
+                .collect();
+            let _ = writeln!(commands, "{flag} route add default src {spread}{hops}");
+        }
+        self.client.ip(&commands)
+    }
+
+    /// The router's and the servers' addresses. Replies to IPv6 clients that keep their own address go back through the
+    /// node that their packets take; translated traffic needs no route.
+    fn address_internet(&self) -> Result<()> {
+        let mut commands = String::new();
+        for family in FAMILIES {
+            let (flag, nodad) = flags(family);
+            let router = address::with_length(address::router(family));
+            let _ = writeln!(commands, "{flag} addr add {router} dev out0 {nodad}");
+            for server in [
+                address::allowed_server(family),
+                address::denied_server(family),
+            ] {
+                let _ = writeln!(commands, "{flag} addr add {server} dev lo {nodad}");
+            }
+        }
+        for (number, _) in self.numbered() {
+            let hop = address::outside(number, Family::V6);
+            for client in [
+                address::client(number, Family::V6),
+                address::second_client(number, Family::V6),
+            ] {
+                let _ = writeln!(commands, "-6 route add {client} via {hop} dev out0");
+            }
+        }
+        self.internet.ip(&commands)
+    }
+}
+
+/// The flag for `ip`, and the one that makes an IPv6 address usable at once.
+fn flags(family: Family) -> (&'static str, &'static str) {
+    match family {
+        Family::V4 => ("-4", ""),
+        Family::V6 => ("-6", "nodad"),
+    }
+}
