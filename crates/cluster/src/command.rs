@@ -192,9 +192,10 @@ pub struct TokenSpec {
     pub role: Role,
     /// The key that signs it.
     pub kid: String,
-    /// When it ends, milliseconds since 1970; none: never.
+    /// How long it lives from the log time of its creation on, milliseconds; none: for ever. A duration, so that a
+    /// retry is the same command.
     #[serde(default)]
-    pub expires_ms: Option<u64>,
+    pub ttl_ms: Option<u64>,
 }
 
 /// How new members are let in.

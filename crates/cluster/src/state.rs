@@ -123,6 +123,13 @@ pub struct TokenRecord {
     pub revoked_ms: Option<u64>,
 }
 
+impl TokenRecord {
+    /// When it ends, milliseconds since 1970; none: never.
+    pub fn expires_ms(&self) -> Option<u64> {
+        Some(self.created_ms.saturating_add(self.spec.ttl_ms?))
+    }
+}
+
 /// A join token's public half.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JoinToken {
