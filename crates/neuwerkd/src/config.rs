@@ -1,0 +1,236 @@
+//! The node's configuration: one struct, read from `/etc/neuwerk/config.yaml` and from flags, of which a flag wins.
+//!
+//! Each key is declared once, beside the field that it fills ([`key::section!`]). The file's schema, the flags, the
+//! validation and `docs/configuration.md` are read off these declarations. All problems are reported at once, each
+//! under the key or flag by which the value was given. Nothing else in the program reads settings or the environment.
+
+mod bootstrap;
+mod cluster;
+mod dataplane;
+mod dns;
+mod dpdk;
+mod flags;
+mod integration;
+mod key;
+mod log;
+mod management;
+mod net;
+mod policy;
+mod read;
+mod reference;
+mod runtime;
+mod tls_intercept;
+mod value;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+use std::sync::LazyLock;
+
+use serde_json::{Map, Value as Json};
+
+pub use bootstrap::{Bootstrap, CloudProvider, DataPlaneMode};
+pub use cluster::{Backup, Cluster, JoinApproval};
+pub use dataplane::{Admission, Dataplane, EncapMode, Port, Ports};
+pub use dns::Dns;
+pub use dpdk::Dpdk;
+pub use flags::Flags;
+pub use integration::{Integration, IntegrationMode};
+pub use key::{Key, Part, Shape};
+pub use log::{Format, Log, UnknownFormat};
+pub use management::{HTTP_PORT, Http, METRICS_PORT, Metrics};
+pub use net::{DataInterface, Interface, JOIN_PORT, Mac, Peer, Route, SourceNat};
+pub use policy::{Policy, PolicyDefault};
+pub use reference::reference;
+pub use runtime::{KubernetesRuntime, Runtime};
+pub use tls_intercept::TlsIntercept;
+pub use value::Auto;
+
+use read::Reader;
+
+/// Where the file lies unless told otherwise.
+pub const DEFAULT_PATH: &str = "/etc/neuwerk/config.yaml";
+
+/// Everything that an operator can set, complete and consistent.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// Interfaces and mode.
+    pub bootstrap: Bootstrap,
+    /// DNS proxy.
+    pub dns: Dns,
+    /// Threads and run directory.
+    pub runtime: Runtime,
+    /// Default policy and what is inside.
+    pub policy: Policy,
+    /// Management API.
+    pub http: Http,
+    /// Metrics listener.
+    pub metrics: Metrics,
+    /// Replication.
+    pub cluster: Cluster,
+    /// Cloud.
+    pub integration: Integration,
+    /// TLS service plane.
+    pub tls_intercept: TlsIntercept,
+    /// Ports, flows, translation.
+    pub dataplane: Dataplane,
+    /// DPDK backend.
+    pub dpdk: Dpdk,
+    /// Whether the cluster's listeners are opened: one of the keys that ask for it was given.
+    pub cluster_mode: bool,
+    /// Keys and flags, as given, that ask for something that this release does not have.
+    pub without_effect: Vec<String>,
+}
+
+/// One thing that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// Key path or flag, as given; for a file that cannot be read at all, its path.
+    pub at: String,
+    /// What is wrong, with the value, and what to do.
+    pub reason: String,
+}
+
+/// A configuration that was refused: everything that is wrong with it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub struct Invalid {
+    /// In the order in which the keys are declared; never empty.
+    pub problems: Vec<Problem>,
+}
+
+impl Invalid {
+    fn one(at: impl Into<String>, reason: impl Into<String>) -> Invalid {
+        Invalid {
+            problems: vec![Problem {
+                at: at.into(),
+                reason: reason.into(),
+            }],
+        }
+    }
+}
+
+impl fmt::Display for Invalid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, problem) in self.problems.iter().enumerate() {
+            if index > 0 {
+                f.write_str("\n")?;
+            }
+            write!(f, "{}: {}", problem.at, problem.reason)?;
+        }
+        Ok(())
+    }
+}
+
+impl Config {
+    /// Reads the file at `path`, or [`DEFAULT_PATH`] if there is one, and `flags` on top.
+    pub fn load(path: Option<&Path>, flags: &Flags) -> Result<Config, Invalid> {
+        let place = path.unwrap_or(Path::new(DEFAULT_PATH));
+        match std::fs::read_to_string(place) {
+            Ok(text) => Config::parse(Some(&text), flags),
+            Err(error) if path.is_none() && error.kind() == std::io::ErrorKind::NotFound => {
+                Config::parse(None, flags)
+            }
+            Err(error) => Err(Invalid::one(
+                place.display().to_string(),
+                format!("cannot be read: {error}"),
+            )),
+        }
+    }
+
+    /// Reads the text of a file, if there is one, and `flags` on top.
+    pub fn parse(file: Option<&str>, flags: &Flags) -> Result<Config, Invalid> {
+        let file = file.map_or(Ok(Map::new()), document)?;
+        let mut reader = Reader::new(file, flags.by_path());
+        let config = Config::read(&mut reader);
+        reader.finish()?;
+        Ok(config)
+    }
+
+    /// All keys with their defaults, in the order of the reference page.
+    pub fn keys() -> &'static [Key] {
+        static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| Config::declared().keys);
+        &KEYS
+    }
+
+    /// A reading of nothing: what it leaves behind are the declarations.
+    fn declared() -> Reader {
+        let mut reader = Reader::new(Map::new(), BTreeMap::new());
+        Config::read(&mut reader);
+        reader
+    }
+
+    fn read(reader: &mut Reader) -> Config {
+        let mut config = Config {
+            bootstrap: reader.section("", "bootstrap"),
+            dns: reader.section("", "dns"),
+            runtime: reader.section("", "runtime"),
+            policy: reader.section("", "policy"),
+            http: reader.section("", "http"),
+            metrics: reader.section("", "metrics"),
+            cluster: reader.section("", "cluster"),
+            integration: reader.section("", "integration"),
+            tls_intercept: reader.section("", "tls_intercept"),
+            dataplane: reader.section("", "dataplane"),
+            dpdk: reader.section("", "dpdk"),
+            cluster_mode: false,
+            without_effect: Vec::new(),
+        };
+        config.cluster_mode = reader
+            .keys
+            .iter()
+            .any(|key| key.enables_cluster && reader.was_given(&key.path));
+        config.policy.normalise();
+        config.dataplane.normalise(reader);
+        config.dpdk.fill(&mut config.dataplane.ports.inside, reader);
+        config.check(reader);
+        config.without_effect = std::mem::take(&mut reader.without_effect);
+        config
+    }
+
+    /// What no key can tell by itself.
+    fn check(&self, reader: &mut Reader) {
+        self.bootstrap.check(reader);
+        self.http.check(reader);
+        self.metrics.check(reader);
+        self.cluster.check(reader);
+        self.integration.check(reader);
+        self.dataplane
+            .check(self.bootstrap.outside_interface.is_some(), reader);
+    }
+}
+
+/// The top-level mapping of a file, its version checked and taken out.
+fn document(text: &str) -> Result<Map<String, Json>, Invalid> {
+    // Only `true` and `false` are truth values: `no` may be a name.
+    let options = serde_saphyr::options! {
+        strict_booleans: true,
+        leading_zero_numbers_as_strings: true,
+        underscored_numbers_as_strings: true,
+    };
+    let value: Json = serde_saphyr::from_str_with_options(text, options)
+        .map_err(|error| Invalid::one("config file", format!("is not valid YAML: {error}")))?;
+    let mut map = match value {
+        Json::Object(map) => map,
+        Json::Null => Map::new(),
+        other => {
+            return Err(Invalid::one(
+                "config file",
+                format!("must be a mapping of keys, not {}", value::shown(&other)),
+            ));
+        }
+    };
+    match map.remove("version") {
+        Some(Json::Number(number)) if number.as_u64() == Some(1) => Ok(map),
+        Some(other) => Err(Invalid::one(
+            "version",
+            format!("{other} is not a version that this release reads; write 1"),
+        )),
+        None => Err(Invalid::one(
+            "version",
+            "is required; write version: 1 at the top of the file",
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,155 @@
+//! `cluster.*`: membership, listeners, where the replicated state lies.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use super::key::{Part, section};
+use super::net::Peer;
+use super::read::Reader;
+use super::value::choice;
+
+/// Where the cluster listens unless told otherwise: on this host only.
+const BIND: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9600);
+
+section! {
+    /// Replication of policy, accounts and keys between nodes. A node is always a cluster of one; giving any of the
+    /// keys marked "turns cluster mode on" opens its listeners.
+    Cluster, Part::Cluster;
+
+    /// Address and port on which members talk to each other.
+    bind: SocketAddr = BIND, enables_cluster();
+    /// Address and port on which new members ask to join.
+    join_bind: Option<SocketAddr> = None, default_is("the address of cluster.bind, its port + 1"), enables_cluster();
+    /// Address and port under which other members reach `cluster.bind`.
+    advertise: Option<SocketAddr> = None, default_is("cluster.bind"), enables_cluster();
+    /// Join listeners of members to join, or to find again; one's own is skipped. None: found a cluster.
+    /// The port may be left out (9601).
+    join: Vec<Peer> = Vec::new(), flag("join"), file_alias("join_seed"), enables_cluster();
+    /// Lets a standalone node that holds state of its own join a cluster, which discards that state.
+    join_discard_local: bool = false, flag("join-discard-local");
+    /// Whether a new member with a valid proof is taken in at once, or waits for an operator.
+    join_approval: JoinApproval = JoinApproval::Auto, part(Part::ClusterSafeguards);
+    /// Log, snapshots, identity and last known good policy.
+    data_dir: PathBuf = PathBuf::from("/var/lib/neuwerk/cluster"), enables_cluster();
+    /// This node's id.
+    node_id_path: PathBuf = PathBuf::from("/var/lib/neuwerk/node_id"), flag("node-id-path"), enables_cluster();
+    /// The secret by which a new member and the cluster recognise each other.
+    token_path: PathBuf = PathBuf::from("/var/lib/neuwerk/bootstrap-token"),
+        flag("bootstrap-token-path"), enables_cluster();
+    /// How often the leader is heard.
+    heartbeat_ms: Option<u32> = None, unit("ms"), range(5..=60_000),
+        default_is("50, scaled up by the measured round trip");
+    /// Shortest silence after which a follower stands for election.
+    election_min_ms: Option<u32> = None, unit("ms"), range(10..=600_000),
+        default_is("200, scaled up by the measured round trip");
+    /// Longest silence after which a follower stands for election.
+    election_max_ms: Option<u32> = None, unit("ms"), range(10..=600_000),
+        default_is("400, scaled up by the measured round trip");
+    /// Not needed: the state of a standalone node is already that of a cluster of one.
+    migrate_from_local: bool = false, part(Part::Migration);
+    /// Not needed, see `migrate_from_local`.
+    migrate_force: bool = false, part(Part::Migration);
+    /// Not needed, see `migrate_from_local`.
+    migrate_verify: bool = false, part(Part::Migration);
+
+    group backup: Backup;
+}
+
+section! {
+    /// Scheduled backups of the replicated state.
+    Backup, Part::Backup;
+
+    /// Where backups are written. Unset: none are.
+    directory: Option<PathBuf> = None;
+    /// Time between two backups.
+    interval_secs: u32 = 86_400, unit("s"), range(60..=31_536_000);
+    /// How many backups are kept.
+    keep: u32 = 7, range(1..=10_000);
+    /// Public key that backups are sealed for.
+    recipient: Option<String> = None;
+}
+
+choice! {
+    /// How a new member with a valid proof is taken in.
+    JoinApproval {
+        /// At once.
+        Auto = "auto",
+        /// When an operator says so.
+        Manual = "manual",
+    }
+}
+
+impl Cluster {
+    /// Where new members ask to join.
+    pub fn join_bind(&self) -> SocketAddr {
+        self.join_bind
+            .unwrap_or_else(|| SocketAddr::new(self.bind.ip(), self.bind.port().saturating_add(1)))
+    }
+
+    /// Under which address other members reach this one.
+    pub fn advertise(&self) -> SocketAddr {
+        self.advertise.unwrap_or(self.bind)
+    }
+
+    pub(super) fn check(&self, reader: &mut Reader) {
+        let advertise = self.advertise();
+        let advertise_key = if self.advertise.is_some() {
+            "cluster.advertise"
+        } else {
+            "cluster.bind"
+        };
+        let remedy = "set cluster.advertise to an address that the other members reach";
+        let remote = |peer: &&Peer| peer.ip().is_some_and(|ip| !ip.is_loopback());
+        if advertise.ip().is_unspecified() {
+            reader.problem(
+                advertise_key,
+                format!("{advertise} cannot be advertised; {remedy}"),
+            );
+        } else if advertise.ip().is_loopback() && !self.bind.ip().is_loopback() {
+            reader.problem(
+                advertise_key,
+                format!("{advertise} is reachable from this host only; {remedy}"),
+            );
+        } else if let Some(peer) = self.join.iter().find(remote)
+            && advertise.ip().is_loopback()
+        {
+            let reason = format!(
+                "{peer} could not reach back to {advertise}; set cluster.bind to an address that the other members reach"
+            );
+            reader.problem("cluster.join", reason);
+        }
+        if self.join_bind.is_none() && self.bind.port() == u16::MAX {
+            reader.problem(
+                "cluster.bind",
+                "65535 leaves no port for joining; set cluster.join_bind".into(),
+            );
+        } else if self.join_bind() == self.bind && self.bind.port() != 0 {
+            reader.problem(
+                "cluster.join_bind",
+                format!("{} is cluster.bind already; choose another port", self.bind),
+            );
+        }
+        self.check_timers(reader);
+    }
+
+    /// A follower must hear several heartbeats before it may lose patience.
+    fn check_timers(&self, reader: &mut Reader) {
+        let heartbeat_ms = self.heartbeat_ms.unwrap_or(50);
+        let (min_ms, max_ms) = (
+            self.election_min_ms.unwrap_or(200),
+            self.election_max_ms.unwrap_or(400),
+        );
+        if self.heartbeat_ms.or(self.election_min_ms).is_some()
+            && min_ms < heartbeat_ms.saturating_mul(2)
+        {
+            let reason =
+                format!("{min_ms} ms is less than two heartbeats of {heartbeat_ms} ms; raise it");
+            reader.problem("cluster.election_min_ms", reason);
+        }
+        if self.election_min_ms.or(self.election_max_ms).is_some() && max_ms <= min_ms {
+            let reason =
+                format!("{max_ms} ms must be more than cluster.election_min_ms, {min_ms} ms");
+            reader.problem("cluster.election_max_ms", reason);
+        }
+    }
+}

@@ -1,0 +1,314 @@
+//! `dataplane.*`: addresses of the data ports, flow tracking, translation, limits.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::key::{Part, section};
+use super::net::{Route, SourceNat};
+use super::read::Reader;
+use super::value::choice;
+
+/// Flows that a node tracks, and bindings that it translates, unless told otherwise.
+const TABLE_CAPACITY: u32 = 1 << 20;
+
+section! {
+    /// Addresses of the data ports, flow tracking, translation, limits.
+    Dataplane, Part::Node;
+
+    /// Idle time after which a flow of any protocol ends. Unset: by protocol and state, after RFC 5382 (TCP),
+    /// RFC 4787 (UDP) and RFC 5508 (ICMP).
+    idle_timeout_secs: Option<u32> = None, flag("idle-timeout-secs"), unit("s"), range(1..=31_536_000);
+    /// How long an address learned from DNS outlives its TTL.
+    dns_allowlist_idle_secs: Option<u32> = None, flag("dns-allowlist-idle-secs"), unit("s"), range(1..=31_536_000),
+        part(Part::Dns), default_is("idle_timeout_secs + 120; 420 while that is unset");
+    /// How often ended grants are cleared away.
+    dns_allowlist_gc_interval_secs: u32 = 30, flag("dns-allowlist-gc-interval-secs"), unit("s"), range(1..=86_400),
+        part(Part::Dns);
+    /// How long a DHCP server may take to answer.
+    dhcp_timeout_secs: u32 = 5, flag("dhcp-timeout-secs"), unit("s"), range(1..=3600), part(Part::Dhcp);
+    /// How often a DHCP request is repeated.
+    dhcp_retry_max: u32 = 5, flag("dhcp-retry-max"), range(1..=1000), part(Part::Dhcp);
+    /// Shortest lease that is believed.
+    dhcp_lease_min_secs: u32 = 60, flag("dhcp-lease-min-secs"), unit("s"), range(1..=86_400), part(Part::Dhcp);
+    /// Translation of IPv4 sources on the way out: none, the port's own address, or a given one.
+    snat: SourceNat = SourceNat::Auto, flag("snat"), default_is("auto; none with an encap_mode");
+    /// Translation of IPv6 sources on the way out.
+    nat66: SourceNat = SourceNat::None;
+    /// Tunnel in which traffic arrives and leaves.
+    encap_mode: EncapMode = EncapMode::None, flag("encap"), part(Part::Overlay);
+    /// VXLAN network, of both directions.
+    encap_vni: Option<u32> = None, flag("encap-vni"), range(0..=16_777_215), part(Part::Overlay);
+    /// VXLAN network towards the inside.
+    encap_vni_internal: Option<u32> = None, flag("encap-vni-internal"), range(0..=16_777_215), part(Part::Overlay);
+    /// VXLAN network towards the outside.
+    encap_vni_external: Option<u32> = None, flag("encap-vni-external"), range(0..=16_777_215), part(Part::Overlay);
+    /// UDP port of the tunnel.
+    encap_udp_port: Option<u16> = None, flag("encap-udp-port"), range(1..=65_535), part(Part::Overlay),
+        default_is("10800 for vxlan, 6081 for geneve");
+    /// UDP port of the tunnel towards the inside.
+    encap_udp_port_internal: Option<u16> = None, flag("encap-udp-port-internal"), range(1..=65_535),
+        part(Part::Overlay), default_is("10800");
+    /// UDP port of the tunnel towards the outside.
+    encap_udp_port_external: Option<u16> = None, flag("encap-udp-port-external"), range(1..=65_535),
+        part(Part::Overlay), default_is("10801");
+    /// Largest packet that the tunnel carries.
+    encap_mtu: u32 = 1500, flag("encap-mtu"), unit("bytes"), range(1..=65_535), part(Part::Overlay);
+    /// Flows that can be tracked; held between 1,024 and 67,108,864.
+    flow_table_capacity: u32 = TABLE_CAPACITY, range(1..=u64::from(u32::MAX));
+    /// Bindings that can be translated; held between 1,024 and 67,108,864.
+    nat_table_capacity: u32 = TABLE_CAPACITY, range(1..=u64::from(u32::MAX));
+    /// Idle time of a TCP connection whose handshake is not complete.
+    flow_incomplete_tcp_idle_timeout_secs: Option<u32> = None, unit("s"), range(1..=31_536_000),
+        part(Part::DataplaneTuning);
+    /// Idle time of a TCP connection of which only the first segment was seen.
+    flow_incomplete_tcp_syn_sent_idle_timeout_secs: Option<u32> = None, unit("s"), range(1..=31_536_000),
+        part(Part::DataplaneTuning);
+    /// A table of its own for connections of which only the first segment was seen.
+    syn_only_enabled: bool = false, part(Part::DataplaneTuning);
+    /// More metrics, at a cost.
+    detailed_observability: bool = false, part(Part::DataplaneTuning);
+
+    group admission: Admission;
+    group ports: Ports;
+}
+
+section! {
+    /// Limits above which new flows are refused. A limit that is left out keeps its default.
+    Admission, Part::Node;
+
+    /// Flows in all.
+    max_active_flows: Option<u32> = None, range(1..=u64::from(u32::MAX)), default_is("flow_table_capacity");
+    /// Translated flows in all.
+    max_active_nat_entries: Option<u32> = None, range(1..=u64::from(u32::MAX)), default_is("nat_table_capacity");
+    /// Flows whose TLS greeting is still awaited.
+    max_pending_tls_flows: u32 = 2048, range(1..=u64::from(u32::MAX)), part(Part::Tls);
+    /// Flows of one source group. Unset: as many as there are in all.
+    max_active_flows_per_source_group: Option<u32> = None, range(1..=u64::from(u32::MAX)),
+        part(Part::DataplaneTuning);
+}
+
+/// The data ports' addresses. A node with one arm has `inside` only.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ports {
+    /// The only port, or the one towards the clients.
+    pub inside: Port,
+    /// The port towards the internet.
+    pub outside: Port,
+}
+
+impl super::read::Section for Ports {
+    const DOC: &'static str = "Addresses of the data ports.";
+
+    fn read(reader: &mut Reader, prefix: &str) -> Self {
+        Ports {
+            inside: reader.section(prefix, "inside"),
+            outside: reader.section(prefix, "outside"),
+        }
+    }
+}
+
+section! {
+    /// One data port. On a node with one arm, `inside` is that arm.
+    Port, Part::Node;
+
+    /// The port's addresses with their prefix lengths, of both families.
+    addresses: Vec<IpNet> = Vec::new();
+    /// Default gateway; at most one of each family.
+    gateway: Vec<IpAddr> = Vec::new();
+    /// Further routes through this port. In the file also as a mapping of `to` and `via`.
+    routes: Vec<Route> = Vec::new();
+}
+
+choice! {
+    /// A tunnel.
+    EncapMode {
+        /// None.
+        None = "none",
+        /// VXLAN, RFC 7348.
+        Vxlan = "vxlan",
+        /// GENEVE, RFC 8926.
+        Geneve = "geneve",
+    }
+}
+
+impl Dataplane {
+    /// Fills in what follows from other keys.
+    pub(super) fn normalise(&mut self, reader: &Reader) {
+        let held = |capacity: u32| capacity.clamp(1024, 1 << 26);
+        self.flow_table_capacity = held(self.flow_table_capacity);
+        self.nat_table_capacity = held(self.nat_table_capacity);
+        if self.encap_mode != EncapMode::None && !reader.was_given("dataplane.snat") {
+            self.snat = SourceNat::None;
+        }
+    }
+
+    /// Flows that may be open at a time.
+    pub fn max_active_flows(&self) -> u32 {
+        self.admission
+            .max_active_flows
+            .unwrap_or(self.flow_table_capacity)
+            .min(self.flow_table_capacity)
+    }
+
+    /// Translated flows that may be open at a time.
+    pub fn max_active_nat_entries(&self) -> u32 {
+        self.admission
+            .max_active_nat_entries
+            .unwrap_or(self.nat_table_capacity)
+            .min(self.nat_table_capacity)
+    }
+
+    pub(super) fn check(&self, two_arms: bool, reader: &mut Reader) {
+        for (path, nat, wants_v4) in [
+            ("dataplane.snat", self.snat, true),
+            ("dataplane.nat66", self.nat66, false),
+        ] {
+            if let SourceNat::Static(address) = nat
+                && (address.is_ipv4() != wants_v4 || !is_host(address))
+            {
+                let family = if wants_v4 { "IPv4" } else { "IPv6" };
+                reader.problem(
+                    path,
+                    format!("{address} is not an {family} host address; write one"),
+                );
+            }
+        }
+        self.check_overlay(reader);
+        self.ports.inside.check("dataplane.ports.inside", reader);
+        self.ports.outside.check("dataplane.ports.outside", reader);
+        if !two_arms {
+            for key in ["addresses", "gateway", "routes"] {
+                let path = format!("dataplane.ports.outside.{key}");
+                if reader.was_given(&path) {
+                    reader.problem(
+                        &path,
+                        "there is no outside port; set bootstrap.outside_interface".into(),
+                    );
+                }
+            }
+        }
+        for (network, others) in [(&self.ports.inside, &self.ports.outside)] {
+            for address in &network.addresses {
+                if let Some(other) = others
+                    .addresses
+                    .iter()
+                    .find(|other| other.trunc() == address.trunc())
+                {
+                    let reason = format!(
+                        "{other} and the inside's {address} are of one network; ports need one each"
+                    );
+                    reader.problem("dataplane.ports.outside.addresses", reason);
+                }
+            }
+        }
+    }
+
+    fn check_overlay(&self, reader: &mut Reader) {
+        let pair = [
+            ("internal", self.encap_vni_internal),
+            ("external", self.encap_vni_external),
+        ];
+        let any_of_pair = pair.iter().any(|(_, vni)| vni.is_some());
+        let any = any_of_pair || self.encap_vni.is_some();
+        let path = if self.encap_vni.is_some() {
+            "dataplane.encap_vni"
+        } else {
+            "dataplane.encap_vni_internal"
+        };
+        match self.encap_mode {
+            EncapMode::Geneve if any => {
+                reader.problem(
+                    path,
+                    "is for vxlan; a GENEVE network is taken from the packets, leave it out".into(),
+                );
+            }
+            EncapMode::Vxlan if self.encap_vni.is_some() && any_of_pair => {
+                reader.problem(
+                    path,
+                    "excludes encap_vni_internal and encap_vni_external; give one or the pair"
+                        .into(),
+                );
+            }
+            EncapMode::Vxlan if self.encap_vni.is_none() => {
+                for (side, vni) in pair {
+                    if vni.is_none() {
+                        let path = format!("dataplane.encap_vni_{side}");
+                        reader.problem(
+                            &path,
+                            "is required by encap_mode vxlan; give the pair, or encap_vni".into(),
+                        );
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Port {
+    fn check(&self, prefix: &str, reader: &mut Reader) {
+        let path = |key: &str| format!("{prefix}.{key}");
+        for address in &self.addresses {
+            let bits = if address.addr().is_ipv4() { 32 } else { 128 };
+            // A prefix that is one or two addresses long has no address set apart for the network (RFC 3021, RFC 6164).
+            let is_network = address.addr() == address.network() && address.prefix_len() + 1 < bits;
+            if !is_host(address.addr()) || (is_network && address.addr().is_ipv4()) {
+                let reason = format!(
+                    "{address} is not an address of a host; write the port's own, as 10.1.0.5/24"
+                );
+                reader.problem(&path("addresses"), reason);
+            }
+        }
+        let on_link = |hop: IpAddr| {
+            self.addresses.iter().any(|address| address.contains(&hop)) || is_link_local(hop)
+        };
+        for (index, gateway) in self.gateway.iter().enumerate() {
+            if self.gateway[..index]
+                .iter()
+                .any(|earlier| earlier.is_ipv4() == gateway.is_ipv4())
+            {
+                reader.problem(
+                    &path("gateway"),
+                    format!("{gateway} is the second of its family; keep one of each"),
+                );
+            }
+            if !on_link(*gateway) {
+                let reason = format!(
+                    "{gateway} is in none of the networks of {prefix}.addresses; give the port one"
+                );
+                reader.problem(&path("gateway"), reason);
+            }
+            if self
+                .addresses
+                .iter()
+                .any(|address| address.addr() == *gateway)
+            {
+                reader.problem(
+                    &path("gateway"),
+                    format!("{gateway} is the port's own address; name the router's"),
+                );
+            }
+        }
+        for route in &self.routes {
+            if !on_link(route.via) {
+                let reason = format!(
+                    "{} is in none of the networks of {prefix}.addresses; give the port one",
+                    route.via
+                );
+                reader.problem(&path("routes"), reason);
+            }
+        }
+    }
+}
+
+/// Whether a host can have this address.
+fn is_host(address: IpAddr) -> bool {
+    let broadcast = matches!(address, IpAddr::V4(v4) if v4.is_broadcast());
+    !(address.is_unspecified() || address.is_multicast() || address.is_loopback() || broadcast)
+}
+
+/// Whether the address is one that every IPv6 link has (RFC 4291, 2.5.6).
+fn is_link_local(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local())
+}

@@ -1,0 +1,21 @@
+//! `dns.*`: the DNS proxy.
+
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+
+use super::key::{Part, section};
+
+section! {
+    /// The DNS proxy, which answers clients and learns which addresses a name stands for.
+    Dns, Part::Dns;
+
+    /// Addresses that clients inside ask; packets to their port 53 are handed to the proxy. None: there is no proxy.
+    target_ips: Vec<IpAddr> = Vec::new(), flag("dns-target-ip"), flag_alias("dns-target-ips");
+    /// Resolvers that the proxy asks, in this order.
+    upstreams: Vec<SocketAddr> = Vec::new(), flag("dns-upstream"), flag_alias("dns-upstreams");
+    /// How long one resolver may take before the next is asked.
+    upstream_timeout_ms: u32 = 2000, unit("ms"), range(1..=600_000);
+    /// Private ranges whose addresses may be granted to clients when a name resolves to them.
+    allow_private_answers: Vec<IpNet> = Vec::new();
+}
