@@ -1,0 +1,82 @@
+//! A network interface by index: its address, MTU and state.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use engine::port::Link;
+use rustix::net::netdevice;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+
+use crate::sys;
+
+/// An interface in the network namespace of the thread that looked it up.
+pub(crate) struct Interface {
+    /// Carries the requests; stays in its namespace.
+    control: OwnedFd,
+    index: u32,
+}
+
+impl Interface {
+    /// Looks up an interface by name.
+    pub(crate) fn by_name(name: &str) -> io::Result<Self> {
+        let control = socket_with(
+            AddressFamily::INET,
+            SocketType::DGRAM,
+            SocketFlags::CLOEXEC,
+            None,
+        )?;
+        let index = netdevice::name_to_index(&control, name)?;
+        Ok(Self { control, index })
+    }
+
+    pub(crate) fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// Its name now: an interface can be renamed while it is used.
+    pub(crate) fn name(&self) -> io::Result<String> {
+        Ok(netdevice::index_to_name(&self.control, self.index)?)
+    }
+
+    fn ioctl(&self, request: libc::c_ulong, value: &[u8]) -> io::Result<[u8; 16]> {
+        sys::interface_ioctl(
+            self.control.as_fd(),
+            request as libc::Ioctl,
+            &self.name()?,
+            value,
+        )
+    }
+
+    /// The link-layer address, and whether frames carry an Ethernet header at all.
+    pub(crate) fn mac(&self) -> io::Result<([u8; 6], bool)> {
+        // A sockaddr: two bytes of family (here the link's type) before the address.
+        let [x, y, a, b, c, d, e, f, ..] = self.ioctl(libc::SIOCGIFHWADDR as _, &[])?;
+        let ethernet = matches!(
+            u16::from_ne_bytes([x, y]),
+            libc::ARPHRD_ETHER | libc::ARPHRD_LOOPBACK
+        );
+        Ok(([a, b, c, d, e, f], ethernet))
+    }
+
+    /// Largest payload of a frame, bytes; 65,535 for what allows more.
+    pub(crate) fn mtu(&self) -> io::Result<u16> {
+        let [a, b, c, d, ..] = self.ioctl(libc::SIOCGIFMTU as _, &[])?;
+        let mtu = i32::from_ne_bytes([a, b, c, d]);
+        Ok(u16::try_from(mtu).unwrap_or(u16::MAX))
+    }
+
+    fn flags(&self) -> io::Result<i32> {
+        let [a, b, ..] = self.ioctl(libc::SIOCGIFFLAGS as _, &[])?;
+        Ok(i32::from(u16::from_ne_bytes([a, b])))
+    }
+
+    /// Whether frames can pass.
+    pub(crate) fn link(&self) -> Link {
+        const READY: i32 = libc::IFF_UP | libc::IFF_RUNNING;
+        match self.flags() {
+            Ok(flags) if flags & READY == READY => Link::Up,
+            Ok(_) => Link::Down,
+            Err(_) => Link::Gone,
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! AF_PACKET: a data port on any Linux interface, in batches and with super-packets.
+//!
+//! The kernel hands frames over with a virtio header, so that partial checksums and segments of
+//! up to 64 KiB pass through uncut, and takes them back the same way.
+
+mod batch;
+mod socket;
+
+use std::cell::Cell;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::rc::Rc;
+
+use engine::port::{Capabilities, Link, Packet, Port, PortStats};
+
+use crate::buffer::{ETHERNET_LEN, Frame, Pool, TPID_8021Q};
+use crate::vnet;
+use batch::{RxBatch, TxBatch};
+pub use socket::{OpenError, PacketConfig, Socket};
+
+/// Most frames in one system call.
+const BATCH: usize = 64;
+
+/// One queue of an interface, used by one worker.
+///
+/// Made from a [`Socket`] in the thread of that worker, since the buffers belong to it.
+pub struct PacketPort {
+    socket: Socket,
+    pool: Rc<Pool>,
+    rx: RxBatch,
+    tx: TxBatch,
+    /// Buffers that wait to be filled.
+    empty: Vec<Frame>,
+    stats: PortStats,
+    /// The kernel resets its count whenever it is read.
+    kernel_dropped: Cell<u64>,
+}
+
+impl PacketPort {
+    /// Opens an interface with a single queue.
+    pub fn open(config: &PacketConfig) -> Result<Self, OpenError> {
+        Ok(Self::new(Socket::open(config)?))
+    }
+
+    /// Makes a port of an open socket, with a pool of buffers of this thread.
+    pub fn new(socket: Socket) -> Self {
+        Self {
+            pool: Pool::new(socket.buffers()),
+            socket,
+            rx: RxBatch::new(BATCH),
+            tx: TxBatch::new(BATCH),
+            empty: Vec::with_capacity(BATCH),
+            stats: PortStats::default(),
+            kernel_dropped: Cell::new(0),
+        }
+    }
+
+    /// Bytes of the Ethernet header that the wire does not carry.
+    fn synthetic_len(&self) -> usize {
+        if self.socket.capabilities().layer3 {
+            ETHERNET_LEN
+        } else {
+            0
+        }
+    }
+
+    /// Receives one batch; none are left (or the device fails) if it returns less than `max`.
+    fn receive(&mut self, burst: &mut Vec<Frame>, max: usize) -> usize {
+        while self.empty.len() < max {
+            let Some(frame) = self.pool.take(0) else {
+                break;
+            };
+            self.empty.push(frame);
+        }
+        let max = max.min(self.empty.len());
+        if max == 0 {
+            return 0;
+        }
+        let at = self.synthetic_len();
+        let filled = match self
+            .rx
+            .receive(self.socket.as_fd(), &mut self.empty[..max], at)
+        {
+            Ok(filled) => filled,
+            Err(error) => {
+                // Nothing there, or the device went down (told by `link`). What is left over is
+                // a frame that the kernel could not describe: it is lost.
+                match error.raw_os_error() {
+                    Some(libc::EAGAIN | libc::EINTR | libc::ENETDOWN | libc::ENXIO) => {}
+                    _ => self.stats.rx_errors += 1,
+                }
+                return 0;
+            }
+        };
+        for (i, mut frame) in self.empty.drain(..filled).enumerate() {
+            let received = self.rx.received(i, &mut frame, at);
+            let vlan = match received.vlan {
+                None => Ok(None),
+                Some((tci, TPID_8021Q)) => Ok(Some(tci)),
+                Some(_) => Err(vnet::Unusable),
+            };
+            let meta = vnet::parse(received.vnet, frame.bytes(), at);
+            match (meta, vlan) {
+                (Ok(mut meta), Ok(vlan)) if !received.truncated => {
+                    if at > 0 && !frame.put_synthetic_ethernet() {
+                        self.stats.rx_errors += 1;
+                        continue;
+                    }
+                    meta.vlan = vlan;
+                    frame.set_meta(meta);
+                    self.stats.rx_frames += 1;
+                    self.stats.rx_bytes += frame.bytes().len() as u64;
+                    burst.push(frame);
+                }
+                _ => self.stats.rx_errors += 1,
+            }
+        }
+        filled
+    }
+
+    /// Counts a frame that was not taken, for the error that the kernel gave. Returns whether
+    /// the next frame deserves a try.
+    fn refuse(&mut self, error: &io::Error, left: u64) -> bool {
+        match error.raw_os_error() {
+            // The device's queue is full: the next frame may find room.
+            Some(libc::ENOBUFS) => {
+                self.stats.tx_dropped += 1;
+                true
+            }
+            // The socket's buffer is full: no frame will fit before some have left.
+            Some(libc::EAGAIN) => {
+                self.stats.tx_dropped += left;
+                false
+            }
+            Some(libc::ENETDOWN | libc::ENXIO | libc::ENODEV) => {
+                self.stats.tx_errors += left;
+                false
+            }
+            _ => {
+                self.stats.tx_errors += 1;
+                true
+            }
+        }
+    }
+}
+
+impl Port for PacketPort {
+    type Packet = Frame;
+
+    fn rx_burst(&mut self, burst: &mut Vec<Frame>, max: usize) -> usize {
+        let had = burst.len();
+        let mut left = max;
+        while left > 0 {
+            let wanted = left.min(BATCH);
+            if self.receive(burst, wanted) < wanted {
+                break;
+            }
+            left -= wanted;
+        }
+        burst.len() - had
+    }
+
+    fn tx_burst(&mut self, burst: &mut Vec<Frame>) -> usize {
+        let synthetic = self.synthetic_len();
+        burst.retain_mut(|frame| {
+            let sound = frame.bytes().len() >= ETHERNET_LEN;
+            if sound {
+                frame.put_vnet(synthetic);
+            } else {
+                self.stats.tx_errors += 1;
+            }
+            sound
+        });
+        let first = |frame: &Frame| frame.vnet_at(synthetic);
+        let mut taken = 0;
+        let mut at = 0;
+        while at < burst.len() {
+            match self.tx.send(self.socket.as_fd(), &mut burst[at..], first) {
+                Ok(sent) => {
+                    for frame in &burst[at..at + sent] {
+                        self.stats.tx_bytes += frame.bytes().len() as u64;
+                    }
+                    taken += sent;
+                    at += sent;
+                }
+                Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
+                Err(error) => {
+                    if !self.refuse(&error, (burst.len() - at) as u64) {
+                        break;
+                    }
+                    at += 1;
+                }
+            }
+        }
+        self.stats.tx_frames += taken as u64;
+        burst.clear();
+        taken
+    }
+
+    fn alloc(&mut self, len: usize) -> Option<Frame> {
+        self.pool.take(len)
+    }
+
+    fn capabilities(&self) -> &Capabilities {
+        self.socket.capabilities()
+    }
+
+    fn link(&self) -> Link {
+        self.socket.link()
+    }
+
+    fn stats(&self) -> PortStats {
+        let dropped = self.kernel_dropped.get() + self.socket.take_dropped();
+        self.kernel_dropped.set(dropped);
+        PortStats {
+            rx_dropped: dropped,
+            ..self.stats
+        }
+    }
+
+    fn wait_fd(&self) -> Option<i32> {
+        Some(self.socket.as_fd().as_raw_fd())
+    }
+}

@@ -1,0 +1,303 @@
+//! Opening an AF_PACKET socket: every option, and several sockets that share one interface.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use engine::port::{Capabilities, Link};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+
+use crate::interface::Interface;
+use crate::sys;
+
+/// How an interface is opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PacketConfig {
+    /// Name of the interface.
+    pub interface: String,
+    /// Bytes of frames, with the kernel's overhead, that may wait to be received; beyond it they
+    /// are dropped and counted. About 800 a small frame, 70,000 a super-packet. 64 KiB..=1 GiB.
+    pub receive_buffer_bytes: u32,
+    /// Bytes that may wait in the device to be sent. 64 KiB..=1 GiB.
+    pub send_buffer_bytes: u32,
+    /// Frames that a worker can hold at once. 128..=65,536; each takes 64 KiB of address space,
+    /// and of memory what frames fill.
+    pub buffers: u32,
+    /// Whether frames are handed to the device past its queueing discipline. The kernel then
+    /// refuses super-packets that the device cannot cut by itself, which are counted as dropped.
+    pub qdisc_bypass: bool,
+}
+
+impl PacketConfig {
+    /// The defaults for an interface.
+    pub fn new(interface: impl Into<String>) -> Self {
+        Self {
+            interface: interface.into(),
+            receive_buffer_bytes: 16 << 20,
+            send_buffer_bytes: 8 << 20,
+            buffers: 1024,
+            qdisc_bypass: false,
+        }
+    }
+}
+
+/// An interface could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// There is no such interface in this network namespace.
+    #[error("there is no interface {interface}")]
+    NoSuchInterface {
+        /// The name asked for.
+        interface: String,
+    },
+    /// CAP_NET_RAW or CAP_NET_ADMIN is missing.
+    #[error("opening {interface} needs the capabilities CAP_NET_RAW and CAP_NET_ADMIN")]
+    NotPermitted {
+        /// The name asked for.
+        interface: String,
+    },
+    /// The kernel refused a step.
+    #[error("cannot {step} {interface}")]
+    Refused {
+        /// What was tried, as a verb phrase.
+        step: &'static str,
+        /// The name asked for.
+        interface: String,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl OpenError {
+    /// Sorts an error of the kernel.
+    pub(crate) fn new(step: &'static str, interface: &str, source: io::Error) -> Self {
+        let interface = interface.to_owned();
+        match source.raw_os_error() {
+            Some(libc::ENODEV) => Self::NoSuchInterface { interface },
+            Some(libc::EPERM | libc::EACCES) => Self::NotPermitted { interface },
+            _ => Self::Refused {
+                step,
+                interface,
+                source,
+            },
+        }
+    }
+}
+
+/// An open queue of an interface. Unlike a port it can be sent to the thread that will use it.
+pub struct Socket {
+    fd: OwnedFd,
+    interface: Interface,
+    capabilities: Capabilities,
+    buffers: u32,
+}
+
+impl Socket {
+    /// Opens an interface with a single queue.
+    pub fn open(config: &PacketConfig) -> Result<Self, OpenError> {
+        let socket = Self::open_closed(config)?;
+        socket.let_in(config)?;
+        Ok(socket)
+    }
+
+    /// Opens `count` (1..=256) queues of an interface. Both directions of a flow, as long as no
+    /// address is translated, come to the same queue.
+    pub fn open_queues(config: &PacketConfig, count: usize) -> Result<Vec<Self>, OpenError> {
+        let refused = |source| {
+            OpenError::new(
+                "spread frames over the queues of",
+                &config.interface,
+                source,
+            )
+        };
+        let sockets: Vec<Self> = (0..count)
+            .map(|_| Self::open_closed(config))
+            .collect::<Result<_, _>>()?;
+        if let [first, others @ ..] = &sockets[..]
+            && !others.is_empty()
+        {
+            // The kernel picks an identifier that is free in this namespace.
+            let method = libc::PACKET_FANOUT_HASH as i32;
+            let unique = libc::PACKET_FANOUT_FLAG_UNIQUEID as i32;
+            let set = |socket: &Self, value: i32| {
+                sys::set_option(&socket.fd, libc::SOL_PACKET, libc::PACKET_FANOUT, &value)
+            };
+            set(first, (method | unique) << 16).map_err(refused)?;
+            let group: i32 =
+                sys::option(&first.fd, libc::SOL_PACKET, libc::PACKET_FANOUT).map_err(refused)?;
+            for other in others {
+                set(other, (method << 16) | (group & 0xffff)).map_err(refused)?;
+            }
+        }
+        for socket in &sockets {
+            socket.let_in(config)?;
+        }
+        Ok(sockets)
+    }
+
+    /// Opens a socket that gets no frame yet: a member of a group would get those of the others
+    /// before it has joined.
+    fn open_closed(config: &PacketConfig) -> Result<Self, OpenError> {
+        let name = config.interface.as_str();
+        let step = |step| move |source| OpenError::new(step, name, source);
+        let interface = Interface::by_name(name).map_err(step("look up"))?;
+        let (mac, ethernet) = interface.mac().map_err(step("read the address of"))?;
+        let capabilities = Capabilities {
+            mtu: interface.mtu().map_err(step("read the MTU of"))?,
+            tx_checksum: true,
+            tx_gso_tcp: true,
+            tx_gso_udp: kernel_at_least(6, 2),
+            mac,
+            layer3: !ethernet,
+        };
+        // Protocol 0: nothing is received before it is bound.
+        let fd = socket_with(
+            AddressFamily::PACKET,
+            SocketType::RAW,
+            SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+            None,
+        )
+        .map_err(|source| OpenError::new("open a packet socket for", name, source.into()))?;
+        let socket = Self {
+            fd,
+            interface,
+            capabilities,
+            buffers: config.buffers.max(2 * super::BATCH as u32),
+        };
+        socket.configure(config)?;
+        sys::set_closed(&socket.fd, true).map_err(step("set a filter on"))?;
+        let address = libc::sockaddr_ll {
+            sll_family: libc::AF_PACKET as u16,
+            sll_protocol: (libc::ETH_P_ALL as u16).to_be(),
+            sll_ifindex: socket.interface.index() as i32,
+            sll_hatype: 0,
+            sll_pkttype: 0,
+            sll_halen: 0,
+            sll_addr: [0; 8],
+        };
+        sys::bind_packet(&socket.fd, &address).map_err(step("bind to"))?;
+        // Frames for any address: the engine's own is not always the interface's. Ends with the
+        // socket, whatever becomes of the process.
+        let membership = libc::packet_mreq {
+            mr_ifindex: socket.interface.index() as i32,
+            mr_type: libc::PACKET_MR_PROMISC as u16,
+            mr_alen: 0,
+            mr_address: [0; 8],
+        };
+        sys::set_option(
+            &socket.fd,
+            libc::SOL_PACKET,
+            libc::PACKET_ADD_MEMBERSHIP,
+            &membership,
+        )
+        .map_err(step("set promiscuous mode on"))?;
+        Ok(socket)
+    }
+
+    fn configure(&self, config: &PacketConfig) -> Result<(), OpenError> {
+        let flag = |step, level, option, value: i32| {
+            sys::set_option(&self.fd, level, option, &value)
+                .map_err(|source| OpenError::new(step, &config.interface, source))
+        };
+        let bytes = |bytes: u32| i32::try_from(bytes / 2).unwrap_or(i32::MAX);
+        flag(
+            "ask for offload metadata of",
+            libc::SOL_PACKET,
+            libc::PACKET_VNET_HDR,
+            1,
+        )?;
+        flag(
+            "ask for VLAN tags of",
+            libc::SOL_PACKET,
+            libc::PACKET_AUXDATA,
+            1,
+        )?;
+        // What we send must not come back to us.
+        flag(
+            "ignore own frames on",
+            libc::SOL_PACKET,
+            libc::PACKET_IGNORE_OUTGOING,
+            1,
+        )?;
+        flag(
+            "bypass the queueing discipline of",
+            libc::SOL_PACKET,
+            libc::PACKET_QDISC_BYPASS,
+            i32::from(config.qdisc_bypass),
+        )?;
+        // The kernel doubles both.
+        flag(
+            "set the receive buffer of",
+            libc::SOL_SOCKET,
+            libc::SO_RCVBUFFORCE,
+            bytes(config.receive_buffer_bytes),
+        )?;
+        flag(
+            "set the send buffer of",
+            libc::SOL_SOCKET,
+            libc::SO_SNDBUFFORCE,
+            bytes(config.send_buffer_bytes),
+        )
+    }
+
+    /// Begins to receive.
+    fn let_in(&self, config: &PacketConfig) -> Result<(), OpenError> {
+        sys::set_closed(&self.fd, false)
+            .map_err(|source| OpenError::new("receive from", &config.interface, source))
+    }
+
+    pub(crate) fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    pub(crate) fn buffers(&self) -> u32 {
+        self.buffers
+    }
+
+    pub(crate) fn link(&self) -> Link {
+        self.interface.link()
+    }
+
+    /// Frames that found the receive buffer full since the last call.
+    pub(crate) fn take_dropped(&self) -> u64 {
+        sys::option(&self.fd, libc::SOL_PACKET, libc::PACKET_STATISTICS)
+            .map_or(0, |stats: libc::tpacket_stats| u64::from(stats.tp_drops))
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// Whether the running kernel is at least this version.
+fn kernel_at_least(major: u32, minor: u32) -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map_while(|part| part.parse().ok());
+    match (numbers.next(), numbers.next()) {
+        (Some(have_major), Some(have_minor)) => (have_major, have_minor) >= (major, minor),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interface_that_is_not_there_is_named() {
+        let error = Socket::open(&PacketConfig::new("no-such-port0"))
+            .err()
+            .expect("there is none");
+        assert_eq!(error.to_string(), "there is no interface no-such-port0");
+    }
+
+    #[test]
+    fn the_kernel_is_newer_than_two_and_older_than_a_thousand() {
+        assert!(kernel_at_least(2, 6));
+        assert!(!kernel_at_least(1000, 0));
+    }
+}

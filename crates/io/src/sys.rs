@@ -1,0 +1,143 @@
+//! System calls that rustix does not wrap, each behind a safe function.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd};
+
+/// Types that the kernel may fill with any bytes, and read all bytes of.
+///
+/// # Safety
+/// Every bit pattern is a valid value, and there is no padding.
+pub(crate) unsafe trait Plain: Copy {}
+// SAFETY: an integer.
+unsafe impl Plain for libc::c_int {}
+// SAFETY: two 32-bit integers.
+unsafe impl Plain for libc::tpacket_stats {}
+// SAFETY: integers and a byte array that follow each other without a gap (4 + 2 + 2 + 8 bytes).
+unsafe impl Plain for libc::packet_mreq {}
+// SAFETY: 2 + 2 + 4 + 2 + 1 + 1 + 8 bytes, all integers, without a gap.
+unsafe impl Plain for libc::sockaddr_ll {}
+
+/// `setsockopt` of a plain value.
+pub(crate) fn set_option<T: Plain>(
+    fd: impl AsFd,
+    level: i32,
+    name: i32,
+    value: &T,
+) -> io::Result<()> {
+    // SAFETY: the pointer and the length describe `value`, which the kernel only reads.
+    let result = unsafe {
+        libc::setsockopt(
+            fd.as_fd().as_raw_fd(),
+            level,
+            name,
+            std::ptr::from_ref(value).cast(),
+            size_of::<T>() as libc::socklen_t,
+        )
+    };
+    check(result)
+}
+
+/// `getsockopt` of a plain value.
+pub(crate) fn option<T: Plain>(fd: impl AsFd, level: i32, name: i32) -> io::Result<T> {
+    let mut value = MaybeUninit::<T>::zeroed();
+    let mut len = size_of::<T>() as libc::socklen_t;
+    // SAFETY: the pointer and the length describe `value`, and the kernel writes at most `len`
+    // bytes.
+    let result = unsafe {
+        libc::getsockopt(
+            fd.as_fd().as_raw_fd(),
+            level,
+            name,
+            value.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    };
+    check(result)?;
+    // SAFETY: it was zeroed, the kernel wrote over some of it, and any bytes make a `T`.
+    Ok(unsafe { value.assume_init() })
+}
+
+/// Attaches (`Some`) a classic BPF filter that drops every frame, or detaches (`None`) it.
+pub(crate) fn set_closed(fd: impl AsFd, closed: bool) -> io::Result<()> {
+    if !closed {
+        return set_option(fd, libc::SOL_SOCKET, libc::SO_DETACH_FILTER, &0);
+    }
+    let mut reject = libc::sock_filter {
+        code: (libc::BPF_RET | libc::BPF_K) as u16,
+        jt: 0,
+        jf: 0,
+        k: 0,
+    };
+    let program = libc::sock_fprog {
+        len: 1,
+        filter: &raw mut reject,
+    };
+    // SAFETY: `program` points at one instruction; both live until the call, which copies them,
+    // returns.
+    let result = unsafe {
+        libc::setsockopt(
+            fd.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            (&raw const program).cast(),
+            size_of::<libc::sock_fprog>() as libc::socklen_t,
+        )
+    };
+    check(result)
+}
+
+/// `bind` of a packet socket.
+pub(crate) fn bind_packet(fd: impl AsFd, address: &libc::sockaddr_ll) -> io::Result<()> {
+    // SAFETY: the pointer and the length describe `address`, which the kernel only reads.
+    let result = unsafe {
+        libc::bind(
+            fd.as_fd().as_raw_fd(),
+            std::ptr::from_ref(address).cast(),
+            size_of::<libc::sockaddr_ll>() as libc::socklen_t,
+        )
+    };
+    check(result)
+}
+
+/// `struct ifreq` with the sixteen bytes of its union as bytes.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct InterfaceRequest {
+    name: [u8; libc::IFNAMSIZ],
+    value: [u8; 24],
+}
+const _: () = assert!(size_of::<InterfaceRequest>() == size_of::<libc::ifreq>());
+
+/// An `ioctl` that takes an interface's name and exchanges up to sixteen bytes.
+pub(crate) fn interface_ioctl(
+    fd: impl AsFd,
+    request: libc::Ioctl,
+    name: &str,
+    value: &[u8],
+) -> io::Result<[u8; 16]> {
+    let mut exchanged = InterfaceRequest {
+        name: [0; libc::IFNAMSIZ],
+        value: [0; 24],
+    };
+    if name.len() >= libc::IFNAMSIZ {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    exchanged.name[..name.len()].copy_from_slice(name.as_bytes());
+    exchanged.value[..value.len()].copy_from_slice(value);
+    // SAFETY: all requests passed here take a `struct ifreq`, whose size and layout
+    // `InterfaceRequest` has; its bytes may take any value.
+    let result = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), request, &raw mut exchanged) };
+    check(result)?;
+    let mut answer = [0; 16];
+    answer.copy_from_slice(&exchanged.value[..16]);
+    Ok(answer)
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
