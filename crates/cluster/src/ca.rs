@@ -14,6 +14,8 @@ use rcgen::{
 };
 use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, PrivatePkcs8KeyDer};
 use time::OffsetDateTime;
+use x509_parser::certification_request::X509CertificationRequest;
+use x509_parser::prelude::FromDer as _;
 use zeroize::Zeroizing;
 
 use crate::command::{Authority, Certificate, Secret};
@@ -238,6 +240,14 @@ impl Csr {
         if der.len() > MAX_CSR_BYTES {
             return Err(CaError::RequestKind);
         }
+        // Nothing may follow the request: it would be covered by neither signature nor key.
+        match X509CertificationRequest::from_der(der) {
+            Ok(([], _)) => {}
+            _ => {
+                let unreadable = rcgen::Error::CouldNotParseCertificationRequest;
+                return Err(CaError::Request(unreadable));
+            }
+        }
         let parsed = CertificateSigningRequestDer::from(der);
         let key = CertificateSigningRequestParams::from_der(&parsed)
             .map_err(CaError::Request)?
@@ -440,6 +450,7 @@ mod tests {
         }
         let (_, good) = request();
         check(b"", "empty");
+        check(&[good.der.as_slice(), &[0]].concat(), "trailing");
         check(&good.der[..good.der.len() - 1], "truncated");
         check(&[0x30; MAX_CSR_BYTES + 1], "large");
         let mut forged = good.der.clone();

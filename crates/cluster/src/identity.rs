@@ -8,7 +8,9 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData as _};
+use rcgen::{
+    CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData as _,
+};
 use rustls_pki_types::CertificateDer;
 use zeroize::Zeroizing;
 
@@ -195,11 +197,13 @@ impl NodeKey {
         let belongs = |der: &Vec<u8>| ca::Csr::parse(der).is_ok_and(|csr| csr.spki() == spki);
         let request = match stored.filter(belongs) {
             Some(der) => der,
-            None => CertificateParams::default()
-                .serialize_request(&pair)
-                .map_err(IdentityError::Key)?
-                .der()
-                .to_vec(),
+            None => {
+                // The key is all that will be used of it.
+                let mut params = CertificateParams::default();
+                params.distinguished_name = DistinguishedName::new();
+                let request = params.serialize_request(&pair);
+                request.map_err(IdentityError::Key)?.der().to_vec()
+            }
         };
         Ok(NodeKey {
             pkcs8: Zeroizing::new(pair.serialized_der().to_vec()),

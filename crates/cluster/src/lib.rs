@@ -7,12 +7,14 @@ pub mod command;
 pub mod durable;
 pub mod id;
 pub mod identity;
+pub mod join;
 pub mod pem;
 pub mod replay;
 pub mod state;
 pub mod status;
 pub mod tls;
 pub mod transport;
+mod wire;
 
 pub use command::{Command, Refusal, Response, Stamped};
 pub use id::{ClusterId, Digest, Lineage, NodeId};
