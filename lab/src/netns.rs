@@ -10,6 +10,7 @@ use std::thread::{self, JoinHandle};
 use anyhow::{Context, Result, bail};
 use nix::sched::{CloneFlags, setns};
 
+use crate::address::Family;
 use crate::run::{self, Run};
 use crate::tool;
 
@@ -55,6 +56,21 @@ impl Netns {
     pub fn ip(&self, commands: &str) -> Result<()> {
         feed(
             Command::new("ip").args(["-n", &self.name, "-batch", "-"]),
+            commands,
+        )
+    }
+
+    /// The same for commands that are about one IP version, such as routes without an address in them.
+    ///
+    /// # Errors
+    /// What `ip` says to the first line that fails.
+    pub fn ip_of(&self, family: Family, commands: &str) -> Result<()> {
+        let flag = match family {
+            Family::V4 => "-4",
+            Family::V6 => "-6",
+        };
+        feed(
+            Command::new("ip").args([flag, "-n", &self.name, "-batch", "-"]),
             commands,
         )
     }

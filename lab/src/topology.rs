@@ -180,13 +180,22 @@ impl Topology {
                 .sysctl(&format!("{family}/fib_multipath_hash_policy"), "1")?;
         }
         self.client.sysctl("ipv4/fib_multipath_use_neigh", "1")?;
-        let mut commands = String::new();
+        // A next hop that does not answer counts as gone after about a second, not after eight.
+        for family in ["ipv4", "ipv6"] {
+            for (timer, value) in [
+                ("delay_first_probe_time", "1"),
+                ("retrans_time_ms", "100"),
+                ("base_reachable_time_ms", "1000"),
+            ] {
+                self.client
+                    .sysctl(&format!("{family}/neigh/in0/{timer}"), value)?;
+            }
+        }
         for family in FAMILIES {
-            let (flag, nodad) = flags(family);
+            let nodad = usable_at_once(family);
             let spread = address::spread_client(family);
-            let _ = writeln!(
-                commands,
-                "{flag} addr add {} dev in0 {nodad}",
+            let mut commands = format!(
+                "addr add {} dev in0 {nodad}\n",
                 address::with_length(spread)
             );
             for (number, _) in self.numbered() {
@@ -198,14 +207,14 @@ impl Topology {
                 ] {
                     let _ = writeln!(
                         commands,
-                        "{flag} addr add {} dev in0 {nodad}",
+                        "addr add {} dev in0 {nodad}",
                         address::with_length(client)
                     );
-                    let _ = writeln!(commands, "{flag} rule add from {client} table {table}");
+                    let _ = writeln!(commands, "rule add from {client} table {table}");
                 }
                 let _ = writeln!(
                     commands,
-                    "{flag} route add default via {hop} dev in0 table {table}"
+                    "route add default via {hop} dev in0 table {table}"
                 );
             }
             let hops: String = self
@@ -214,43 +223,46 @@ impl Topology {
                     format!(" nexthop via {} dev in0", address::inside(number, family))
                 })
                 .collect();
-            let _ = writeln!(commands, "{flag} route add default src {spread}{hops}");
+            let _ = writeln!(commands, "route add default src {spread}{hops}");
+            self.client.ip_of(family, &commands)?;
         }
-        self.client.ip(&commands)
+        Ok(())
     }
 
     /// The router's and the servers' addresses. Replies to IPv6 clients that keep their own address go back through the
     /// node that their packets take; translated traffic needs no route.
     fn address_internet(&self) -> Result<()> {
-        let mut commands = String::new();
         for family in FAMILIES {
-            let (flag, nodad) = flags(family);
+            let nodad = usable_at_once(family);
             let router = address::with_length(address::router(family));
-            let _ = writeln!(commands, "{flag} addr add {router} dev out0 {nodad}");
+            let mut commands = format!("addr add {router} dev out0 {nodad}\n");
             for server in [
                 address::allowed_server(family),
                 address::denied_server(family),
             ] {
-                let _ = writeln!(commands, "{flag} addr add {server} dev lo {nodad}");
+                let _ = writeln!(commands, "addr add {server} dev lo {nodad}");
             }
-        }
-        for (number, _) in self.numbered() {
-            let hop = address::outside(number, Family::V6);
-            for client in [
-                address::client(number, Family::V6),
-                address::second_client(number, Family::V6),
-            ] {
-                let _ = writeln!(commands, "-6 route add {client} via {hop} dev out0");
+            if family == Family::V6 {
+                for (number, _) in self.numbered() {
+                    let hop = address::outside(number, family);
+                    for client in [
+                        address::client(number, family),
+                        address::second_client(number, family),
+                    ] {
+                        let _ = writeln!(commands, "route add {client} via {hop} dev out0");
+                    }
+                }
             }
+            self.internet.ip_of(family, &commands)?;
         }
-        self.internet.ip(&commands)
+        Ok(())
     }
 }
 
-/// The flag for `ip`, and the one that makes an IPv6 address usable at once.
-fn flags(family: Family) -> (&'static str, &'static str) {
+/// The flag for `ip addr` that spares an IPv6 address the duplicate detection.
+fn usable_at_once(family: Family) -> &'static str {
     match family {
-        Family::V4 => ("-4", ""),
-        Family::V6 => ("-6", "nodad"),
+        Family::V4 => "",
+        Family::V6 => "nodad",
     }
 }
