@@ -1,6 +1,11 @@
 //! The lab itself, with the kernel forwarding in the nodes' place: what the other scenarios stand on must be able to
 //! see a packet arrive, and to see that it does not.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a step that fails is the test's failure"
+)]
+
 use std::net::SocketAddr;
 use std::time::Duration;
 

@@ -1,3 +1,68 @@
-//! Development commands: ci, fix, generated documents.
+//! Development commands: `cargo xtask test | ci | fix`. `ci` and `test` never write into the working tree.
+#![forbid(unsafe_code)]
+#![expect(
+    clippy::print_stderr,
+    reason = "a command-line program says what it does"
+)]
 
-fn main() {}
+mod ci;
+mod dependencies;
+mod licence;
+mod test;
+
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
+
+/// Development commands of the workspace.
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+enum Task {
+    /// Run every test that can run here. Without root those of the lab are left out, which is a failure in CI.
+    Test,
+    /// Check formatting, lints, documentation and dependencies.
+    Ci,
+    /// Format, and apply what the lints suggest.
+    Fix,
+}
+
+fn main() -> Result<()> {
+    match Task::parse() {
+        Task::Test => test::run(),
+        Task::Ci => ci::run(),
+        Task::Fix => {
+            cargo(
+                &[
+                    "clippy",
+                    "--workspace",
+                    "--all-targets",
+                    "--fix",
+                    "--allow-dirty",
+                    "--allow-staged",
+                ],
+                &[],
+            )?;
+            cargo(&["fmt", "--all"], &[])
+        }
+    }
+}
+
+/// Runs cargo in the workspace, saying so.
+fn cargo(arguments: &[&str], environment: &[(&str, &str)]) -> Result<()> {
+    eprintln!("==> cargo {}", arguments.join(" "));
+    let status = cargo_command()
+        .args(arguments)
+        .envs(environment.iter().copied())
+        .status()
+        .context("cannot start cargo")?;
+    ensure!(status.success(), "cargo {}: {status}", arguments.join(" "));
+    Ok(())
+}
+
+/// The cargo that runs this program.
+fn cargo_command() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    command
+}

@@ -1,0 +1,29 @@
+# The commands of the project. Each installs the Debian packages that it lacks (as root) and says which.
+
+.PHONY: help demo test bench lint fix tools
+
+help:
+	@echo "make demo    three nodes in network namespaces, live (root; ONCE=1: end with a verdict)"
+	@echo "make test    all tests (without root: those that need none)"
+	@echo "make bench   forwarding, compared with the kernel's (root)"
+	@echo "make lint    formatting, lints, documentation, dependencies"
+	@echo "make fix     format, and apply what the lints suggest"
+
+demo: tools
+	cargo build --release --package neuwerk --package lab --bins
+	@"$$(cargo metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/release/demo"
+
+test: tools
+	@cargo xtask test
+
+bench: tools
+	@cargo xtask bench
+
+lint: tools
+	@cargo xtask ci
+
+fix:
+	@cargo xtask fix
+
+tools:
+	@lab/install-tools

@@ -1,0 +1,28 @@
+//! `cargo xtask ci`: everything that is checked beside the tests.
+
+use anyhow::Result;
+
+use crate::{cargo, dependencies};
+
+/// Formatting, lints, documentation, dependencies; ends at the first that fails.
+pub(crate) fn run() -> Result<()> {
+    cargo(&["fmt", "--all", "--check"], &[])?;
+    eprintln!("==> dependencies: licences, bans, sources, unused");
+    dependencies::check()?;
+    cargo(
+        &[
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--locked",
+            "--",
+            "-D",
+            "warnings",
+        ],
+        &[],
+    )?;
+    cargo(
+        &["doc", "--workspace", "--no-deps", "--locked"],
+        &[("RUSTDOCFLAGS", "-D warnings")],
+    )
+}
