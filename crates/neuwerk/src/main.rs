@@ -1,3 +1,63 @@
-//! The neuwerk binary: daemon entry and command-line verbs.
+//! The neuwerk binary: the daemon's entry and the verbs of the command line.
+//!
+//! Exit codes: 0 done; 1 it failed or was refused; 2 the command line or the configuration is wrong; 3 the policy is
+//! committed, and members remain that do not enforce it yet.
 
-fn main() {}
+#![forbid(unsafe_code)]
+
+mod args;
+mod auth;
+mod cluster;
+mod connect;
+mod failure;
+mod policy;
+mod print;
+mod run;
+mod status;
+
+use std::process::ExitCode;
+
+use args::{Auth, Cli, Cluster, Document, MembersVerb, Policy, Token, Verb};
+use failure::Failure;
+
+fn main() -> ExitCode {
+    let (cli, matches) = match args::parse(std::env::args_os()) {
+        Ok(parsed) => parsed,
+        Err(error) => {
+            // Help and version count as done, everything else as a wrong command line; clap knows which.
+            let code = u8::try_from(error.exit_code()).unwrap_or(2);
+            // Whoever asked for help may have closed the pipe already.
+            drop(error.print());
+            return ExitCode::from(code);
+        }
+    };
+    match perform(cli, &matches) {
+        Ok(code) => code,
+        Err(failure) => {
+            print::to_stderr(&failure.to_string());
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}
+
+fn perform(cli: Cli, matches: &clap::ArgMatches) -> Result<ExitCode, Failure> {
+    let done = match cli.verb {
+        Verb::Run(run) => {
+            let matches = matches.subcommand_matches("run").expect("the verb is run");
+            return run::run(&run, matches);
+        }
+        Verb::Policy(Policy::Apply(apply)) => return connect::block_on(policy::apply(apply)),
+        Verb::Policy(Policy::Get(get)) => connect::block_on(policy::get(get)),
+        Verb::Status(target) => connect::block_on(status::status(target)),
+        Verb::Cluster(Cluster::Members { list, target }) => {
+            let target = list.map_or(target, |MembersVerb::List(target)| target);
+            connect::block_on(cluster::members(target))
+        }
+        Verb::Auth(Auth::Token(Token::Mint(mint))) => connect::block_on(auth::mint(mint)),
+        Verb::Completions { shell } => args::completions(shell),
+        Verb::Reference {
+            document: Document::Configuration,
+        } => print::to_stdout(&neuwerkd::config::reference()),
+    };
+    done.map(|()| ExitCode::SUCCESS)
+}

@@ -37,7 +37,7 @@ pub use dpdk::Dpdk;
 pub use flags::Flags;
 pub use integration::{Integration, IntegrationMode};
 pub use key::{Key, Part, Shape};
-pub use log::{Format, Log, UnknownFormat};
+pub use log::{Format, Log, LogError};
 pub use management::{HTTP_PORT, Http, METRICS_PORT, Metrics};
 pub use net::{DataInterface, Interface, JOIN_PORT, Mac, Peer, Route, SourceNat};
 pub use policy::{Policy, PolicyDefault};

@@ -1,6 +1,10 @@
 //! What is logged and how: `NEUWERK_LOG_LEVEL`, `RUST_LOG`, `NEUWERK_LOG_FORMAT`. The only environment variables that
 //! the program reads.
 
+use std::io::IsTerminal;
+
+use tracing_subscriber::EnvFilter;
+
 /// Shape of a log line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
@@ -19,23 +23,74 @@ pub struct Log {
     pub format: Format,
 }
 
-/// A variable that holds something else than it may.
+/// Why the log cannot be set up.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("NEUWERK_LOG_FORMAT: {0:?} is not one of plain, json")]
-pub struct UnknownFormat(String);
+pub enum LogError {
+    /// A format that there is not.
+    #[error("NEUWERK_LOG_FORMAT: {0:?} is not one of plain, json")]
+    Format(String),
+    /// A filter that cannot be read.
+    #[error(
+        "NEUWERK_LOG_LEVEL or RUST_LOG: {filter:?} is neither a level (error, warn, info, debug, trace) \
+         nor a list of target=level: {reason}"
+    )]
+    Filter {
+        /// What was given.
+        filter: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The process has a log already.
+    #[error("the log was set up before")]
+    Twice,
+}
 
 impl Log {
     /// Reads the process's environment.
-    pub fn from_env() -> Result<Log, UnknownFormat> {
+    pub fn from_env() -> Result<Log, LogError> {
         Log::from_variables(|name| std::env::var(name).ok())
     }
 
-    fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Result<Log, UnknownFormat> {
+    /// Sends the process's log to standard error from now on. To be called once.
+    pub fn install(&self) -> Result<(), LogError> {
+        let lines = tracing_subscriber::fmt()
+            .with_env_filter(self.env_filter()?)
+            .with_writer(std::io::stderr);
+        let installed = match self.format {
+            Format::Plain => lines.with_ansi(std::io::stderr().is_terminal()).try_init(),
+            Format::Json => lines.json().flatten_event(true).try_init(),
+        };
+        installed.map_err(|_| LogError::Twice)
+    }
+
+    fn env_filter(&self) -> Result<EnvFilter, LogError> {
+        // A bare word that is no level would be taken for a target of which all is logged.
+        let levels = ["off", "error", "warn", "info", "debug", "trace"];
+        let is_bare = |part: &&str| !part.contains(['=', '[']);
+        let unknown = self
+            .filter
+            .split(',')
+            .map(str::trim)
+            .filter(is_bare)
+            .find(|word| !levels.contains(&word.to_ascii_lowercase().as_str()));
+        let refused = |reason: String| LogError::Filter {
+            filter: self.filter.clone(),
+            reason,
+        };
+        if let Some(word) = unknown {
+            return Err(refused(format!("there is no level {word:?}")));
+        }
+        EnvFilter::builder()
+            .parse(&self.filter)
+            .map_err(|error| refused(error.to_string()))
+    }
+
+    fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Result<Log, LogError> {
         let set = |name: &str| variable(name).filter(|value| !value.trim().is_empty());
         let format = match set("NEUWERK_LOG_FORMAT").as_deref() {
             None | Some("plain") => Format::Plain,
             Some("json") => Format::Json,
-            Some(other) => return Err(UnknownFormat(other.to_owned())),
+            Some(other) => return Err(LogError::Format(other.to_owned())),
         };
         let filter = set("NEUWERK_LOG_LEVEL")
             .or_else(|| set("RUST_LOG"))
@@ -62,7 +117,7 @@ mod tests {
                 filter: filter.into(),
                 format,
             })
-            .map_err(|value| UnknownFormat(value.into()));
+            .map_err(|value| LogError::Format(value.into()));
         assert_eq!(log, expected);
     }
 
@@ -79,5 +134,28 @@ mod tests {
             Ok(("info", Format::Json)),
         );
         check(&[("NEUWERK_LOG_FORMAT", "xml")], Err("xml"));
+    }
+
+    #[test]
+    fn filters_are_levels_or_levels_by_target() {
+        let filter = |text: &str| {
+            Log {
+                filter: text.into(),
+                format: Format::Plain,
+            }
+            .env_filter()
+        };
+        for good in [
+            "info",
+            "WARN",
+            "off",
+            "info,engine=debug",
+            "neuwerkd::http=trace",
+        ] {
+            assert!(filter(good).is_ok(), "{good}");
+        }
+        for bad in ["loud", "info,enginedebug", "engine=loud"] {
+            assert!(matches!(filter(bad), Err(LogError::Filter { .. })), "{bad}");
+        }
     }
 }

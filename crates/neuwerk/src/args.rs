@@ -1,0 +1,407 @@
+//! What may stand on the command line.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{
+    ArgGroup, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum,
+};
+use neuwerkd::config::Flags;
+
+use crate::failure::Failure;
+use crate::print;
+
+/// An egress firewall: enforces one policy on every node of a cluster.
+///
+/// Without a verb, `neuwerk [flags]` means `neuwerk run [flags]`.
+#[derive(Debug, Parser)]
+#[command(name = "neuwerk", version, max_term_width = 120, after_help = EXIT_CODES)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 done; 1 failed or refused; 2 wrong command line or configuration; \
+3 policy committed, but members remain that do not enforce it yet.";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Run the node until SIGTERM, which drains it; a second one stops it at once.
+    Run(Run),
+    /// Show how a node and its cluster are.
+    Status(Target),
+    /// Read or replace the policy.
+    #[command(subcommand)]
+    Policy(Policy),
+    /// Look at the cluster.
+    #[command(subcommand)]
+    Cluster(Cluster),
+    /// Tokens for the management API.
+    #[command(subcommand)]
+    Auth(Auth),
+    /// Print a script that completes neuwerk's command line.
+    Completions {
+        /// The shell to print it for.
+        shell: Shell,
+    },
+    /// Print a reference page.
+    #[command(hide = true)]
+    Reference {
+        /// Which one.
+        document: Document,
+    },
+}
+
+/// Flags of `run`, besides those of the configuration.
+#[derive(Debug, Args)]
+pub(crate) struct Run {
+    /// Configuration file [default: /etc/neuwerk/config.yaml, if there is one]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) config: Option<PathBuf>,
+    /// Read and validate the configuration, say what was found, and exit with 0 or 2
+    #[arg(long)]
+    pub(crate) check: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Policy {
+    /// Print the policy.
+    Get(PolicyGet),
+    /// Replace the policy, and wait until it is enforced.
+    Apply(PolicyApply),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PolicyGet {
+    /// How to write it.
+    #[arg(long, value_enum, default_value = "json")]
+    pub(crate) format: Format,
+    #[command(flatten)]
+    pub(crate) target: Target,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Exits with 3 if the policy is committed and members remain that do not enforce it yet."
+)]
+pub(crate) struct PolicyApply {
+    /// The document; - for standard input.
+    pub(crate) file: PathBuf,
+    /// How it is written [default: json for *.json, else yaml]
+    #[arg(long, value_enum)]
+    pub(crate) format: Option<Format>,
+    /// What to wait for: that the cluster has committed it, that the node asked enforces it, or that all members do.
+    #[arg(long, value_enum, default_value = "all")]
+    pub(crate) wait: Wait,
+    /// How long to wait, as 250ms, 5s, 1m.
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = api::duration::parse)]
+    pub(crate) timeout: Duration,
+    /// Replace it only if this is still its tag, as printed by an earlier apply or get --json.
+    #[arg(long, value_name = "ETAG")]
+    pub(crate) if_match: Option<String>,
+    /// Names this change, so that trying it again cannot make it twice.
+    #[arg(long, value_name = "KEY")]
+    pub(crate) idempotency_key: Option<String>,
+    #[command(flatten)]
+    pub(crate) target: Target,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Cluster {
+    /// List the members.
+    #[command(args_conflicts_with_subcommands = true)]
+    Members {
+        #[command(subcommand)]
+        list: Option<MembersVerb>,
+        #[command(flatten)]
+        target: Target,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Auth {
+    /// Bearer tokens.
+    #[command(subcommand)]
+    Token(Token),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Token {
+    /// Make a token and print it. Works without a quorum.
+    Mint(Mint),
+}
+
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("through").args(["cluster_addr", "http_tls_dir"]))]
+pub(crate) struct Mint {
+    /// Who it is for.
+    #[arg(long, value_name = "SUBJECT")]
+    pub(crate) sub: String,
+    /// What its holder may do: admin, readonly.
+    #[arg(long, value_delimiter = ',', default_value = "readonly")]
+    pub(crate) roles: Vec<String>,
+    /// How long it is valid, as 24h or 90d.
+    #[arg(long, value_name = "TIME", default_value = "90d", value_parser = api::duration::parse)]
+    pub(crate) ttl: Duration,
+    /// Key to sign with [default: the active one]
+    #[arg(long)]
+    pub(crate) kid: Option<String>,
+    /// Ask the member at this address, with this node's identity as proof.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) cluster_addr: Option<String>,
+    /// Where this node's identity lies.
+    #[arg(
+        long,
+        value_name = "PATH",
+        requires = "cluster_addr",
+        default_value = "/var/lib/neuwerk/cluster/tls"
+    )]
+    pub(crate) cluster_tls_dir: PathBuf,
+    /// Ask this node, over its control socket. The directory is not read; the flag is there for published scripts.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) http_tls_dir: Option<PathBuf>,
+    /// This node's control socket.
+    #[arg(long, value_name = "PATH", default_value = CONTROL_SOCKET, conflicts_with = "cluster_addr")]
+    pub(crate) control_socket: PathBuf,
+    /// Print all that is known of the token, as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// The control socket of a node with the default `runtime.run_dir`.
+pub(crate) const CONTROL_SOCKET: &str = "/run/neuwerk/admin.sock";
+
+/// Which node to ask. Without --url or --http-addr: this one, over its control socket, which only root may use and
+/// which needs no token.
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("remote").args(["url", "http_addr"]))]
+pub(crate) struct Target {
+    /// A node's management API.
+    #[arg(long, value_name = "https://HOST:PORT")]
+    pub(crate) url: Option<String>,
+    /// The same by address and port.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) http_addr: Option<String>,
+    /// Token to show there.
+    #[arg(
+        long,
+        value_name = "TOKEN",
+        requires = "remote",
+        conflicts_with = "token_file"
+    )]
+    pub(crate) token: Option<String>,
+    /// File that holds the token.
+    #[arg(long, value_name = "PATH", requires = "remote")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// Certificate authority that the node must have its certificate from, PEM.
+    #[arg(
+        long,
+        value_name = "PATH",
+        requires = "remote",
+        default_value = "/var/lib/neuwerk/http-tls/ca.crt"
+    )]
+    pub(crate) ca: PathBuf,
+    /// This node's control socket.
+    #[arg(long, value_name = "PATH", default_value = CONTROL_SOCKET, conflicts_with = "remote")]
+    pub(crate) control_socket: PathBuf,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum MembersVerb {
+    /// List the members.
+    List(Target),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    Json,
+    Yaml,
+}
+
+impl From<Format> for api::policy::Format {
+    fn from(format: Format) -> Self {
+        match format {
+            Format::Json => api::policy::Format::Json,
+            Format::Yaml => api::policy::Format::Yaml,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Wait {
+    Committed,
+    #[value(name = "self")]
+    Own,
+    All,
+}
+
+impl From<Wait> for api::policy::Wait {
+    fn from(wait: Wait) -> Self {
+        match wait {
+            Wait::Committed => api::policy::Wait::Committed,
+            Wait::Own => api::policy::Wait::Own,
+            Wait::All => api::policy::Wait::All,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum Shell {
+    Bash,
+    Zsh,
+    Fish,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum Document {
+    Configuration,
+}
+
+/// Reads a command line. `neuwerk [flags]` is `neuwerk run [flags]`.
+pub(crate) fn parse(
+    args: impl IntoIterator<Item = OsString>,
+) -> Result<(Cli, ArgMatches), clap::Error> {
+    let mut args: Vec<OsString> = args.into_iter().collect();
+    let is_verb_or_general = |arg: &OsString| {
+        let text = arg.to_string_lossy();
+        !text.starts_with('-') || matches!(&*text, "-h" | "--help" | "-V" | "--version")
+    };
+    if !args.get(1).is_some_and(is_verb_or_general) {
+        args.insert(args.len().min(1), "run".into());
+    }
+    let matches = command().try_get_matches_from(args)?;
+    let cli = Cli::from_arg_matches(&matches)?;
+    Ok((cli, matches))
+}
+
+/// The whole command line: the verbs, and below `run` a flag for each key of the configuration.
+fn command() -> clap::Command {
+    Cli::command().mut_subcommand("run", |run| run.args(Flags::args()))
+}
+
+/// Prints the completions for `shell`.
+pub(crate) fn completions(shell: Shell) -> Result<(), Failure> {
+    let shell = match shell {
+        Shell::Bash => clap_complete::Shell::Bash,
+        Shell::Zsh => clap_complete::Shell::Zsh,
+        Shell::Fish => clap_complete::Shell::Fish,
+    };
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut command(), "neuwerk", &mut script);
+    print::to_stdout(&String::from_utf8_lossy(&script))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(line: &str) -> Result<(Cli, ArgMatches), clap::Error> {
+        let words = ["neuwerk"].into_iter().chain(line.split_whitespace());
+        parse(words.map(OsString::from))
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn the_help_tells_the_configurations_defaults() {
+        use neuwerkd::config::{Config, DEFAULT_PATH};
+        let help = parsed("run --help").err().map(|error| error.to_string());
+        assert!(help.is_some_and(|help| help.contains(DEFAULT_PATH)));
+        let run_dir = Config::keys()
+            .iter()
+            .find(|key| key.path == "runtime.run_dir");
+        let socket = run_dir.map(|key| format!("{}/admin.sock", key.default));
+        assert_eq!(socket.as_deref(), Some(CONTROL_SOCKET));
+    }
+
+    #[test]
+    fn without_a_verb_it_runs() {
+        for line in [
+            "",
+            "--management-interface=eth0",
+            "--check",
+            "run",
+            "run --join node1:9601 --join node2",
+        ] {
+            assert!(
+                matches!(parsed(line).expect(line).0.verb, Verb::Run(_)),
+                "{line}"
+            );
+        }
+    }
+
+    #[test]
+    fn help_and_version_are_not_runs() {
+        use clap::error::ErrorKind::{DisplayHelp, DisplayVersion};
+        assert_eq!(
+            parsed("--help").err().map(|error| error.kind()),
+            Some(DisplayHelp)
+        );
+        assert_eq!(
+            parsed("-V").err().map(|error| error.kind()),
+            Some(DisplayVersion)
+        );
+    }
+
+    #[test]
+    fn members_may_be_listed_with_and_without_the_word() {
+        for line in ["cluster members --json", "cluster members list --json"] {
+            let Verb::Cluster(Cluster::Members { list, target }) = parsed(line).expect(line).0.verb
+            else {
+                panic!("{line}");
+            };
+            let target = list.map_or(target, |MembersVerb::List(target)| target);
+            assert!(target.json, "{line}");
+        }
+    }
+
+    #[test]
+    fn command_lines_that_mean_nothing_are_refused() {
+        for line in [
+            "--no-such-flag=1",
+            "walk",
+            "status --token x",
+            "status --url https://a:1 --http-addr b:1",
+            "status --url https://a:1 --control-socket /s",
+            "status --url https://a:1 --token x --token-file /t",
+            "policy apply",
+            "policy apply f --wait some",
+            "policy apply f --timeout 5",
+            "auth token mint",
+            "auth token mint --sub a --cluster-addr b:1 --http-tls-dir /t",
+            "completions tcsh",
+        ] {
+            assert_eq!(
+                parsed(line).err().map(|error| error.exit_code()),
+                Some(2),
+                "{line}"
+            );
+        }
+    }
+
+    #[test]
+    fn published_command_lines_are_read() {
+        for line in [
+            "auth token mint --sub ops --roles admin,readonly --ttl 24h --cluster-addr 10.0.0.1:9600",
+            "auth token mint --sub ops --cluster-addr 10.0.0.1:9600 --cluster-tls-dir /c/tls",
+            "auth token mint --sub ops --kid k1 --http-tls-dir /var/lib/neuwerk/http-tls",
+            "cluster members list --http-addr 10.0.0.1:8443 --token t --ca /ca.crt",
+            "policy apply p.yaml --wait committed --timeout 2s --if-match \"x-1\"",
+            "policy apply - --format json",
+        ] {
+            assert!(
+                parsed(line).is_ok(),
+                "{line}: {}",
+                parsed(line).expect_err("refused")
+            );
+        }
+    }
+}
