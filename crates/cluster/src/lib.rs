@@ -5,18 +5,24 @@
 pub mod ca;
 pub mod command;
 pub mod durable;
+pub mod forward;
 pub mod id;
 pub mod identity;
 pub mod join;
+pub mod node;
 pub mod pem;
+mod raft;
 pub mod replay;
 pub mod state;
 pub mod status;
+pub mod store;
 pub mod tls;
 pub mod transport;
 mod wire;
 
 pub use command::{Command, Refusal, Response, Stamped};
+pub use forward::{ForwardError, HttpRequest, HttpResponse};
 pub use id::{ClusterId, Digest, Lineage, NodeId};
+pub use node::{Applied, Environment, Failure, Node, NodeConfig, ProposeError, Timing};
 pub use state::State;
 pub use status::{MemberRole, MemberStatus, NoLeader, NodeReport, PolicyMark, Role, Status};

@@ -168,9 +168,9 @@ pub struct Status {
     pub applied_index: u64,
     /// Last index that is in a snapshot on disk.
     pub snapshot_index: u64,
-    /// Since this boot and within the effective detection time, a leader has confirmed the commit index. Nothing
-    /// else makes a node's state known to be fresh.
-    pub commit_confirmed: bool,
+    /// The commit index that a leader has confirmed since this boot and within the effective detection time. Nothing
+    /// else makes a node's state known to be fresh: it is, once `applied_index` has reached this.
+    pub confirmed_index: Option<u64>,
     /// Time since the leader (or, on the leader, a quorum) was last heard from; none: never.
     pub leader_contact_ms: Option<u64>,
     /// Members that may fail now without losing quorum; none on a node that does not know.

@@ -1,0 +1,607 @@
+//! A member: consensus, state and transport under one handle.
+//!
+//! The handle is generic over the async runtime, with tokio as the default; nothing here starts a thread, reads a clock
+//! or draws a random number other than through that runtime and the [`Environment`], so that the simulator runs it as
+//! it is.
+
+mod propose;
+mod report;
+mod steward;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, RwLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use openraft::alias::InstantOf;
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::type_config::TypeConfigExt;
+use openraft::{AsyncRuntime, Config, Raft, RaftMetrics, ServerState, SnapshotPolicy};
+use tokio::sync::watch;
+
+pub use propose::{Applied, ProposeError, TransferError};
+use report::{LeaderView, Received};
+
+use crate::command::{Addresses, Author, Command, Init, Refusal};
+use crate::forward::{HttpRequest, HttpResponse};
+use crate::id::{ClusterId, Lineage, NodeId};
+use crate::raft::machine::Machine;
+use crate::raft::network::{Network, peer};
+use crate::raft::service::RaftService;
+use crate::raft::{Address, Types};
+use crate::state::State;
+use crate::status::{NoLeader, NodeReport, Role};
+use crate::store::files::Directory;
+use crate::store::{LogStore, Store};
+use crate::transport::{Kind, Peer, Service, ServiceError, Transport};
+
+/// The runtime that the product uses.
+pub type Tokio = openraft_rt_tokio::TokioRuntime;
+
+/// Consensus timers, in milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timing {
+    /// Between two heartbeats; 10 at least.
+    pub heartbeat_ms: u64,
+    /// Shortest random election time; more than `heartbeat_ms`.
+    pub election_min_ms: u64,
+    /// Longest random election time, and how long a leader's lease lasts; more than `election_min_ms`.
+    pub election_max_ms: u64,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Timing {
+            heartbeat_ms: 50,
+            election_min_ms: 200,
+            election_max_ms: 400,
+        }
+    }
+}
+
+impl Timing {
+    /// How long a leader's silence goes unnoticed at most: followers wait until its lease has run out, then a random
+    /// election time more.
+    pub fn detection_time(&self) -> Duration {
+        Duration::from_millis(2 * self.election_max_ms)
+    }
+}
+
+/// How one node takes part.
+#[derive(Debug, Clone)]
+pub struct NodeConfig {
+    /// This node.
+    pub node_id: NodeId,
+    /// Host name, for people.
+    pub name: String,
+    /// Where others reach it; its `http` address comes from the [`NodeReport`].
+    pub addresses: Addresses,
+    /// Random, new at every start.
+    pub incarnation: u64,
+    /// Highest feature level that this version supports.
+    pub feature_level: u32,
+    /// Consensus timers.
+    pub timing: Timing,
+    /// Entries after which a snapshot is taken.
+    pub snapshot_every_entries: u64,
+    /// Bytes of commands after which a snapshot is taken.
+    pub snapshot_every_bytes: u64,
+    /// Entries kept behind a snapshot, so that a short absence needs none.
+    pub entries_kept: u64,
+    /// How long a proposal may take until its fate is declared unknown.
+    pub propose_timeout: Duration,
+    /// How long a learner must have been caught up (lag below 64) before it votes.
+    pub promote_after: Duration,
+    /// Free space below which proposals are refused, in bytes: what is left is for votes and membership.
+    pub reserve_bytes: u64,
+}
+
+impl NodeConfig {
+    /// The defaults for a node with this id.
+    pub fn new(node_id: NodeId) -> Self {
+        NodeConfig {
+            node_id,
+            name: String::new(),
+            addresses: Addresses::default(),
+            incarnation: 0,
+            feature_level: FEATURE_LEVEL,
+            timing: Timing::default(),
+            snapshot_every_entries: 5_000,
+            snapshot_every_bytes: 64 * 1024 * 1024,
+            entries_kept: 1_000,
+            propose_timeout: Duration::from_secs(5),
+            promote_after: Duration::from_secs(10),
+            reserve_bytes: 64 * 1024 * 1024,
+        }
+    }
+}
+
+/// The feature level of this version.
+pub const FEATURE_LEVEL: u32 = 1;
+
+/// What a node needs of the world besides network and disk.
+#[derive(Clone)]
+pub struct Environment {
+    /// Wall clock, milliseconds since 1970.
+    pub wall_clock_ms: Arc<dyn Fn() -> u64 + Send + Sync>,
+    /// Fills a buffer with unpredictable bytes.
+    pub random: Arc<dyn Fn(&mut [u8]) + Send + Sync>,
+    /// Free bytes where the log is; none if that cannot be told.
+    pub free_bytes: Arc<dyn Fn() -> Option<u64> + Send + Sync>,
+}
+
+impl std::fmt::Debug for Environment {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Environment")
+    }
+}
+
+impl Environment {
+    /// The machine's clock and random source, and the free space of the file system at `data_dir`.
+    pub fn system(data_dir: &Path) -> Self {
+        let data_dir = data_dir.to_owned();
+        Environment {
+            wall_clock_ms: Arc::new(|| {
+                std::time::SystemTime::now()
+                    .duration_since(std::time::UNIX_EPOCH)
+                    .map_or(0, |since| since.as_millis() as u64)
+            }),
+            random: Arc::new(|buffer| {
+                aws_lc_rs::rand::fill(buffer).expect("the system's random source does not fail");
+            }),
+            free_bytes: Arc::new(move || {
+                let stat = rustix::fs::statvfs(&data_dir).ok()?;
+                Some(stat.f_bavail.saturating_mul(stat.f_frsize))
+            }),
+        }
+    }
+}
+
+/// Why a node could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The timers contradict one another.
+    #[error("the consensus timers do not fit together: {0}")]
+    Timing(String),
+    /// The snapshots cannot be read: quarantine.
+    #[error("the snapshots cannot be read")]
+    Snapshots(#[source] std::io::Error),
+    /// Log and snapshots do not fit together, or cannot be read: quarantine.
+    #[error("consensus cannot start from this data: {0}")]
+    Consensus(String),
+}
+
+/// Why a cluster could not be founded.
+#[derive(Debug, thiserror::Error)]
+pub enum FoundError {
+    /// The store belongs to a cluster already, or another member exists.
+    #[error("the store cannot found a cluster: {0}")]
+    NotAllowed(String),
+    /// The first entry was not committed.
+    #[error("the first entry could not be written")]
+    Propose(#[from] ProposeError),
+    /// The first entry was refused.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+}
+
+/// Why the control plane has stopped: it must be restarted from disk.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// The disk is full.
+    #[error("the disk is full")]
+    StorageFull,
+    /// A write, sync or read failed.
+    #[error("the storage failed: {0}")]
+    Storage(String),
+    /// An entry cannot be applied by this version, or consensus has stopped otherwise.
+    #[error("consensus has stopped: {0}")]
+    Consensus(String),
+    /// It was shut down.
+    #[error("the node was shut down")]
+    Shutdown,
+}
+
+/// Answers requests of one kind from other members.
+pub type Handler =
+    Arc<dyn Fn(NodeId, Bytes) -> BoxFuture<'static, Result<Bytes, ServiceError>> + Send + Sync>;
+
+/// Answers forwarded management requests.
+pub type HttpHandler = Arc<dyn Fn(HttpRequest) -> BoxFuture<'static, HttpResponse> + Send + Sync>;
+
+/// When and from whom a follower last heard.
+pub(crate) struct Contact<R: AsyncRuntime> {
+    pub(crate) leader: NodeId,
+    pub(crate) at: InstantOf<Types<R>>,
+    /// The newest commit index that a leader has confirmed, and when it last did.
+    pub(crate) confirmed: Option<(u64, InstantOf<Types<R>>)>,
+}
+
+/// A running member. Clones are the same node.
+pub struct Node<R: AsyncRuntime = Tokio> {
+    inner: Arc<Inner<R>>,
+}
+
+pub(crate) struct Inner<R: AsyncRuntime> {
+    pub(crate) config: NodeConfig,
+    pub(crate) raft: Raft<Types<R>, Machine<R>>,
+    environment: Environment,
+    transport: Arc<dyn Transport>,
+    store: Store,
+    state: watch::Receiver<Arc<State>>,
+    unsnapped_bytes: Arc<std::sync::atomic::AtomicU64>,
+    contact: Mutex<Option<Contact<R>>>,
+    /// What members reported, while this node leads.
+    reports: Mutex<BTreeMap<NodeId, Received<R>>>,
+    /// What the leader said of all, while another node leads.
+    leader_view: Mutex<Option<(LeaderView, InstantOf<Types<R>>)>>,
+    own_report: watch::Sender<NodeReport>,
+    handlers: RwLock<BTreeMap<Kind, Handler>>,
+    stop: watch::Sender<bool>,
+}
+
+impl<R: AsyncRuntime> Clone for Node<R> {
+    fn clone(&self) -> Self {
+        Node {
+            inner: self.inner.clone(),
+        }
+    }
+}
+
+impl<R: AsyncRuntime> std::fmt::Debug for Node<R> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Node")
+            .field(&self.inner.config.node_id)
+            .finish()
+    }
+}
+
+impl<R: AsyncRuntime> Node<R> {
+    /// Starts from what store and snapshots hold. The node answers its peers once [`Node::service`] is connected to
+    /// the transport's listening side.
+    ///
+    /// # Errors
+    /// Any [`StartError`]; the data is left as it is.
+    pub async fn start(
+        config: NodeConfig,
+        environment: Environment,
+        store: Store,
+        snapshots: Arc<dyn Directory>,
+        transport: Arc<dyn Transport>,
+    ) -> Result<Self, StartError> {
+        let timing = config.timing;
+        let raft_config = Config {
+            cluster_name: "neuwerk".into(),
+            heartbeat_interval: timing.heartbeat_ms,
+            election_timeout_min: timing.election_min_ms,
+            election_timeout_max: timing.election_max_ms,
+            install_snapshot_timeout: 60_000,
+            snapshot_policy: SnapshotPolicy::LogsSinceLast(config.snapshot_every_entries),
+            replication_lag_threshold: config.snapshot_every_entries.saturating_mul(2),
+            max_in_snapshot_log_to_keep: config.entries_kept,
+            enable_pre_vote: Some(true),
+            // A restarted leader must be elected anew: what it knew to be committed may be newer than what it has saved.
+            enable_leader_restore: Some(false),
+            backoff: "20ms 40ms 80ms ...500ms".into(),
+            ..Config::default()
+        }
+        .validate()
+        .map_err(|error| StartError::Timing(error.to_string()))?;
+
+        let io = store.io();
+        let machine = io
+            .run(move || Machine::<R>::open(snapshots, io))
+            .await
+            .and_then(|opened| opened)
+            .map_err(StartError::Snapshots)?;
+        let state = machine.watch();
+        let unsnapped_bytes = machine.unsnapped_bytes();
+        let network = Network {
+            transport: transport.clone(),
+            state: state.clone(),
+        };
+        let raft = Raft::new(
+            config.node_id,
+            Arc::new(raft_config),
+            network,
+            LogStore::new(store.clone()),
+            machine,
+        )
+        .await
+        .map_err(|error| StartError::Consensus(error.to_string()))?;
+
+        let inner = Arc::new(Inner {
+            config,
+            raft,
+            environment,
+            transport,
+            store,
+            state,
+            unsnapped_bytes,
+            contact: Mutex::new(None),
+            reports: Mutex::default(),
+            leader_view: Mutex::new(None),
+            own_report: watch::Sender::new(NodeReport::default()),
+            handlers: RwLock::default(),
+            stop: watch::Sender::new(false),
+        });
+        let node = Node { inner };
+        let _reporter = Types::<R>::spawn(node.clone().run_reporter());
+        let _steward = Types::<R>::spawn(node.clone().run_steward());
+        Ok(node)
+    }
+
+    /// What the transport's listening side calls.
+    pub fn service(&self) -> Arc<dyn Service> {
+        Arc::new(RaftService {
+            inner: self.inner.clone(),
+        })
+    }
+
+    /// Founds the cluster on an empty store, or finishes an interrupted attempt. Does nothing where a cluster exists.
+    ///
+    /// # Errors
+    /// Any [`FoundError`].
+    pub async fn found(&self, init: Init) -> Result<(), FoundError> {
+        if self.state().is_initialised() {
+            return Ok(());
+        }
+        let initialised = self
+            .inner
+            .raft
+            .is_initialized()
+            .await
+            .map_err(|error| FoundError::NotAllowed(error.to_string()))?;
+        if !initialised {
+            let address = Address {
+                cluster: self.inner.config.addresses.cluster.clone(),
+            };
+            self.inner
+                .raft
+                .initialize(BTreeMap::from([(self.node_id(), address)]))
+                .await
+                .map_err(|error| FoundError::NotAllowed(error.to_string()))?;
+        }
+        // A lone voter elects itself at once; a restarted one within an election time.
+        let waiting = self.wait_for_role(|role| matches!(role, Role::Leader { .. }));
+        if Types::<R>::timeout(self.inner.config.propose_timeout, waiting)
+            .await
+            .is_err()
+        {
+            return Err(ProposeError::NoLeader(self.no_leader()).into());
+        }
+        let author = Author::system(self.node_id());
+        let applied = self
+            .propose_as(Command::Init(Box::new(init)), author, None)
+            .await?;
+        match applied.response.accepted() {
+            Ok(_) | Err(Refusal::AlreadyInitialised { .. }) => Ok(()),
+            Err(refusal) => Err(refusal.into()),
+        }
+    }
+
+    /// This node.
+    pub fn node_id(&self) -> NodeId {
+        self.inner.config.node_id
+    }
+
+    /// The cluster, once known.
+    pub fn cluster_id(&self) -> Option<ClusterId> {
+        self.inner.state.borrow().cluster_id()
+    }
+
+    /// The lineage, once known.
+    pub fn lineage(&self) -> Option<Lineage> {
+        self.inner.state.borrow().lineage()
+    }
+
+    /// The applied state, now.
+    pub fn state(&self) -> Arc<State> {
+        self.inner.state.borrow().clone()
+    }
+
+    /// Follows the applied state.
+    pub fn watch(&self) -> watch::Receiver<Arc<State>> {
+        self.inner.state.clone()
+    }
+
+    /// Answers requests of `kind` from now on. Kinds that belong to consensus are never passed on.
+    pub fn set_handler(&self, kind: Kind, handler: Handler) {
+        self.inner
+            .handlers
+            .write()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+            .insert(kind, handler);
+    }
+
+    /// Answers forwarded management requests from now on.
+    pub fn set_http_handler(&self, handler: HttpHandler) {
+        self.set_handler(
+            Kind::Http,
+            Arc::new(move |_from, body| {
+                let handler = handler.clone();
+                Box::pin(async move {
+                    let request = rmp_serde::from_slice(&body)
+                        .map_err(|error| ServiceError(format!("unreadable request: {error}")))?;
+                    let response = handler(request).await;
+                    Ok(Bytes::from(
+                        rmp_serde::to_vec_named(&response)
+                            .expect("a response has no value that MessagePack lacks"),
+                    ))
+                })
+            }),
+        );
+    }
+
+    /// What this node is, by what it heard within the effective detection time.
+    pub fn role(&self) -> Role {
+        self.inner.role()
+    }
+
+    /// Ends when the control plane has stopped, and says why.
+    pub async fn failed(&self) -> Failure {
+        let mut metrics = self.inner.raft.metrics();
+        loop {
+            if metrics.borrow_watched().running_state.is_err() || metrics.changed().await.is_err() {
+                return self.inner.failure();
+            }
+        }
+    }
+
+    /// Stops: no more answers, everything queued is written, files are closed. Hand over leadership before, with
+    /// [`Node::transfer_leader`].
+    pub async fn shutdown(&self) {
+        self.inner.stop.send_replace(true);
+        // It only fails when the core has panicked, and then it has stopped as well.
+        let _ = self.inner.raft.shutdown().await;
+        let store = self.inner.store.clone();
+        let _ = store.io().run(move || store.close()).await;
+    }
+
+    fn no_leader(&self) -> NoLeader {
+        match self.role() {
+            Role::NoLeader { reason } => reason,
+            Role::Leader { .. } | Role::Follower { .. } => NoLeader::Electing,
+        }
+    }
+
+    /// Looks at the role until `wanted` holds. Roles also change by mere silence, so this looks again and again.
+    async fn wait_for_role(&self, wanted: impl Fn(&Role) -> bool) {
+        let pause = Duration::from_millis(self.inner.config.timing.heartbeat_ms / 5 + 1);
+        while !wanted(&self.role()) {
+            Types::<R>::sleep(pause).await;
+        }
+    }
+}
+
+pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+impl<R: AsyncRuntime> Inner<R> {
+    pub(crate) fn metrics<T>(&self, look: impl FnOnce(&RaftMetrics<Types<R>>) -> T) -> T {
+        look(&self.raft.metrics().borrow_watched())
+    }
+
+    pub(crate) fn handler(&self, kind: Kind) -> Option<Handler> {
+        self.handlers
+            .read()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+            .get(&kind)
+            .cloned()
+    }
+
+    pub(crate) fn io(&self) -> crate::store::Io {
+        self.store.io()
+    }
+
+    /// A leader was heard, and this node has accepted what it said.
+    pub(crate) fn heard(&self, leader: NodeId, confirmed: Option<u64>) {
+        let now = Types::<R>::now();
+        let mut contact = locked(&self.contact);
+        let earlier = contact.as_ref().and_then(|contact| contact.confirmed);
+        let newest = earlier.map_or(0, |(index, _)| index);
+        *contact = Some(Contact {
+            leader,
+            at: now,
+            confirmed: confirmed.map(|index| (index.max(newest), now)).or(earlier),
+        });
+    }
+
+    pub(crate) fn detection_time(&self) -> Duration {
+        self.config.timing.detection_time()
+    }
+
+    fn role(&self) -> Role {
+        let node_id = self.config.node_id;
+        let none = |reason| Role::NoLeader { reason };
+        // Copied out, so that consensus never waits for this.
+        let (running, leads, candidate, term, acked, alone, member, leader_address) =
+            self.metrics(|metrics| {
+                let membership = metrics.membership_config.membership();
+                (
+                    metrics.running_state.is_ok(),
+                    metrics.state == ServerState::Leader,
+                    metrics.state == ServerState::Candidate,
+                    metrics.current_term,
+                    metrics.last_quorum_acked.map(|acked| acked.into_inner()),
+                    membership.voter_ids().all(|voter| voter == node_id),
+                    membership.get_node(&node_id).is_some(),
+                    metrics.current_leader.and_then(|leader| {
+                        Some((leader, membership.get_node(&leader)?.cluster.clone()))
+                    }),
+                )
+            });
+        if !running {
+            return none(NoLeader::Stopped);
+        }
+        let now = Types::<R>::now();
+        let fresh = |at: InstantOf<Types<R>>| now < at + self.detection_time();
+        if leads {
+            return match acked {
+                _ if alone => Role::Leader { term },
+                Some(acked) if fresh(acked) => Role::Leader { term },
+                Some(_) => none(NoLeader::QuorumLost),
+                None => none(NoLeader::Electing),
+            };
+        }
+        let state = self.state.borrow();
+        if state.removed(node_id).is_some() {
+            return none(NoLeader::Removed);
+        }
+        match &*locked(&self.contact) {
+            Some(contact) if fresh(contact.at) => {
+                let fallback = leader_address
+                    .filter(|(leader, _)| *leader == contact.leader)
+                    .map_or(String::new(), |(_, address)| address);
+                Role::Follower {
+                    leader_id: contact.leader,
+                    leader_address: peer(&state, contact.leader, &fallback).address,
+                    leader_http: state
+                        .member(contact.leader)
+                        .map_or(String::new(), |member| member.addresses.http.clone()),
+                }
+            }
+            _ if !member => none(NoLeader::NotMember),
+            _ if candidate => none(NoLeader::Electing),
+            Some(_) => none(NoLeader::LeaderSilent),
+            None => none(NoLeader::Starting),
+        }
+    }
+
+    /// Where the leader is, if another node leads.
+    fn leader_peer(&self) -> Result<Peer, NoLeader> {
+        match self.role() {
+            Role::Follower {
+                leader_id,
+                leader_address,
+                ..
+            } => Ok(Peer {
+                node_id: leader_id,
+                address: leader_address,
+            }),
+            Role::NoLeader { reason } => Err(reason),
+            Role::Leader { .. } => Err(NoLeader::Electing),
+        }
+    }
+
+    fn failure(&self) -> Failure {
+        if let Some(error) = self.store.failure() {
+            return match error.kind() {
+                std::io::ErrorKind::StorageFull => Failure::StorageFull,
+                _ => Failure::Storage(error.to_string()),
+            };
+        }
+        self.metrics(|metrics| match &metrics.running_state {
+            Err(openraft::errors::Fatal::StorageError(error)) => {
+                Failure::Consensus(error.to_string())
+            }
+            Err(openraft::errors::Fatal::Panicked) => Failure::Consensus("it panicked".into()),
+            Ok(()) | Err(openraft::errors::Fatal::Stopped) => Failure::Shutdown,
+        })
+    }
+}

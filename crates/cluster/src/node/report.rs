@@ -1,0 +1,385 @@
+//! What nodes know of one another: each reports to the leader, and the leader answers with what it knows of all.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use openraft::alias::InstantOf;
+use openraft::async_runtime::{Instant, Select2};
+use openraft::type_config::TypeConfigExt;
+use openraft::{AsyncRuntime, ServerState};
+use serde::{Deserialize, Serialize};
+
+use super::{Inner, Node, locked};
+use crate::command::Addresses;
+use crate::id::NodeId;
+use crate::raft::Types;
+use crate::state::Standing;
+use crate::status::{MemberRole, MemberStatus, NodeReport, Role, Status};
+use crate::transport::Kind;
+
+/// How often a node reports at least.
+const REPORT_EVERY: Duration = Duration::from_millis(500);
+
+/// How long a report may take.
+const REPORT_DEADLINE: Duration = Duration::from_secs(1);
+
+/// A member is live if it answered the leader within this time.
+pub(super) const LIVE_WITHIN: Duration = Duration::from_millis(1500);
+
+/// What a member sends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Report {
+    pub(crate) node: NodeReport,
+    pub(crate) applied_index: u64,
+    pub(crate) name: String,
+    pub(crate) addresses: Addresses,
+    pub(crate) incarnation: u64,
+    pub(crate) feature_level: u32,
+}
+
+/// What the leader answers.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct LeaderView {
+    pub(crate) members: Vec<MemberStatus>,
+    pub(crate) failure_tolerance: u32,
+}
+
+/// A report, and when it came.
+pub(crate) struct Received<R: AsyncRuntime> {
+    pub(crate) report: Report,
+    pub(crate) at: InstantOf<Types<R>>,
+    /// Since when the member has been caught up without a break.
+    pub(crate) caught_up: Option<InstantOf<Types<R>>>,
+}
+
+impl<R: AsyncRuntime> Node<R> {
+    /// Says of this node what the others should know. It goes to the leader at once if it changed.
+    pub fn report(&self, report: NodeReport) {
+        self.inner.own_report.send_if_modified(|current| {
+            // The clock alone is no news; it goes along with the next report.
+            let news = NodeReport {
+                wall_clock_ms: current.wall_clock_ms,
+                ..report.clone()
+            } != *current;
+            *current = report;
+            news
+        });
+    }
+
+    /// All members. On the leader as it sees them now, elsewhere as the leader last said.
+    pub fn members(&self) -> Vec<MemberStatus> {
+        if let Role::Leader { .. } = self.role() {
+            return self.inner.leader_members();
+        }
+        let Some((view, at)) = locked(&self.inner.leader_view).clone() else {
+            return self.inner.known_members();
+        };
+        let age = at.elapsed();
+        let mut members = view.members;
+        for member in &mut members {
+            member.last_contact_ms = member.last_contact_ms.map(|ms| ms + millis(age));
+            // What the leader said stays true only as long as it is fresh.
+            member.live &= age < LIVE_WITHIN;
+        }
+        members
+    }
+
+    /// This node's view of itself and the cluster.
+    pub fn status(&self) -> Status {
+        let inner = &self.inner;
+        let role = self.role();
+        let state = self.state();
+        let now = Types::<R>::now();
+        let (term, last, committed, snapshot, leads, acked, own_commit) =
+            inner.metrics(|metrics| {
+                (
+                    metrics.current_term,
+                    metrics.last_log_index.unwrap_or(0),
+                    metrics.local_committed.map_or(0, |id| id.index),
+                    metrics.snapshot.map_or(0, |id| id.index),
+                    metrics.state == ServerState::Leader,
+                    metrics.last_quorum_acked.map(|acked| acked.into_inner()),
+                    metrics
+                        .cluster_committed
+                        .filter(|id| id.leader_id.term == metrics.current_term)
+                        .map(|id| id.index),
+                )
+            });
+        let contact = locked(&inner.contact).as_ref().map(|c| (c.at, c.confirmed));
+        let heard_at = if leads {
+            acked
+        } else {
+            contact.map(|(at, _)| at)
+        };
+        let confirmed_index = match role {
+            Role::Leader { .. } => own_commit,
+            Role::Follower { .. } => contact
+                .and_then(|(_, confirmed)| confirmed)
+                .filter(|(_, at)| now < *at + inner.detection_time())
+                .map(|(index, _)| index),
+            Role::NoLeader { .. } => None,
+        };
+        let failure_tolerance = match role {
+            Role::Leader { .. } => Some(inner.failure_tolerance(&inner.leader_members())),
+            Role::Follower { .. } => locked(&inner.leader_view)
+                .as_ref()
+                .filter(|(_, at)| now < *at + LIVE_WITHIN)
+                .map(|(view, _)| view.failure_tolerance),
+            Role::NoLeader { .. } => None,
+        };
+        Status {
+            node_id: self.node_id(),
+            cluster_id: state.cluster_id(),
+            lineage: state.lineage(),
+            role,
+            term,
+            last_index: last,
+            committed_index: committed.max(state.index()),
+            applied_index: state.index(),
+            snapshot_index: snapshot,
+            confirmed_index,
+            leader_contact_ms: heard_at.map(|at| millis(now.saturating_duration_since(at))),
+            failure_tolerance,
+            detection_time_ms: millis(inner.detection_time()),
+        }
+    }
+
+    /// Reports until the node stops.
+    pub(super) async fn run_reporter(self) {
+        let mut changes = self.inner.own_report.subscribe();
+        let mut stop = self.inner.stop.subscribe();
+        loop {
+            let report = self.inner.own_report();
+            match self.role() {
+                Role::Leader { .. } => self.inner.receive(self.node_id(), report),
+                Role::Follower { .. } => {
+                    let body = rmp_serde::to_vec_named(&report)
+                        .expect("a report has no value that MessagePack lacks");
+                    // A report that does not arrive is followed by the next one.
+                    if let Ok(answer) = self
+                        .ask_leader(Kind::Report, body.into(), REPORT_DEADLINE)
+                        .await
+                        && let Ok(view) = rmp_serde::from_slice(&answer)
+                    {
+                        *locked(&self.inner.leader_view) = Some((view, Types::<R>::now()));
+                    }
+                }
+                Role::NoLeader { .. } => {}
+            }
+            let changed = async {
+                // The sender lives as long as this node.
+                let _ = changes.changed().await;
+            };
+            let pause = Types::<R>::timeout(REPORT_EVERY, changed);
+            let stopped = async {
+                let _ = stop.wait_for(|stop| *stop).await;
+            };
+            if let Select2::First(()) = Types::<R>::select2(stopped, pause).await {
+                return;
+            }
+        }
+    }
+}
+
+impl<R: AsyncRuntime> Inner<R> {
+    fn own_report(&self) -> Report {
+        let mut node = self.own_report.borrow().clone();
+        node.wall_clock_ms = (self.environment.wall_clock_ms)();
+        node.incarnation = self.config.incarnation;
+        let mut addresses = self.config.addresses.clone();
+        if !node.http_address.is_empty() {
+            addresses.http = node.http_address.clone();
+        }
+        Report {
+            node,
+            applied_index: self.state.borrow().index(),
+            name: self.config.name.clone(),
+            addresses,
+            incarnation: self.config.incarnation,
+            feature_level: self.config.feature_level,
+        }
+    }
+
+    /// Keeps a member's report.
+    pub(crate) fn receive(&self, from: NodeId, report: Report) {
+        let now = Types::<R>::now();
+        let mut reports = locked(&self.reports);
+        let caught_up = reports.get(&from).and_then(|earlier| earlier.caught_up);
+        reports.insert(
+            from,
+            Received {
+                report,
+                at: now,
+                caught_up,
+            },
+        );
+    }
+
+    /// Takes a report from another member and answers with what this leader knows.
+    pub(crate) fn answer_report(&self, from: NodeId, body: &[u8]) -> Result<Bytes, String> {
+        let report: Report = rmp_serde::from_slice(body).map_err(|error| error.to_string())?;
+        if self.state.borrow().member(from).is_none() {
+            return Err("not a member".into());
+        }
+        if !matches!(self.role(), Role::Leader { .. }) {
+            return Err("not the leader".into());
+        }
+        self.receive(from, report);
+        let members = self.leader_members();
+        let view = LeaderView {
+            failure_tolerance: self.failure_tolerance(&members),
+            members,
+        };
+        Ok(Bytes::from(
+            rmp_serde::to_vec_named(&view).expect("a view has no value that MessagePack lacks"),
+        ))
+    }
+
+    /// Members as the replicated state names them, when no leader has said more.
+    fn known_members(&self) -> Vec<MemberStatus> {
+        let state = self.state.borrow().clone();
+        let voters: Vec<NodeId> =
+            self.metrics(|metrics| metrics.membership_config.membership().voter_ids().collect());
+        state
+            .members()
+            .map(|member| {
+                let voter = voters.contains(&member.node_id);
+                MemberStatus {
+                    node_id: member.node_id,
+                    name: member.name.clone(),
+                    address: member.addresses.cluster.clone(),
+                    http_address: member.addresses.http.clone(),
+                    role: if voter {
+                        MemberRole::Follower
+                    } else {
+                        MemberRole::Learner
+                    },
+                    voter,
+                    leaving: member.standing == Standing::Leaving,
+                    live: false,
+                    last_contact_ms: None,
+                    matched_index: 0,
+                    applied_index: 0,
+                    lag: 0,
+                    report: (member.node_id == self.config.node_id).then(|| self.own_report().node),
+                }
+            })
+            .collect()
+    }
+
+    /// Members as this leader sees them now.
+    pub(super) fn leader_members(&self) -> Vec<MemberStatus> {
+        let mut members = self.known_members();
+        let own = self.config.node_id;
+        let now = Types::<R>::now();
+        let (last, heartbeat, replication, learners) = self.metrics(|metrics| {
+            let learners: Vec<NodeId> = metrics
+                .membership_config
+                .membership()
+                .learner_ids()
+                .collect();
+            (
+                metrics.last_log_index.unwrap_or(0),
+                metrics.heartbeat.clone().unwrap_or_default(),
+                metrics.replication.clone().unwrap_or_default(),
+                learners,
+            )
+        });
+        let applied_here = self.state.borrow().index();
+        let reports = locked(&self.reports);
+        for member in &mut members {
+            let id = member.node_id;
+            let received = reports.get(&id);
+            member.role = match () {
+                () if id == own => MemberRole::Leader,
+                () if member.voter => MemberRole::Follower,
+                () if learners.contains(&id) => MemberRole::Learner,
+                () => MemberRole::Joining,
+            };
+            if id == own {
+                member.live = true;
+                member.last_contact_ms = Some(0);
+                member.matched_index = last;
+                member.applied_index = applied_here;
+                member.report = Some(self.own_report().node);
+                continue;
+            }
+            let acked = heartbeat
+                .get(&id)
+                .and_then(|at| at.map(|at| at.into_inner()));
+            let contact = acked.max(received.map(|received| received.at));
+            member.last_contact_ms = contact.map(|at| millis(now.saturating_duration_since(at)));
+            member.matched_index = replication
+                .get(&id)
+                .and_then(|id| id.as_ref().map(|id| id.index))
+                .unwrap_or(0);
+            member.lag = last.saturating_sub(member.matched_index);
+            if let Some(received) = received {
+                member.applied_index = received.report.applied_index;
+                member.report = Some(received.report.node.clone());
+            }
+            member.live = contact.is_some_and(|at| now < at + LIVE_WITHIN)
+                && member
+                    .report
+                    .as_ref()
+                    .is_none_or(|report| report.quarantine.is_none());
+        }
+        members
+    }
+
+    /// Voters that may fail now, beyond those that are down, before quorum is lost: the least over all voter sets
+    /// while a membership change is under way.
+    pub(super) fn failure_tolerance(&self, members: &[MemberStatus]) -> u32 {
+        let live: Vec<NodeId> = members
+            .iter()
+            .filter(|m| m.live)
+            .map(|m| m.node_id)
+            .collect();
+        self.metrics(|metrics| {
+            metrics
+                .membership_config
+                .membership()
+                .get_joint_config()
+                .iter()
+                .map(|voters| {
+                    tolerance(
+                        voters.len(),
+                        voters.iter().filter(|id| live.contains(id)).count(),
+                    )
+                })
+                .min()
+                .unwrap_or(0)
+        })
+    }
+}
+
+/// How many of `live` of `voters` may fail before fewer than a quorum are left.
+fn tolerance(voters: usize, live: usize) -> u32 {
+    u32::try_from(live.saturating_sub(voters / 2 + 1)).unwrap_or(u32::MAX)
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::tolerance;
+
+    #[test]
+    fn tolerance_is_what_is_left_above_a_quorum() {
+        for (voters, live, expected) in [
+            (1, 1, 0),
+            (2, 2, 0),
+            (3, 3, 1),
+            (3, 2, 0),
+            (3, 1, 0),
+            (5, 5, 2),
+            (5, 4, 1),
+            (0, 0, 0),
+        ] {
+            assert_eq!(tolerance(voters, live), expected, "{live} of {voters}");
+        }
+    }
+}

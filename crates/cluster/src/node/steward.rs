@@ -1,0 +1,310 @@
+//! The leader's housekeeping: makes Raft's membership follow the replicated one, and bounds the log by size.
+//!
+//! Every step is taken again until it is done, by whichever node leads then; each looks at what is there instead of
+//! remembering what it did.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use openraft::async_runtime::Select2;
+use openraft::type_config::TypeConfigExt;
+use openraft::{AsyncRuntime, ChangeMembers};
+
+use super::{Node, locked};
+use crate::command::Command;
+use crate::id::NodeId;
+use crate::raft::{Address, Types};
+use crate::state::{Standing, State};
+use crate::status::{MemberStatus, Role};
+
+/// How often it looks.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// Entries that a learner may be behind and count as caught up.
+const CAUGHT_UP_LAG: u64 = 64;
+
+/// Voters, at most.
+const MAX_VOTERS: usize = 7;
+
+/// The next thing to change about the membership, if any.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Step {
+    /// Replicate to these.
+    AddLearners(BTreeMap<NodeId, String>),
+    /// Let these vote.
+    Promote(BTreeSet<NodeId>),
+    /// Take these out of Raft.
+    Drop(BTreeSet<NodeId>),
+    /// This leader is to leave: somebody else must lead first.
+    HandOver,
+    /// This one no longer counts: end its trust.
+    Release(NodeId),
+}
+
+/// What the decision rests on.
+struct Picture<'a> {
+    own: NodeId,
+    state: &'a State,
+    members: &'a [MemberStatus],
+    voters: BTreeSet<NodeId>,
+    learners: BTreeSet<NodeId>,
+    /// Learners that have been caught up for long enough.
+    ready: BTreeSet<NodeId>,
+}
+
+impl Picture<'_> {
+    fn in_raft(&self, id: NodeId) -> bool {
+        self.voters.contains(&id) || self.learners.contains(&id)
+    }
+
+    fn live(&self, id: NodeId) -> bool {
+        self.members
+            .iter()
+            .any(|member| member.node_id == id && member.live)
+    }
+
+    fn next(&self) -> Option<Step> {
+        let standing = |id: NodeId| self.state.member(id).map(|member| member.standing);
+
+        let joining: BTreeMap<NodeId, String> = self
+            .state
+            .members()
+            .filter(|member| member.standing == Standing::Member && !self.in_raft(member.node_id))
+            .map(|member| (member.node_id, member.addresses.cluster.clone()))
+            .collect();
+        if !joining.is_empty() {
+            return Some(Step::AddLearners(joining));
+        }
+
+        let leaving: Vec<NodeId> = self
+            .state
+            .members()
+            .filter(|member| member.standing == Standing::Leaving)
+            .map(|member| member.node_id)
+            .collect();
+        if let Some(out) = leaving.iter().find(|id| !self.in_raft(**id)) {
+            return Some(Step::Release(*out));
+        }
+        if leaving.contains(&self.own) {
+            return Some(Step::HandOver);
+        }
+        // Members that were reserved but never confirmed are not in Raft; what is there without being a member is a
+        // leftover of an interrupted removal.
+        let out: BTreeSet<NodeId> = self
+            .voters
+            .union(&self.learners)
+            .filter(|id| {
+                **id != self.own
+                    && standing(**id).is_none_or(|standing| standing == Standing::Leaving)
+            })
+            .copied()
+            .collect();
+        if !out.is_empty() {
+            let rest: Vec<NodeId> = self.voters.difference(&out).copied().collect();
+            // A removal that would leave no quorum of live voters waits until more are back.
+            return self.has_quorum(&rest).then_some(Step::Drop(out));
+        }
+
+        self.promotion().map(Step::Promote)
+    }
+
+    fn has_quorum(&self, voters: &[NodeId]) -> bool {
+        let live = voters.iter().filter(|id| self.live(**id)).count();
+        !voters.is_empty() && live > voters.len() / 2
+    }
+
+    /// One, two or three members all vote; above that voters stay odd, and at most [`MAX_VOTERS`].
+    fn promotion(&self) -> Option<BTreeSet<NodeId>> {
+        let have = self.voters.len();
+        let all = have + self.learners.len();
+        let want = match all {
+            0..=3 => all,
+            _ => (all - 1 + all % 2).min(MAX_VOTERS),
+        };
+        let mut chosen: Vec<NodeId> = self
+            .ready
+            .iter()
+            .copied()
+            .take(want.saturating_sub(have))
+            .collect();
+        if have + chosen.len() > 3 && (have + chosen.len()).is_multiple_of(2) {
+            chosen.pop();
+        }
+        let voters: Vec<NodeId> = self.voters.iter().chain(&chosen).copied().collect();
+        (!chosen.is_empty() && self.has_quorum(&voters)).then(|| chosen.into_iter().collect())
+    }
+}
+
+impl<R: AsyncRuntime> Node<R> {
+    /// Looks after the cluster while this node leads, until it stops.
+    pub(super) async fn run_steward(self) {
+        let mut stop = self.inner.stop.subscribe();
+        let mut led = false;
+        loop {
+            let stopped = async {
+                let _ = stop.wait_for(|stop| *stop).await;
+            };
+            if let Select2::First(()) =
+                Types::<R>::select2(stopped, Types::<R>::sleep(LOOK_EVERY)).await
+            {
+                return;
+            }
+            self.bound_log().await;
+            let leads = matches!(self.role(), Role::Leader { .. });
+            if !leads && led {
+                // What was reported to this node is of no use to its successor.
+                locked(&self.inner.reports).clear();
+            }
+            led = leads;
+            if leads && self.state().is_initialised() {
+                self.refresh_members().await;
+                // Without a quorum a change never ends; it is looked at afresh then.
+                let limit = self.inner.config.propose_timeout * 2;
+                let _ = Types::<R>::timeout(limit, self.reconcile()).await;
+            }
+        }
+    }
+
+    /// Takes a snapshot when the commands since the last one have become large.
+    async fn bound_log(&self) {
+        let bytes = &self.inner.unsnapped_bytes;
+        if bytes.load(Ordering::Relaxed) > self.inner.config.snapshot_every_bytes {
+            bytes.store(0, Ordering::Relaxed);
+            // It fails only when consensus has stopped, which is noticed elsewhere.
+            let _ = self.inner.raft.trigger().snapshot().await;
+        }
+    }
+
+    /// Writes down what members say of themselves where it differs from the record.
+    async fn refresh_members(&self) {
+        let state = self.state();
+        let stale: Vec<Command> = locked(&self.inner.reports)
+            .iter()
+            .filter_map(|(id, received)| {
+                let (member, report) = (state.member(*id)?, &received.report);
+                let same = member.name == report.name
+                    && member.addresses == report.addresses
+                    && member.incarnation == report.incarnation
+                    && member.feature_level == report.feature_level;
+                (!same).then(|| Command::UpdateMember {
+                    node_id: *id,
+                    name: report.name.clone(),
+                    addresses: report.addresses.clone(),
+                    incarnation: report.incarnation,
+                    feature_level: report.feature_level,
+                })
+            })
+            .collect();
+        for command in stale {
+            if let Err(error) = self.propose(command).await {
+                tracing::debug!(%error, "a member's record could not be updated yet");
+            }
+        }
+    }
+
+    /// Learners that have been caught up without a break for the configured time.
+    fn ready_learners(
+        &self,
+        members: &[MemberStatus],
+        learners: &BTreeSet<NodeId>,
+    ) -> BTreeSet<NodeId> {
+        let now = Types::<R>::now();
+        let mut reports = locked(&self.inner.reports);
+        members
+            .iter()
+            .filter(|member| learners.contains(&member.node_id))
+            .filter(|member| {
+                let Some(received) = reports.get_mut(&member.node_id) else {
+                    return false;
+                };
+                if !member.live || member.matched_index == 0 || member.lag >= CAUGHT_UP_LAG {
+                    received.caught_up = None;
+                    return false;
+                }
+                let since = *received.caught_up.get_or_insert(now);
+                now >= since + self.inner.config.promote_after
+            })
+            .map(|member| member.node_id)
+            .collect()
+    }
+
+    async fn reconcile(&self) {
+        let members = self.inner.leader_members();
+        let (voters, learners, settled) = self.inner.metrics(|metrics| {
+            let membership = metrics.membership_config.membership();
+            (
+                membership.voter_ids().collect::<BTreeSet<_>>(),
+                membership.learner_ids().collect::<BTreeSet<_>>(),
+                metrics.membership_config == metrics.committed_membership_config
+                    && membership.get_joint_config().len() == 1,
+            )
+        });
+        let ready = self.ready_learners(&members, &learners);
+        if !settled {
+            return;
+        }
+        let state = self.state();
+        let picture = Picture {
+            own: self.node_id(),
+            state: &state,
+            members: &members,
+            voters,
+            learners,
+            ready,
+        };
+        let Some(step) = picture.next() else { return };
+        tracing::info!(?step, "membership change");
+        let raft = &self.inner.raft;
+        let changed = match step {
+            Step::AddLearners(nodes) => {
+                let nodes = nodes
+                    .into_iter()
+                    .map(|(id, cluster)| (id, Address { cluster }))
+                    .collect();
+                raft.change_membership(ChangeMembers::AddNodes(nodes), true)
+                    .await
+                    .map(drop)
+            }
+            Step::Promote(ids) => raft
+                .change_membership(ChangeMembers::AddVoterIds(ids), true)
+                .await
+                .map(drop),
+            Step::Drop(ids) => {
+                let voters: BTreeSet<NodeId> = ids.intersection(&picture.voters).copied().collect();
+                let learners: BTreeSet<NodeId> =
+                    ids.intersection(&picture.learners).copied().collect();
+                let mut changed = Ok(());
+                if !voters.is_empty() {
+                    changed = raft
+                        .change_membership(ChangeMembers::RemoveVoters(voters), false)
+                        .await
+                        .map(drop);
+                }
+                if changed.is_ok() && !learners.is_empty() {
+                    changed = raft
+                        .change_membership(ChangeMembers::RemoveNodes(learners), false)
+                        .await
+                        .map(drop);
+                }
+                changed
+            }
+            Step::HandOver => {
+                if let Err(error) = self.transfer_leader(None).await {
+                    tracing::warn!(%error, "this leader is to leave but cannot hand over");
+                }
+                Ok(())
+            }
+            Step::Release(node_id) => {
+                match self.propose(Command::ReleaseMember { node_id }).await {
+                    Ok(_) => self.inner.transport.forget(node_id),
+                    Err(error) => tracing::debug!(%error, "a member could not be released yet"),
+                }
+                Ok(())
+            }
+        };
+        if let Err(error) = changed {
+            tracing::warn!(%error, "membership change failed; it will be tried again");
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! Snapshots as bytes, and the directory that keeps each of them twice.
+//!
+//! An image is a magic number, then length-prefixed frames (what the snapshot covers, then the state's records), then
+//! an end mark and the SHA-256 of everything before it. It is made and carried in pieces, so that neither side ever
+//! stops for a large one.
+
+use std::sync::Arc;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use openraft::async_runtime::AsyncRuntime;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use super::{LogId, Membership, Types};
+use crate::command::CHUNK_BYTES;
+use crate::state::{SnapshotError, State};
+use crate::store::files::Directory;
+use openraft::type_config::TypeConfigExt;
+
+const MAGIC: &[u8; 8] = b"NWSNAP\0\x01";
+const END: u32 = u32::MAX;
+const SUM_BYTES: usize = 32;
+
+/// Records encoded before other tasks get their turn.
+const RECORDS_PER_TURN: usize = 256;
+
+/// What a snapshot covers.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Coverage {
+    pub(crate) last: Option<LogId>,
+    pub(crate) membership: Membership,
+}
+
+/// A snapshot that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ImageError {
+    #[error("the snapshot is cut off or damaged")]
+    Damaged,
+    #[error("the snapshot's description cannot be read")]
+    Coverage(#[source] rmp_serde::decode::Error),
+    #[error(transparent)]
+    State(#[from] SnapshotError),
+}
+
+/// A snapshot's bytes, in pieces of at most [`CHUNK_BYTES`] and one frame.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Image {
+    pub(crate) pieces: Arc<[Bytes]>,
+}
+
+impl Image {
+    /// Encodes `state`, yielding to other tasks now and then.
+    pub(crate) async fn encode<R: AsyncRuntime>(coverage: &Coverage, state: &State) -> Self {
+        let mut pieces = Pieces::new();
+        pieces.frame(
+            &rmp_serde::to_vec_named(coverage)
+                .expect("a log id has no value that MessagePack lacks"),
+        );
+        // Cloned in turns so that no borrow of the iterator is held while others run: the state is shared, not copied.
+        let mut records = state.records();
+        loop {
+            let mut count = 0;
+            for record in records.by_ref().take(RECORDS_PER_TURN) {
+                pieces.frame(&record);
+                count += 1;
+            }
+            if count < RECORDS_PER_TURN {
+                break;
+            }
+            Types::<R>::yield_now().await;
+        }
+        drop(records);
+        pieces.finish()
+    }
+
+    /// Checks an image and rebuilds what it holds.
+    pub(crate) fn decode(bytes: &[u8]) -> Result<(Coverage, State), ImageError> {
+        let (content, sum) = bytes
+            .split_at_checked(bytes.len().wrapping_sub(SUM_BYTES))
+            .ok_or(ImageError::Damaged)?;
+        if Sha256::digest(content).as_slice() != sum {
+            return Err(ImageError::Damaged);
+        }
+        let mut rest = content.strip_prefix(MAGIC).ok_or(ImageError::Damaged)?;
+        let mut frames = Vec::new();
+        loop {
+            let (len, after) = rest.split_at_checked(4).ok_or(ImageError::Damaged)?;
+            let len = u32::from_be_bytes(len.try_into().expect("4 bytes"));
+            if len == END {
+                if !after.is_empty() {
+                    return Err(ImageError::Damaged);
+                }
+                break;
+            }
+            let (frame, after) = after
+                .split_at_checked(len as usize)
+                .ok_or(ImageError::Damaged)?;
+            frames.push(frame);
+            rest = after;
+        }
+        let (coverage, records) = frames.split_first().ok_or(ImageError::Damaged)?;
+        let coverage = rmp_serde::from_slice(coverage).map_err(ImageError::Coverage)?;
+        Ok((coverage, State::from_records(records)?))
+    }
+
+    /// The image in one piece.
+    pub(crate) fn joined(&self) -> Vec<u8> {
+        self.pieces.concat()
+    }
+}
+
+struct Pieces {
+    done: Vec<Bytes>,
+    open: BytesMut,
+    hasher: Sha256,
+}
+
+impl Pieces {
+    fn new() -> Self {
+        let mut open = BytesMut::with_capacity(CHUNK_BYTES);
+        open.put_slice(MAGIC);
+        Pieces {
+            done: Vec::new(),
+            open,
+            hasher: Sha256::new(),
+        }
+    }
+
+    fn frame(&mut self, frame: &[u8]) {
+        self.open
+            .put_u32(u32::try_from(frame.len()).expect("a record is far smaller than 4 GiB"));
+        self.open.put_slice(frame);
+        if self.open.len() >= CHUNK_BYTES {
+            self.cut();
+        }
+    }
+
+    fn cut(&mut self) {
+        self.hasher.update(&self.open);
+        self.done.push(self.open.split().freeze());
+    }
+
+    fn finish(mut self) -> Image {
+        self.open.put_u32(END);
+        self.cut();
+        self.done
+            .push(Bytes::copy_from_slice(&self.hasher.finalize()));
+        Image {
+            pieces: self.done.into(),
+        }
+    }
+}
+
+/// The snapshots on disk: the newest one, twice.
+#[derive(Clone)]
+pub(crate) struct Shelf {
+    directory: Arc<dyn Directory>,
+}
+
+const COPIES: [&str; 2] = ["a", "b"];
+
+impl Shelf {
+    pub(crate) fn new(directory: Arc<dyn Directory>) -> Self {
+        Shelf { directory }
+    }
+
+    /// Writes both copies, then removes older snapshots.
+    pub(crate) fn put(&self, coverage: &Coverage, image: &Image) -> std::io::Result<()> {
+        let stem = stem(coverage.last);
+        for copy in COPIES {
+            self.directory
+                .write(&format!("{stem}-{copy}.snap"), &image.pieces)?;
+        }
+        for name in self.directory.list()? {
+            if !name.starts_with(&stem) && name.ends_with(".snap") {
+                self.directory.remove(&name)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The newest snapshot, from whichever copy is intact. A damaged or missing copy is replaced.
+    pub(crate) fn newest(&self) -> std::io::Result<Option<(Coverage, State, Vec<u8>)>> {
+        let names = self.directory.list()?;
+        let Some(stem) = names
+            .iter()
+            .filter_map(|name| {
+                name.strip_suffix("-a.snap")
+                    .or_else(|| name.strip_suffix("-b.snap"))
+            })
+            .max()
+        else {
+            return Ok(None);
+        };
+        let mut damage = None;
+        for copy in COPIES {
+            let Some(bytes) = self.directory.read(&format!("{stem}-{copy}.snap"))? else {
+                continue;
+            };
+            match Image::decode(&bytes) {
+                Ok((coverage, state)) => {
+                    for other in COPIES.into_iter().filter(|other| *other != copy) {
+                        let name = format!("{stem}-{other}.snap");
+                        if self.directory.read(&name)?.as_deref() != Some(&bytes[..]) {
+                            tracing::warn!(
+                                snapshot = stem,
+                                "a copy of the snapshot was damaged or missing; replaced"
+                            );
+                            self.directory.write(&name, &[Bytes::from(bytes.clone())])?;
+                        }
+                    }
+                    return Ok(Some((coverage, state, bytes)));
+                }
+                Err(error) => damage = Some(error),
+            }
+        }
+        let error = damage.unwrap_or(ImageError::Damaged);
+        Err(std::io::Error::new(std::io::ErrorKind::InvalidData, error))
+    }
+}
+
+/// Names sort by age: the index, then the term.
+fn stem(last: Option<LogId>) -> String {
+    let (index, term) = last.map_or((0, 0), |id| (id.index, id.leader_id.term));
+    format!("{index:020}-{term:010}")
+}

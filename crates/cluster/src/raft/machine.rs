@@ -1,0 +1,233 @@
+//! The state machine as openraft wants it: applies entries to the [`State`] and publishes it.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use futures::{Stream, StreamExt};
+use openraft::entry::RaftEntry;
+use openraft::storage::{
+    EntryResponder, RaftSnapshotBuilder, RaftStateMachine, Snapshot, SnapshotMeta,
+};
+use openraft::{AsyncRuntime, EntryPayload, OptionalSend};
+use tokio::sync::watch;
+
+use super::image::{Coverage, Image, Shelf};
+use super::{Address, CommittedLeaderId, LogId, Membership, Types};
+use crate::command::Response;
+use crate::id::NodeId;
+use crate::state::State;
+use crate::store::Io;
+use crate::store::files::Directory;
+
+pub(crate) type Meta = SnapshotMeta<CommittedLeaderId, NodeId, Address>;
+pub(crate) type Taken = Snapshot<CommittedLeaderId, NodeId, Address, Image>;
+
+/// Entries applied before readers and waiting clients are told.
+const PUBLISH_EVERY: usize = 64;
+
+/// The state, and what it takes to keep it.
+pub(crate) struct Machine<R> {
+    state: State,
+    covered: Coverage,
+    published: watch::Sender<Arc<State>>,
+    shelf: Shelf,
+    io: Io,
+    /// Bytes of commands applied since the last snapshot, to bound the log by size as well.
+    unsnapped_bytes: Arc<AtomicU64>,
+    runtime: std::marker::PhantomData<fn() -> R>,
+}
+
+impl<R> Machine<R> {
+    /// Loads the newest snapshot. Entries after it are applied again by openraft, up to the committed index.
+    pub(crate) fn open(directory: Arc<dyn Directory>, io: Io) -> io::Result<Self> {
+        let shelf = Shelf::new(directory);
+        let (covered, state) = match shelf.newest()? {
+            Some((covered, state, _)) => (covered, state),
+            None => (Coverage::default(), State::default()),
+        };
+        let (published, _) = watch::channel(Arc::new(state.clone()));
+        Ok(Machine {
+            state,
+            covered,
+            published,
+            shelf,
+            io,
+            unsnapped_bytes: Arc::default(),
+            runtime: std::marker::PhantomData,
+        })
+    }
+
+    /// Follows the applied state.
+    pub(crate) fn watch(&self) -> watch::Receiver<Arc<State>> {
+        self.published.subscribe()
+    }
+
+    pub(crate) fn unsnapped_bytes(&self) -> Arc<AtomicU64> {
+        self.unsnapped_bytes.clone()
+    }
+
+    fn publish(&self) {
+        self.published.send_replace(Arc::new(self.state.clone()));
+    }
+
+    fn apply_payload(
+        &mut self,
+        id: LogId,
+        payload: EntryPayload<super::Proposal, NodeId, Address>,
+    ) -> io::Result<Response> {
+        let response = match payload {
+            EntryPayload::Blank => {
+                self.state.advance(id.index);
+                Response::Nothing
+            }
+            EntryPayload::Membership(membership) => {
+                self.state.advance(id.index);
+                self.covered.membership = Membership::new(Some(id), membership);
+                Response::Nothing
+            }
+            EntryPayload::Normal(proposal) => {
+                let stamped = proposal.decode().map_err(|error| {
+                    tracing::error!(index = id.index, %error, "unknown command: a newer version has written it");
+                    io::Error::new(io::ErrorKind::InvalidData, error)
+                })?;
+                self.unsnapped_bytes
+                    .fetch_add(proposal.len() as u64, Ordering::Relaxed);
+                self.state.apply(id.index, stamped)
+            }
+        };
+        self.covered.last = Some(id);
+        Ok(response)
+    }
+}
+
+impl<R: AsyncRuntime> RaftStateMachine<Types<R>> for Machine<R> {
+    type SnapshotData = Image;
+    type SnapshotBuilder = Builder<R>;
+
+    async fn applied_state(&mut self) -> Result<(Option<LogId>, Membership), io::Error> {
+        Ok((self.covered.last, self.covered.membership.clone()))
+    }
+
+    async fn apply<S>(&mut self, mut entries: S) -> Result<(), io::Error>
+    where
+        S: Stream<Item = Result<EntryResponder<Types<R>>, io::Error>> + Unpin + OptionalSend,
+    {
+        // A client is answered only after its change can be read.
+        let mut waiting = Vec::new();
+        let mut result = Ok(());
+        let mut since = 0;
+        while let Some(item) = entries.next().await {
+            let applied = item.and_then(|(entry, responder)| {
+                let response = self.apply_payload(entry.log_id(), entry.payload)?;
+                Ok((responder, response))
+            });
+            match applied {
+                Ok((Some(responder), response)) => waiting.push((responder, response)),
+                Ok((None, _)) => {}
+                Err(error) => {
+                    result = Err(error);
+                    break;
+                }
+            }
+            since += 1;
+            if since == PUBLISH_EVERY {
+                since = 0;
+                self.publish();
+                for (responder, response) in waiting.drain(..) {
+                    responder.send(response);
+                }
+            }
+        }
+        self.publish();
+        for (responder, response) in waiting {
+            responder.send(response);
+        }
+        result
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Builder<R> {
+        self.unsnapped_bytes.store(0, Ordering::Relaxed);
+        Builder {
+            state: self.state.clone(),
+            covered: self.covered.clone(),
+            shelf: self.shelf.clone(),
+            io: self.io,
+            runtime: std::marker::PhantomData,
+        }
+    }
+
+    async fn install_snapshot(&mut self, meta: &Meta, snapshot: Image) -> Result<(), io::Error> {
+        let (shelf, image) = (self.shelf.clone(), snapshot);
+        let (covered, state) = self
+            .io
+            .run(move || {
+                let (covered, state) = Image::decode(&image.joined())
+                    .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+                shelf.put(&covered, &image)?;
+                io::Result::Ok((covered, state))
+            })
+            .await??;
+        if covered.last != meta.last_log_id {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the snapshot covers something else than announced",
+            ));
+        }
+        self.covered = covered;
+        self.state = state;
+        self.unsnapped_bytes.store(0, Ordering::Relaxed);
+        self.publish();
+        Ok(())
+    }
+
+    async fn get_current_snapshot(&mut self) -> Result<Option<Taken>, io::Error> {
+        let shelf = self.shelf.clone();
+        let newest = self.io.run(move || shelf.newest()).await??;
+        Ok(newest.map(|(covered, _, bytes)| Taken {
+            meta: meta_of(&covered),
+            snapshot: Image {
+                pieces: in_pieces(bytes.into()),
+            },
+        }))
+    }
+}
+
+/// Makes one snapshot of the state as it was.
+pub(crate) struct Builder<R> {
+    state: State,
+    covered: Coverage,
+    shelf: Shelf,
+    io: Io,
+    runtime: std::marker::PhantomData<fn() -> R>,
+}
+
+impl<R: AsyncRuntime> RaftSnapshotBuilder<Types<R>> for Builder<R> {
+    type SnapshotData = Image;
+
+    async fn build_snapshot(&mut self) -> Result<Taken, io::Error> {
+        let image = Image::encode::<R>(&self.covered, &self.state).await;
+        let (shelf, covered, written) = (self.shelf.clone(), self.covered.clone(), image.clone());
+        self.io.run(move || shelf.put(&covered, &written)).await??;
+        Ok(Taken {
+            meta: meta_of(&self.covered),
+            snapshot: image,
+        })
+    }
+}
+
+fn meta_of(covered: &Coverage) -> Meta {
+    Meta {
+        last_log_id: covered.last,
+        last_membership: covered.membership.clone(),
+    }
+}
+
+fn in_pieces(mut bytes: bytes::Bytes) -> Arc<[bytes::Bytes]> {
+    let mut pieces = Vec::new();
+    while bytes.len() > crate::command::CHUNK_BYTES {
+        pieces.push(bytes.split_to(crate::command::CHUNK_BYTES));
+    }
+    pieces.push(bytes);
+    pieces.into()
+}

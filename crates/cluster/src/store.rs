@@ -1,0 +1,253 @@
+//! The log store: Raft's log, vote and committed index in a redb file.
+//!
+//! What makes an acknowledged write survive the loss of power on every node at once:
+//! 1. Appends and votes are acknowledged after a two-phase commit, never before.
+//! 2. One writer commits everything that has queued up in one transaction, in order.
+//! 3. Every record carries a checksum of our own over its key and content; all are checked at open, and one that does
+//!    not match is an error, never a shorter log.
+//! 4. After a failed write or sync nothing is tried again: the store answers with that error until it is reopened.
+//!
+//! The committed index is a hint that saves re-learning it at restart; it is written with the next batch, or by itself
+//! soon after, and nothing waits for it.
+
+mod disk;
+pub mod files;
+mod raftlog;
+mod writer;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use openraft::entry::RaftEntry;
+use redb::StorageBackend;
+
+pub use raftlog::LogStore;
+
+use crate::raft::{Entry, LogId, Vote};
+use disk::Disk;
+use writer::{Job, Writer};
+
+/// Why a store cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The file cannot be opened, read or written.
+    #[error("the log store cannot be accessed")]
+    Io(#[from] io::Error),
+    /// Another process, or an earlier instance in this one, has it open.
+    #[error("the log store is open elsewhere")]
+    Locked,
+    /// Content that does not match its checksum, or does not hang together. The node needs its data from its peers.
+    #[error("the log store is damaged: {what}")]
+    Corrupt {
+        /// What is wrong.
+        what: String,
+    },
+    /// Written by a version whose format this one does not know.
+    #[error("the log store has format {found}, this version knows up to {known}")]
+    Format {
+        /// Its format.
+        found: u64,
+        /// The newest one known.
+        known: u64,
+    },
+}
+
+/// Who carries out blocking writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Io {
+    /// A thread of its own, so that no async task waits for a disk.
+    Threaded,
+    /// The caller, at once: for a simulator, whose disk takes no real time.
+    Inline,
+}
+
+impl Io {
+    /// Runs `work`, which may block, and gives its result.
+    pub(crate) fn run<T: Send + 'static>(
+        self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> futures::future::BoxFuture<'static, io::Result<T>> {
+        match self {
+            Io::Inline => {
+                let result = work();
+                Box::pin(std::future::ready(Ok(result)))
+            }
+            Io::Threaded => {
+                let (sender, receiver) = futures::channel::oneshot::channel();
+                let started = std::thread::Builder::new()
+                    .name("cluster-files".into())
+                    .spawn(move || {
+                        // The receiver is gone when nobody waits for the result any more.
+                        let _ = sender.send(work());
+                    });
+                Box::pin(async move {
+                    started?;
+                    receiver
+                        .await
+                        .map_err(|_| io::Error::other("the work panicked"))
+                })
+            }
+        }
+    }
+}
+
+/// Bytes of entries that are kept in memory after they were written, for replication and apply.
+const TAIL_BYTES: usize = 8 * 1024 * 1024;
+
+/// Entries that are kept in memory after they were written.
+const TAIL_ENTRIES: usize = 4096;
+
+/// Most bytes that one read for replication returns; at least one entry is returned whatever its size.
+const READ_BYTES: usize = 1024 * 1024;
+
+/// An entry in memory, with the size of its encoding.
+#[derive(Clone)]
+struct Cached {
+    entry: Entry,
+    bytes: usize,
+}
+
+/// What readers see: the log as it was last changed, whether or not it is on disk already.
+#[derive(Default)]
+struct View {
+    vote: Option<Vote>,
+    committed: Option<LogId>,
+    purged: Option<LogId>,
+    last: Option<LogId>,
+    /// The newest entries; all that are not on disk yet are here.
+    tail: BTreeMap<u64, Cached>,
+    tail_bytes: usize,
+    /// Every entry before this index is on disk.
+    flushed: u64,
+}
+
+impl View {
+    fn push(&mut self, entry: Entry, bytes: usize) {
+        self.last = Some(entry.log_id());
+        if let Some(old) = self.tail.insert(entry.index(), Cached { entry, bytes }) {
+            self.tail_bytes -= old.bytes;
+        }
+        self.tail_bytes += bytes;
+    }
+
+    /// Forgets entries that are on disk and beyond the limits.
+    fn evict(&mut self) {
+        while self.tail_bytes > TAIL_BYTES || self.tail.len() > TAIL_ENTRIES {
+            match self.tail.first_key_value() {
+                Some((index, _)) if *index < self.flushed => {
+                    let (_, gone) = self.tail.pop_first().expect("it has a first");
+                    self.tail_bytes -= gone.bytes;
+                }
+                _ => break,
+            }
+        }
+    }
+
+    fn first_index(&self) -> u64 {
+        self.purged.map_or(0, |id| id.index + 1)
+    }
+
+    fn next_index(&self) -> u64 {
+        self.last.map_or(0, |id| id.index + 1)
+    }
+}
+
+/// An open log store. Cheap to clone; [`Store::close`] ends all clones.
+#[derive(Clone)]
+pub struct Store {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    disk: Arc<Disk>,
+    view: Mutex<View>,
+    writer: Writer,
+    io: Io,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").finish_non_exhaustive()
+    }
+}
+
+impl Store {
+    /// Opens or creates the store at `path`, readable by its owner only, and checks all of it.
+    ///
+    /// # Errors
+    /// Any [`StoreError`]. A damaged store is left as it is.
+    pub fn open(path: &Path, io: Io) -> Result<Self, StoreError> {
+        Self::start(Disk::open_file(path)?, io)
+    }
+
+    /// Opens or creates the store on a backend of the caller's, and checks all of it.
+    ///
+    /// # Errors
+    /// Any [`StoreError`].
+    pub fn open_backend(backend: impl StorageBackend, io: Io) -> Result<Self, StoreError> {
+        Self::start(Disk::open_backend(backend)?, io)
+    }
+
+    fn start(disk: Disk, io: Io) -> Result<Self, StoreError> {
+        let stored = disk.load()?;
+        let flushed = stored.last.map_or(0, |id| id.index + 1);
+        let disk = Arc::new(disk);
+        Ok(Store {
+            shared: Arc::new(Shared {
+                writer: Writer::start(disk.clone(), io)?,
+                disk,
+                view: Mutex::new(View {
+                    vote: stored.vote,
+                    committed: stored.committed,
+                    purged: stored.purged,
+                    last: stored.last,
+                    flushed,
+                    ..View::default()
+                }),
+                io,
+            }),
+        })
+    }
+
+    /// Whether it holds nothing at all: no vote, no entry.
+    pub fn is_empty(&self) -> bool {
+        let view = self.view();
+        view.vote.is_none() && view.last.is_none()
+    }
+
+    /// The first failure, if there was one. From then on every operation fails with it.
+    pub fn failure(&self) -> Option<Arc<io::Error>> {
+        self.shared.writer.failure()
+    }
+
+    /// Writes what is queued and closes the file. Every later operation fails.
+    pub fn close(&self) {
+        self.shared.writer.close();
+        self.shared.disk.close();
+    }
+
+    pub(crate) fn io(&self) -> Io {
+        self.shared.io
+    }
+
+    fn view(&self) -> MutexGuard<'_, View> {
+        self.shared
+            .view
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Queues a job and waits until it is on disk.
+    async fn settle(&self, job: impl FnOnce(writer::Done) -> Job) -> io::Result<()> {
+        let (sender, receiver) = futures::channel::oneshot::channel();
+        self.shared.writer.submit(job(Box::new(move |result| {
+            // Nobody waits any more when the node is shutting down.
+            let _ = sender.send(result);
+        })));
+        receiver
+            .await
+            .map_err(|_| io::Error::other("the log store is closed"))?
+    }
+}

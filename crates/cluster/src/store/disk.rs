@@ -1,0 +1,333 @@
+//! The tables, and what is written in them.
+
+use std::io;
+use std::path::Path;
+use std::sync::RwLock;
+
+use openraft::entry::RaftEntry;
+use redb::backends::FileBackend;
+use redb::{
+    Database, Durability, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition,
+};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use sha2::{Digest, Sha256};
+
+use super::StoreError;
+use crate::raft::{Entry, LogId, Vote};
+
+/// Log entries by index.
+const LOG: TableDefinition<u64, &[u8]> = TableDefinition::new("log");
+/// Single records by name.
+const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
+
+const FORMAT: &str = "format";
+const VOTE: &str = "vote";
+const COMMITTED: &str = "committed";
+const PURGED: &str = "purged";
+
+/// Format written by this version.
+const KNOWN_FORMAT: u64 = 1;
+
+/// Bytes of the checksum before each record: the first half of a SHA-256.
+const SUM_BYTES: usize = 16;
+
+/// redb's page cache. Its own default is a gigabyte.
+const CACHE_BYTES: usize = 16 * 1024 * 1024;
+
+/// An open file. `None` once closed.
+pub(super) struct Disk {
+    database: RwLock<Option<Database>>,
+}
+
+/// What the single records say, and the end of the log.
+pub(super) struct Stored {
+    pub(super) vote: Option<Vote>,
+    pub(super) committed: Option<LogId>,
+    pub(super) purged: Option<LogId>,
+    pub(super) last: Option<LogId>,
+}
+
+/// A change to the tables.
+pub(super) enum Change {
+    Entries(Vec<(u64, Vec<u8>)>),
+    Vote(Vote),
+    Committed(Option<LogId>),
+    /// Removes every entry from this index on.
+    Truncate(u64),
+    /// Removes every entry up to this one, itself included.
+    Purge(LogId),
+}
+
+impl Disk {
+    pub(super) fn open_file(path: &Path) -> Result<Self, StoreError> {
+        use std::os::unix::fs::OpenOptionsExt;
+        let file = std::fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(path)?;
+        let backend = FileBackend::new(file).map_err(open_error)?;
+        let disk = Self::open_backend(backend)?;
+        // The file's name must survive a loss of power as well as its content.
+        if let Some(parent) = path.parent() {
+            std::fs::File::open(parent)?.sync_all()?;
+        }
+        Ok(disk)
+    }
+
+    pub(super) fn open_backend(backend: impl StorageBackend) -> Result<Self, StoreError> {
+        let database = Database::builder()
+            .set_cache_size(CACHE_BYTES)
+            .set_check_integrity_on_open(true)
+            .create_with_backend(backend)
+            .map_err(open_error)?;
+        Ok(Disk {
+            database: RwLock::new(Some(database)),
+        })
+    }
+
+    pub(super) fn close(&self) {
+        *self
+            .database
+            .write()
+            .unwrap_or_else(|poisoned| poisoned.into_inner()) = None;
+    }
+
+    fn with<T>(&self, work: impl FnOnce(&Database) -> Result<T, redb::Error>) -> io::Result<T> {
+        let guard = self
+            .database
+            .read()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        let database = guard
+            .as_ref()
+            .ok_or_else(|| io::Error::other("the log store is closed"))?;
+        work(database).map_err(io_error)
+    }
+
+    /// Reads and checks everything.
+    pub(super) fn load(&self) -> Result<Stored, StoreError> {
+        self.with(|database| {
+            let mut transaction = database.begin_write()?;
+            transaction.set_two_phase_commit(true);
+            transaction.open_table(LOG)?;
+            {
+                let mut meta = transaction.open_table(META)?;
+                if meta.get(FORMAT)?.is_none() {
+                    meta.insert(
+                        FORMAT,
+                        sealed(FORMAT.as_bytes(), packed(&KNOWN_FORMAT)).as_slice(),
+                    )?;
+                }
+            }
+            transaction.commit()?;
+            Ok(())
+        })
+        .map_err(load_error)?;
+        self.with(|database| {
+            let transaction = database.begin_read()?;
+            let meta = transaction.open_table(META)?;
+            let log = transaction.open_table(LOG)?;
+            Ok(Self::check(&meta, &log))
+        })
+        .map_err(load_error)?
+    }
+
+    fn check(
+        meta: &impl ReadableTable<&'static str, &'static [u8]>,
+        log: &impl ReadableTable<u64, &'static [u8]>,
+    ) -> Result<Stored, StoreError> {
+        let found: u64 = read_record(meta, FORMAT)?.ok_or_else(|| corrupt("it has no format"))?;
+        if found > KNOWN_FORMAT {
+            return Err(StoreError::Format {
+                found,
+                known: KNOWN_FORMAT,
+            });
+        }
+        let purged: Option<LogId> = read_record(meta, PURGED)?;
+        let mut next = purged.map(|id| id.index + 1);
+        let mut last = purged;
+        for item in log.iter().map_err(storage_error)? {
+            let (index, value) = item.map_err(storage_error)?;
+            let index = index.value();
+            if next.is_some_and(|next| next != index) {
+                return Err(corrupt(format!(
+                    "entry {} is missing",
+                    next.unwrap_or_default()
+                )));
+            }
+            let entry = open_entry(index, value.value())?;
+            last = Some(entry.log_id());
+            next = Some(index + 1);
+        }
+        Ok(Stored {
+            vote: read_record(meta, VOTE)?,
+            committed: read_record(meta, COMMITTED)?,
+            purged,
+            last,
+        })
+    }
+
+    /// Carries out `changes` in order, in one durable transaction.
+    pub(super) fn commit<'a>(
+        &self,
+        changes: impl IntoIterator<Item = &'a Change>,
+    ) -> io::Result<()> {
+        self.with(|database| {
+            let mut transaction = database.begin_write()?;
+            transaction.set_durability(Durability::Immediate)?;
+            transaction.set_two_phase_commit(true);
+            {
+                let mut log = transaction.open_table(LOG)?;
+                let mut meta = transaction.open_table(META)?;
+                for change in changes {
+                    match change {
+                        Change::Entries(entries) => {
+                            for (index, record) in entries {
+                                log.insert(index, record.as_slice())?;
+                            }
+                        }
+                        Change::Vote(vote) => {
+                            meta.insert(VOTE, sealed(VOTE.as_bytes(), packed(vote)).as_slice())?;
+                        }
+                        Change::Committed(Some(id)) => {
+                            meta.insert(
+                                COMMITTED,
+                                sealed(COMMITTED.as_bytes(), packed(id)).as_slice(),
+                            )?;
+                        }
+                        Change::Committed(None) => {
+                            meta.remove(COMMITTED)?;
+                        }
+                        Change::Truncate(from) => log.retain_in::<u64, _>(*from.., |_, _| false)?,
+                        Change::Purge(id) => {
+                            log.retain_in::<u64, _>(..=id.index, |_, _| false)?;
+                            meta.insert(PURGED, sealed(PURGED.as_bytes(), packed(id)).as_slice())?;
+                        }
+                    }
+                }
+            }
+            transaction.commit()?;
+            Ok(())
+        })
+    }
+
+    /// Entries with index in `from..to`, until `limit_bytes` are exceeded (but at least one).
+    pub(super) fn read(&self, from: u64, to: u64, limit_bytes: usize) -> io::Result<Vec<Entry>> {
+        self.with(|database| {
+            let transaction = database.begin_read()?;
+            let log = transaction.open_table(LOG)?;
+            let mut entries = Vec::new();
+            let mut bytes = 0;
+            for item in log.range(from..to)? {
+                let (index, value) = item?;
+                bytes += value.value().len();
+                if bytes > limit_bytes && !entries.is_empty() {
+                    break;
+                }
+                entries.push(open_entry(index.value(), value.value()));
+            }
+            Ok(entries)
+        })?
+        .into_iter()
+        .collect::<Result<_, _>>()
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+    }
+}
+
+/// The record of an entry: checksum and encoding.
+pub(super) fn entry_record(entry: &Entry) -> Vec<u8> {
+    sealed(&entry.index().to_be_bytes(), packed(entry))
+}
+
+fn open_entry(index: u64, record: &[u8]) -> Result<Entry, StoreError> {
+    let entry: Entry = opened(&index.to_be_bytes(), record)
+        .and_then(|content| rmp_serde::from_slice(content).ok())
+        .ok_or_else(|| corrupt(format!("entry {index} does not match its checksum")))?;
+    if entry.index() != index {
+        return Err(corrupt(format!(
+            "entry {} is stored as {index}",
+            entry.index()
+        )));
+    }
+    Ok(entry)
+}
+
+fn read_record<T: DeserializeOwned>(
+    table: &impl ReadableTable<&'static str, &'static [u8]>,
+    name: &str,
+) -> Result<Option<T>, StoreError> {
+    let Some(record) = table.get(name).map_err(storage_error)? else {
+        return Ok(None);
+    };
+    opened(name.as_bytes(), record.value())
+        .and_then(|content| rmp_serde::from_slice(content).ok())
+        .map(Some)
+        .ok_or_else(|| corrupt(format!("the {name} record does not match its checksum")))
+}
+
+fn packed(value: &impl Serialize) -> Vec<u8> {
+    rmp_serde::to_vec_named(value).expect("Raft's records have no value that MessagePack lacks")
+}
+
+fn checksum(key: &[u8], content: &[u8]) -> [u8; SUM_BYTES] {
+    let mut hasher = Sha256::new();
+    hasher.update(key);
+    hasher.update(content);
+    let digest: [u8; 32] = hasher.finalize().into();
+    let mut sum = [0; SUM_BYTES];
+    sum.copy_from_slice(&digest[..SUM_BYTES]);
+    sum
+}
+
+/// `content` with its checksum before it. The key is part of the sum, so that no record can stand in for another.
+fn sealed(key: &[u8], content: Vec<u8>) -> Vec<u8> {
+    let mut record = Vec::with_capacity(SUM_BYTES + content.len());
+    record.extend_from_slice(&checksum(key, &content));
+    record.extend_from_slice(&content);
+    record
+}
+
+fn opened<'a>(key: &[u8], record: &'a [u8]) -> Option<&'a [u8]> {
+    let (sum, content) = record.split_at_checked(SUM_BYTES)?;
+    (sum == checksum(key, content)).then_some(content)
+}
+
+fn corrupt(what: impl Into<String>) -> StoreError {
+    StoreError::Corrupt { what: what.into() }
+}
+
+fn storage_error(error: redb::StorageError) -> StoreError {
+    match error {
+        redb::StorageError::Corrupted(what) => StoreError::Corrupt { what },
+        other => StoreError::Io(io_error(other.into())),
+    }
+}
+
+fn open_error(error: redb::DatabaseError) -> StoreError {
+    match error {
+        redb::DatabaseError::DatabaseAlreadyOpen => StoreError::Locked,
+        redb::DatabaseError::Storage(error) => storage_error(error),
+        redb::DatabaseError::RepairAborted => corrupt("it needs a repair that did not finish"),
+        other => StoreError::Corrupt {
+            what: other.to_string(),
+        },
+    }
+}
+
+fn load_error(error: io::Error) -> StoreError {
+    match error.kind() {
+        io::ErrorKind::InvalidData => corrupt(error.to_string()),
+        _ => StoreError::Io(error),
+    }
+}
+
+fn io_error(error: redb::Error) -> io::Error {
+    match error {
+        redb::Error::Io(error) => error,
+        redb::Error::Corrupted(what) => io::Error::new(io::ErrorKind::InvalidData, what),
+        other => io::Error::other(other.to_string()),
+    }
+}

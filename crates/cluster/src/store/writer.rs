@@ -1,0 +1,170 @@
+//! The one writer: takes what has queued up, commits it in one transaction, then tells everybody.
+
+use std::io;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use super::Io;
+use super::disk::{Change, Disk};
+
+/// Called once, when the job is on disk or can no longer get there.
+pub(super) type Done = Box<dyn FnOnce(io::Result<()>) + Send>;
+
+/// A change that somebody may be waiting for.
+pub(super) struct Job {
+    pub(super) change: Change,
+    /// None: nobody waits; it goes with the next job, or by itself soon after.
+    pub(super) done: Option<Done>,
+}
+
+/// How long a job that nobody waits for may stay in memory.
+const IDLE_FLUSH: Duration = Duration::from_millis(100);
+
+/// Jobs in one transaction, at most.
+const BATCH_JOBS: usize = 1024;
+
+/// The first failure. Set once, never cleared: what the disk holds afterwards is not known.
+type Failure = Arc<OnceLock<Arc<io::Error>>>;
+
+pub(super) struct Writer {
+    disk: Arc<Disk>,
+    failure: Failure,
+    queue: Mutex<Option<Sender<Job>>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    io: Io,
+}
+
+impl Writer {
+    pub(super) fn start(disk: Arc<Disk>, io: Io) -> io::Result<Self> {
+        let failure = Failure::default();
+        let (sender, receiver) = channel();
+        let thread = match io {
+            Io::Inline => None,
+            Io::Threaded => {
+                let (disk, failure) = (disk.clone(), failure.clone());
+                Some(
+                    std::thread::Builder::new()
+                        .name("cluster-log".into())
+                        .spawn(move || run(&disk, &failure, &receiver))?,
+                )
+            }
+        };
+        Ok(Writer {
+            disk,
+            failure,
+            queue: Mutex::new(Some(sender)),
+            thread: Mutex::new(thread),
+            io,
+        })
+    }
+
+    pub(super) fn failure(&self) -> Option<Arc<io::Error>> {
+        self.failure.get().cloned()
+    }
+
+    pub(super) fn submit(&self, job: Job) {
+        // Held while an inline job is written, so that jobs keep their order.
+        let queue = self
+            .queue
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        let Some(sender) = queue.as_ref() else {
+            refuse(job, || io::Error::other("the log store is closed"));
+            return;
+        };
+        match self.io {
+            Io::Inline => write(&self.disk, &self.failure, vec![job]),
+            Io::Threaded => {
+                if let Err(unsent) = sender.send(job) {
+                    refuse(unsent.0, || {
+                        io::Error::other("the log store's writer has ended")
+                    });
+                }
+            }
+        }
+    }
+
+    /// Writes what is queued and takes nothing more.
+    pub(super) fn close(&self) {
+        drop(
+            self.queue
+                .lock()
+                .unwrap_or_else(|poisoned| poisoned.into_inner())
+                .take(),
+        );
+        let thread = self
+            .thread
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+            .take();
+        if let Some(thread) = thread {
+            // A panic there has already closed the queue, which is all that matters here.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+fn refuse(job: Job, error: impl FnOnce() -> io::Error) {
+    if let Some(done) = job.done {
+        done(Err(error()));
+    }
+}
+
+fn run(disk: &Disk, failure: &Failure, queue: &Receiver<Job>) {
+    let mut batch = Vec::new();
+    loop {
+        let next = if batch.is_empty() {
+            queue.recv().map_err(|_| RecvTimeoutError::Disconnected)
+        } else {
+            queue.recv_timeout(IDLE_FLUSH)
+        };
+        match next {
+            Ok(job) => batch.push(job),
+            Err(RecvTimeoutError::Timeout) => {
+                write(disk, failure, std::mem::take(&mut batch));
+                continue;
+            }
+            Err(RecvTimeoutError::Disconnected) => {
+                write(disk, failure, batch);
+                return;
+            }
+        }
+        while batch.len() < BATCH_JOBS
+            && let Ok(job) = queue.try_recv()
+        {
+            batch.push(job);
+        }
+        if batch.len() >= BATCH_JOBS || batch.iter().any(|job| job.done.is_some()) {
+            write(disk, failure, std::mem::take(&mut batch));
+        }
+    }
+}
+
+fn write(disk: &Disk, failure: &Failure, jobs: Vec<Job>) {
+    if jobs.is_empty() {
+        return;
+    }
+    if failure.get().is_none()
+        && let Err(error) = disk.commit(jobs.iter().map(|job| &job.change))
+    {
+        tracing::error!(%error, "the log store failed; the control plane must restart from disk");
+        // Only this thread (or, inline, the holder of the queue) writes, so the slot is free.
+        let _ = failure.set(Arc::new(error));
+    }
+    for job in jobs {
+        if let Some(done) = job.done {
+            done(match failure.get() {
+                None => Ok(()),
+                Some(error) => Err(io::Error::new(error.kind(), error.clone())),
+            });
+        }
+    }
+}
