@@ -70,6 +70,25 @@ impl Interface {
         Ok(i32::from(u16::from_ne_bytes([a, b])))
     }
 
+    /// Whether it is administratively up.
+    pub(crate) fn is_up(&self) -> io::Result<bool> {
+        Ok(self.flags()? & libc::IFF_UP != 0)
+    }
+
+    /// Sets it administratively up or down.
+    pub(crate) fn set_up(&self, up: bool) -> io::Result<()> {
+        let flags = self.flags()?;
+        let wanted = if up {
+            flags | libc::IFF_UP
+        } else {
+            flags & !libc::IFF_UP
+        };
+        if wanted != flags {
+            self.ioctl(libc::SIOCSIFFLAGS as _, &(wanted as u16).to_ne_bytes())?;
+        }
+        Ok(())
+    }
+
     /// Whether frames can pass.
     pub(crate) fn link(&self) -> Link {
         const READY: i32 = libc::IFF_UP | libc::IFF_RUNNING;

@@ -6,8 +6,11 @@
 mod buffer;
 pub mod idle;
 mod interface;
+mod netlink;
 pub mod packet;
 mod sys;
+pub mod tun;
 mod vnet;
 
 pub use buffer::{FRAME_LEN_MAX, Frame};
+pub use engine::port::memory;

@@ -1,9 +1,11 @@
 //! AF_PACKET: a data port on any Linux interface, in batches and with super-packets.
 //!
 //! The kernel hands frames over with a virtio header, so that partial checksums and segments of
-//! up to 64 KiB pass through uncut, and takes them back the same way.
+//! up to 64 KiB pass through uncut, and takes them back the same way. [`Hold`] keeps the kernel's
+//! own stack off the interface meanwhile.
 
 mod batch;
+mod hold;
 mod socket;
 
 use std::cell::Cell;
@@ -16,6 +18,7 @@ use engine::port::{Capabilities, Link, Packet, Port, PortStats};
 use crate::buffer::{ETHERNET_LEN, Frame, Pool, TPID_8021Q};
 use crate::vnet;
 use batch::{RxBatch, TxBatch};
+pub use hold::{Hold, HoldConfig, HoldError};
 pub use socket::{OpenError, PacketConfig, Socket};
 
 /// Most frames in one system call.

@@ -134,6 +134,12 @@ pub(crate) fn interface_ioctl(
     Ok(answer)
 }
 
+/// An `ioctl` whose argument is a number.
+pub(crate) fn number_ioctl(fd: impl AsFd, request: libc::Ioctl, value: u32) -> io::Result<()> {
+    // SAFETY: the requests passed here take an integer by value, so the kernel touches no memory.
+    check(unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), request, libc::c_ulong::from(value)) })
+}
+
 fn check(result: libc::c_int) -> io::Result<()> {
     if result < 0 {
         Err(io::Error::last_os_error())

@@ -7,8 +7,11 @@ mod frames;
 mod namespace;
 #[path = "conformance/suite.rs"]
 mod suite;
+#[path = "conformance/wired.rs"]
+mod wired;
 
 use io::packet::{PacketConfig, PacketPort};
+use io::tun::{Tun, TunConfig};
 use namespace::{sh, with_namespace};
 use suite::Wire;
 
@@ -59,4 +62,31 @@ fn packet_with_long_frames() {
         "packet_with_long_frames",
         "for i in left right; do ip link set $i mtu 65535; done",
     );
+}
+
+/// The other end is a packet socket on the device, in the place of the host's stack.
+#[test]
+fn tun() {
+    with_namespace("tun", || {
+        let mut lane = Tun::open(&TunConfig::host_lane(Vec::new())).expect("the device opens");
+        let mut host = PacketPort::open(&config("svc0")).expect("svc0 opens");
+        let wire = Wire {
+            set_link: Some(&|up| {
+                sh(&format!(
+                    "ip link set svc0 {}",
+                    if up { "up" } else { "down" }
+                ));
+            }),
+            remove: Some(&|| {
+                sh("ip link del svc0");
+            }),
+        };
+        suite::run(&mut lane, &mut host, &wire);
+    });
+}
+
+#[test]
+fn memory() {
+    let (mut left, mut right) = wired::memory_pair();
+    suite::run(&mut left, &mut right, &Wire::default());
 }

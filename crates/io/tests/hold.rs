@@ -1,0 +1,184 @@
+//! What a hold takes from the kernel and gives back; needs root.
+
+#[path = "conformance/namespace.rs"]
+mod namespace;
+
+use std::path::Path;
+
+use engine::port::Port;
+use io::packet::{Hold, HoldConfig, HoldError, PacketConfig, PacketPort};
+use namespace::{sh, with_namespace};
+
+fn config(state_dir: &Path) -> HoldConfig {
+    HoldConfig {
+        interface: "left".to_owned(),
+        management_interface: Some("mgmt".to_owned()),
+        state_dir: state_dir.to_owned(),
+    }
+}
+
+/// A held interface `left` with a neighbour `right` in front of it, and a management interface.
+fn set_up() {
+    sh("ip link set lo up
+        ip link add mgmt type veth peer name mgmt-peer
+        ip link add left type veth peer name right
+        sysctl -qw net.ipv6.conf.left.disable_ipv6=0
+        ip addr add 192.0.2.1/24 dev left
+        ip addr add 192.0.2.9/24 dev left
+        ip addr add 2001:db8:1::1/64 dev left nodad
+        ip link set left up
+        ip link set right up
+        ip route add 198.51.100.0/24 via 192.0.2.7 dev left metric 77
+        ip route add 203.0.113.0/24 via 10.9.9.9 dev left onlink
+        ip -6 route add 2001:db8:2::/48 via 2001:db8:1::7 dev left");
+}
+
+/// All that a hold changes, in the words of `ip` and `nft`, without ages.
+fn state() -> String {
+    sh(
+        "ip -o addr show dev left | sed '/scope link/d; s/valid_lft.*//'
+        ip route show dev left; ip -6 route show dev left | sed '/^fe80/d'
+        cat /proc/sys/net/ipv6/conf/left/disable_ipv6
+        ip -o link show dev left | sed 's/.*<//; s/>.*//'
+        nft list tables netdev",
+    )
+}
+
+#[test]
+fn a_hold_silences_the_kernel_and_gives_everything_back() {
+    with_namespace(
+        "a_hold_silences_the_kernel_and_gives_everything_back",
+        || {
+            let dir = tempfile::tempdir().expect("a directory");
+            set_up();
+            let before = state();
+            assert!(before.contains("onlink") && before.contains("2001:db8:2::/48"));
+            let hold = Hold::open(&config(dir.path())).expect("left is held");
+            let held = state();
+            assert!(
+                !held.contains("192.0.2") && !held.contains("2001:db8"),
+                "{held}"
+            );
+            assert!(held.contains("neuwerk_hold_left"), "{held}");
+            drop(hold);
+            assert_eq!(state(), before);
+        },
+    );
+}
+
+#[test]
+fn a_port_sees_frames_that_the_kernel_does_not() {
+    with_namespace("a_port_sees_frames_that_the_kernel_does_not", || {
+        let dir = tempfile::tempdir().expect("a directory");
+        set_up();
+        let _hold = Hold::open(&config(dir.path())).expect("left is held");
+        let mut left = PacketPort::open(&PacketConfig::new("left")).expect("left opens");
+        let mut right = PacketPort::open(&PacketConfig::new("right")).expect("right opens");
+        // Who has 10.0.0.1? The kernel answers for any address of the host on any interface.
+        sh("ip addr add 10.0.0.1/32 dev lo");
+        let mut request = right.alloc(42).expect("a buffer");
+        let arp: [u8; 42] = [
+            0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 0, 9, 8, 6, 0, 1, 8, 0, 6, 4, 0, 1, 2,
+            0, 0, 0, 0, 9, 10, 0, 0, 2, 0, 0, 0, 0, 0, 0, 10, 0, 0, 1,
+        ];
+        engine::port::Packet::bytes_mut(&mut request).copy_from_slice(&arp);
+        assert_eq!(right.tx_burst(&mut vec![request]), 1);
+        // Between the two ends of a veth in one namespace delivery is done when sending returns.
+        assert_eq!(left.rx_burst(&mut Vec::new(), 8), 1, "the port sees it");
+        assert_eq!(right.rx_burst(&mut Vec::new(), 8), 0, "the kernel does not");
+    });
+}
+
+#[test]
+fn what_a_killed_process_left_is_put_right() {
+    with_namespace("what_a_killed_process_left_is_put_right", || {
+        let dir = tempfile::tempdir().expect("a directory");
+        set_up();
+        let before = state();
+        // A kill runs no drop, but closes the descriptors, and so the lock.
+        let note = {
+            let hold = Hold::open(&config(dir.path())).expect("left is held");
+            std::mem::forget(hold);
+            let entry = std::fs::read_dir(dir.path())
+                .expect("the directory is there")
+                .next()
+                .expect("there is a note")
+                .expect("it can be read");
+            std::fs::read(entry.path()).expect("it can be read")
+        };
+        let elsewhere = tempfile::tempdir().expect("a directory");
+        let name = std::fs::read_dir(dir.path())
+            .expect("the directory is there")
+            .next()
+            .expect("there is a note")
+            .expect("it can be read")
+            .file_name();
+        std::fs::write(elsewhere.path().join(name), note).expect("a file can be written");
+        sh("ip addr add 192.0.2.77/32 dev left");
+
+        let again = Hold::open(&config(elsewhere.path())).expect("the left-over is no obstacle");
+        assert_eq!(sh("nft list tables netdev").lines().count(), 1);
+        drop(again);
+        sh("ip addr del 192.0.2.77/32 dev left");
+        assert_eq!(state(), before);
+    });
+}
+
+#[test]
+fn an_interface_is_held_once_and_never_the_management_one() {
+    with_namespace(
+        "an_interface_is_held_once_and_never_the_management_one",
+        || {
+            let dir = tempfile::tempdir().expect("a directory");
+            set_up();
+            let hold = Hold::open(&config(dir.path())).expect("left is held");
+            let error = Hold::open(&config(dir.path())).err().expect("once");
+            assert!(matches!(error, HoldError::Held { .. }), "{error}");
+            drop(hold);
+            let before = state();
+            let management = HoldConfig {
+                management_interface: Some("left".to_owned()),
+                ..config(dir.path())
+            };
+            let error = Hold::open(&management).err().expect("never");
+            assert!(matches!(error, HoldError::Management { .. }), "{error}");
+            let missing = HoldConfig {
+                interface: "nosuch".to_owned(),
+                ..config(dir.path())
+            };
+            let error = Hold::open(&missing).err().expect("it is not there");
+            assert!(
+                matches!(error, HoldError::NoSuchInterface { .. }),
+                "{error}"
+            );
+            assert_eq!(state(), before, "a refusal changes nothing");
+        },
+    );
+}
+
+#[test]
+fn an_interface_that_was_down_is_up_while_held() {
+    with_namespace("an_interface_that_was_down_is_up_while_held", || {
+        let dir = tempfile::tempdir().expect("a directory");
+        sh("ip link add left type veth peer name right; ip addr add 192.0.2.1/24 dev left");
+        let flags = || sh("ip -o link show dev left");
+        assert!(!flags().contains(",UP"));
+        let hold = Hold::open(&config(dir.path())).expect("left is held");
+        assert!(flags().contains(",UP"));
+        drop(hold);
+        assert!(!flags().contains(",UP"));
+        assert!(sh("ip -o addr show dev left").contains("192.0.2.1/24"));
+    });
+}
+
+#[test]
+fn a_device_that_went_away_leaves_nothing() {
+    with_namespace("a_device_that_went_away_leaves_nothing", || {
+        let dir = tempfile::tempdir().expect("a directory");
+        set_up();
+        let hold = Hold::open(&config(dir.path())).expect("left is held");
+        sh("ip link del left");
+        drop(hold);
+        assert_eq!(sh("nft list tables"), "");
+    });
+}
