@@ -23,15 +23,16 @@ section! {
     dns_allowlist_idle_secs: Option<u32> = None, flag("dns-allowlist-idle-secs"), unit("s"), range(1..=31_536_000),
         part(Part::Dns), default_is("idle_timeout_secs + 120; 420 while that is unset");
     /// How often ended grants are cleared away.
-    dns_allowlist_gc_interval_secs: u32 = 30, flag("dns-allowlist-gc-interval-secs"), unit("s"), range(1..=86_400),
+    dns_allowlist_gc_interval_secs: u32 = 30, flag("dns-allowlist-gc-interval-secs"), unit("s"), range(1..=31_536_000),
         part(Part::Dns);
     /// How long a DHCP server may take to answer.
-    dhcp_timeout_secs: u32 = 5, flag("dhcp-timeout-secs"), unit("s"), range(1..=3600), part(Part::Dhcp);
+    dhcp_timeout_secs: u32 = 5, flag("dhcp-timeout-secs"), unit("s"), range(1..=31_536_000), part(Part::Dhcp);
     /// How often a DHCP request is repeated.
-    dhcp_retry_max: u32 = 5, flag("dhcp-retry-max"), range(1..=1000), part(Part::Dhcp);
+    dhcp_retry_max: u32 = 5, flag("dhcp-retry-max"), range(1..=u64::from(u32::MAX)), part(Part::Dhcp);
     /// Shortest lease that is believed.
-    dhcp_lease_min_secs: u32 = 60, flag("dhcp-lease-min-secs"), unit("s"), range(1..=86_400), part(Part::Dhcp);
-    /// Translation of IPv4 sources on the way out: none, the port's own address, or a given one.
+    dhcp_lease_min_secs: u32 = 60, flag("dhcp-lease-min-secs"), unit("s"), range(1..=31_536_000), part(Part::Dhcp);
+    /// Translation of IPv4 sources on the way out: none, the port's own address, or a given one; in the file
+    /// also as `{mode: static, ip: ADDRESS}`.
     snat: SourceNat = SourceNat::Auto, flag("snat"), default_is("auto; none with an encap_mode");
     /// Translation of IPv6 sources on the way out.
     nat66: SourceNat = SourceNat::None;

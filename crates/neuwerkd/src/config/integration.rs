@@ -15,9 +15,9 @@ section! {
     /// Value of the tag that marks instances of this cluster.
     cluster_name: String = "neuwerk".into();
     /// How long a node that leaves may finish its flows.
-    drain_timeout_secs: u32 = 300, unit("s"), range(1..=86_400);
+    drain_timeout_secs: u32 = 300, unit("s"), range(1..=31_536_000);
     /// How often the instance group is looked at.
-    reconcile_interval_secs: u32 = 15, unit("s"), range(1..=86_400);
+    reconcile_interval_secs: u32 = 15, unit("s"), range(1..=31_536_000);
 
     group membership: Membership;
     group aws: Aws;

@@ -23,9 +23,9 @@ section! {
     KubernetesRuntime, Part::Kubernetes;
 
     /// How often sources are listed anew.
-    reconcile_interval_secs: u32 = 5, unit("s"), range(1..=86_400);
+    reconcile_interval_secs: u32 = 5, unit("s"), range(1..=31_536_000);
     /// How long the last known addresses stay in force when a cluster cannot be reached.
-    stale_grace_secs: u32 = 300, unit("s"), range(1..=604_800);
+    stale_grace_secs: u32 = 300, unit("s"), range(1..=31_536_000);
 }
 
 impl Runtime {

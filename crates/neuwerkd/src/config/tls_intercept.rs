@@ -10,7 +10,7 @@ section! {
     /// Whether a server's certificate must be valid.
     upstream_verify: UpstreamVerify = UpstreamVerify::Strict;
     /// How long a read or a write may take.
-    io_timeout_secs: u32 = 3, unit("s"), range(1..=3600);
+    io_timeout_secs: u32 = 3, unit("s"), range(1..=31_536_000);
     /// Connections that may wait to be accepted.
     listen_backlog: u32 = 1024, range(1..=65_535);
 
@@ -22,7 +22,7 @@ section! {
     InterceptH2, Part::Tls;
 
     /// How long a body may take.
-    body_timeout_secs: u32 = 10, unit("s"), range(1..=3600);
+    body_timeout_secs: u32 = 10, unit("s"), range(1..=31_536_000);
     /// Requests at a time on one connection.
     max_concurrent_streams: u32 = 64, range(1..=u64::from(u32::MAX));
     /// Requests after which a connection is replaced.
