@@ -125,21 +125,23 @@ impl Config {
     /// Reads the file at `path`, or [`DEFAULT_PATH`] if there is one, and `flags` on top.
     pub fn load(path: Option<&Path>, flags: &Flags) -> Result<Config, Invalid> {
         let place = path.unwrap_or(Path::new(DEFAULT_PATH));
+        let name = place.display().to_string();
         match std::fs::read_to_string(place) {
-            Ok(text) => Config::parse(Some(&text), flags),
+            Ok(text) => Config::of(document(&name, &text)?, flags),
             Err(error) if path.is_none() && error.kind() == std::io::ErrorKind::NotFound => {
-                Config::parse(None, flags)
+                Config::of(Map::new(), flags)
             }
-            Err(error) => Err(Invalid::one(
-                place.display().to_string(),
-                format!("cannot be read: {error}"),
-            )),
+            Err(error) => Err(Invalid::one(name, format!("cannot be read: {error}"))),
         }
     }
 
     /// Reads the text of a file, if there is one, and `flags` on top.
     pub fn parse(file: Option<&str>, flags: &Flags) -> Result<Config, Invalid> {
-        let file = file.map_or(Ok(Map::new()), document)?;
+        let file = file.map_or(Ok(Map::new()), |text| document("config file", text))?;
+        Config::of(file, flags)
+    }
+
+    fn of(file: Map<String, Json>, flags: &Flags) -> Result<Config, Invalid> {
         let mut reader = Reader::new(file, flags.by_path());
         let config = Config::read(&mut reader);
         reader.finish()?;
@@ -199,22 +201,25 @@ impl Config {
     }
 }
 
-/// The top-level mapping of a file, its version checked and taken out.
-fn document(text: &str) -> Result<Map<String, Json>, Invalid> {
+/// The top-level mapping of the file called `name`, its version checked and taken out.
+fn document(name: &str, text: &str) -> Result<Map<String, Json>, Invalid> {
     // Only `true` and `false` are truth values: `no` may be a name.
     let options = serde_saphyr::options! {
         strict_booleans: true,
         leading_zero_numbers_as_strings: true,
         underscored_numbers_as_strings: true,
     };
-    let value: Json = serde_saphyr::from_str_with_options(text, options)
-        .map_err(|error| Invalid::one("config file", format!("is not valid YAML: {error}")))?;
+    let value: Json = serde_saphyr::from_str_with_options(text, options).map_err(|error| {
+        let plain = error.without_snippet();
+        let reason = plain.render_with_formatter(&serde_saphyr::UserMessageFormatter);
+        Invalid::one(name, format!("is not one valid YAML document: {reason}"))
+    })?;
     let mut map = match value {
         Json::Object(map) => map,
         Json::Null => Map::new(),
         other => {
             return Err(Invalid::one(
-                "config file",
+                name,
                 format!("must be a mapping of keys, not {}", value::shown(&other)),
             ));
         }

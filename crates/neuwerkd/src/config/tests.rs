@@ -371,11 +371,14 @@ fn files_that_are_no_configuration() {
     check(parse("- a\n- b"), &[("config file", "must be a mapping")]);
     check(
         parse("a: [unclosed"),
-        &[("config file", "is not valid YAML")],
+        &[(
+            "config file",
+            "is not one valid YAML document: unclosed bracket",
+        )],
     );
     check(
         parse("version: 1\nversion: 1"),
-        &[("config file", "is not valid YAML")],
+        &[("config file", "is not one valid YAML document: duplicate")],
     );
     check(
         parse("version: 1\ndns: 5"),
