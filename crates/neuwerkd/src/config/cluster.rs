@@ -37,7 +37,7 @@ section! {
     token_path: PathBuf = PathBuf::from("/var/lib/neuwerk/bootstrap-token"),
         flag("bootstrap-token-path"), enables_cluster();
     /// How often the leader is heard.
-    heartbeat_ms: Option<u32> = None, unit("ms"), range(5..=60_000),
+    heartbeat_ms: Option<u32> = None, unit("ms"), range(10..=60_000),
         default_is("50, scaled up by the measured round trip");
     /// Shortest silence after which a follower stands for election.
     election_min_ms: Option<u32> = None, unit("ms"), range(10..=600_000),

@@ -48,11 +48,11 @@ section! {
     encap_udp_port: Option<u16> = None, flag("encap-udp-port"), range(1..=65_535), part(Part::Overlay),
         default_is("10800 for vxlan, 6081 for geneve");
     /// UDP port of the tunnel towards the inside.
-    encap_udp_port_internal: Option<u16> = None, flag("encap-udp-port-internal"), range(1..=65_535),
-        part(Part::Overlay), default_is("10800");
+    encap_udp_port_internal: u16 = 10_800, flag("encap-udp-port-internal"), range(1..=65_535),
+        part(Part::Overlay);
     /// UDP port of the tunnel towards the outside.
-    encap_udp_port_external: Option<u16> = None, flag("encap-udp-port-external"), range(1..=65_535),
-        part(Part::Overlay), default_is("10801");
+    encap_udp_port_external: u16 = 10_801, flag("encap-udp-port-external"), range(1..=65_535),
+        part(Part::Overlay);
     /// Largest packet that the tunnel carries.
     encap_mtu: u32 = 1500, flag("encap-mtu"), unit("bytes"), range(1..=65_535), part(Part::Overlay);
     /// Flows that can be tracked; held between 1,024 and 67,108,864.

@@ -234,6 +234,24 @@ fn each_flag_equals_its_key() {
 }
 
 #[test]
+fn a_default_given_as_it_is_shown_changes_nothing() {
+    let default = with(&[]).unwrap();
+    let is_value = |key: &&Key| {
+        let in_words = ["unset", "workers"].contains(&key.default.as_str())
+            || key.default.contains([' ', '.', '_']);
+        key.shape != Shape::List && !key.required && !in_words
+    };
+    let keys: Vec<&Key> = Config::keys().iter().filter(is_value).collect();
+    assert!(keys.len() > Config::keys().len() / 2, "{}", keys.len());
+    for key in keys {
+        let given = with(&[&format!("--{}={}", key.flag, key.default)]);
+        let mut given = given.unwrap_or_else(|invalid| panic!("{invalid}"));
+        given.cluster_mode = false;
+        assert_eq!(given, default, "{}", key.path);
+    }
+}
+
+#[test]
 fn a_flag_wins_over_the_file() {
     let text = "version: 1\nbootstrap: {management_interface: eth0, data_interface: eth1}\npolicy: {default: allow}";
     let config = Config::parse(Some(text), &flags(&["--default-policy=deny"])).unwrap();
