@@ -14,6 +14,7 @@ use serde_json::Value;
 use crate::client::connect_from;
 use crate::http::{self, Response};
 use crate::netns::Netns;
+use crate::tool;
 
 /// How long a request may take. Longer than any `timeout=` that a test asks for.
 const LIMIT: Duration = Duration::from_secs(15);
@@ -158,6 +159,29 @@ impl Management {
         .get(path)?
         .status)
     }
+}
+
+/// The status of `GET path` at a node that may not have its certificate from the cluster yet, such as a joiner that has
+/// not been let in.
+///
+/// # Errors
+/// When nothing answers.
+pub fn unverified_status(operator: &Netns, address: SocketAddr, path: &str) -> Result<u16> {
+    let mut curl = operator.command("curl");
+    curl.args([
+        "--insecure",
+        "--silent",
+        "--show-error",
+        "--max-time",
+        "5",
+        "--output",
+        "/dev/null",
+    ]);
+    let printed = tool::run(
+        curl.args(["--write-out", "%{http_code}"])
+            .arg(format!("https://{address}{path}")),
+    )?;
+    Ok(printed.trim().parse()?)
 }
 
 /// The metrics page of a node, which is plain HTTP.

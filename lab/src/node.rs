@@ -8,7 +8,7 @@ use std::process::{Child, Command};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -130,20 +130,27 @@ impl Node {
     /// # Errors
     /// What the command says.
     pub fn mint_token(&self, subject: &str, role: &str) -> Result<String> {
-        let tls_dir = self.dir.join("http-tls");
-        let tls_dir = tls_dir.to_str().context("the lab's directory is UTF-8")?;
-        let printed = self.cli(&[
-            "auth",
-            "token",
-            "mint",
-            "--sub",
+        let socket = self.path("run/admin.sock")?;
+        self.mint(subject, role, &["--control-socket", &socket])
+    }
+
+    /// A token for the API, minted by another member, with this node's cluster identity as proof.
+    ///
+    /// # Errors
+    /// What the command says.
+    pub fn mint_token_through(&self, member: u8, subject: &str, role: &str) -> Result<String> {
+        let address = address::cluster(member).to_string();
+        let tls_dir = self.path("cluster/tls")?;
+        self.mint(
             subject,
-            "--roles",
             role,
-            "--http-tls-dir",
-            tls_dir,
-        ])?;
-        Ok(printed.trim().to_owned())
+            &["--cluster-addr", &address, "--cluster-tls-dir", &tls_dir],
+        )
+    }
+
+    fn mint(&self, subject: &str, role: &str, through: &[&str]) -> Result<String> {
+        let verb = ["auth", "token", "mint", "--sub", subject, "--roles", role];
+        Ok(self.cli(&[&verb[..], through].concat())?.trim().to_owned())
     }
 
     /// A client of this node's API, without a token.
@@ -275,16 +282,14 @@ impl Node {
         self.dir.with_extension("log")
     }
 
-    /// The binary in this node's namespace, with a `/run/neuwerk` of its own.
+    /// The binary, in this node's namespace.
     fn command(&self) -> Result<Command> {
-        let mut command = self.netns.command("sh");
-        // The mount namespace is the one that `ip netns exec` made for this process.
-        command.args([
-            "-c",
-            r#"mkdir -p /run/neuwerk && mount --bind "$0" /run/neuwerk && exec "$@""#,
-        ]);
-        command.arg(self.dir.join("run")).arg(binary()?);
-        Ok(command)
+        Ok(self.netns.command(binary()?))
+    }
+
+    fn path(&self, name: &str) -> Result<String> {
+        let path = self.dir.join(name).into_os_string().into_string();
+        path.map_err(|path| anyhow!("{} is not UTF-8", path.display()))
     }
 }
 
@@ -363,6 +368,8 @@ dns:
   upstreams: [\"192.0.2.254:53\"]
 policy:
   default: deny
+runtime:
+  run_dir: {dir}/run
 http:
   tls_dir: {dir}/http-tls
 cluster:

@@ -146,19 +146,36 @@ impl Topology {
     /// # Errors
     /// What `nft` says.
     pub fn deafen(&self, node: u8) -> Result<()> {
-        self.node(node).nft(
-            "add table inet lab\n\
-             add chain inet lab deaf { type filter hook input priority -300; policy accept; }\n\
-             add rule inet lab deaf iifname mgmt0 drop",
-        )
+        self.filter(node, "input", "iifname mgmt0 drop")
     }
 
-    /// The end of [`Topology::deafen`].
+    /// From now on the node reaches no other member and none reaches it; its API stays within reach.
     ///
     /// # Errors
     /// What `nft` says.
-    pub fn undeafen(&self, node: u8) -> Result<()> {
+    pub fn isolate(&self, node: u8) -> Result<()> {
+        for hook in ["input", "output"] {
+            for port in ["sport", "dport"] {
+                self.filter(node, hook, &format!("tcp {port} 9600-9601 drop"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The end of [`Topology::deafen`] and [`Topology::isolate`].
+    ///
+    /// # Errors
+    /// What `nft` says.
+    pub fn heal(&self, node: u8) -> Result<()> {
         self.node(node).nft("delete table inet lab")
+    }
+
+    fn filter(&self, node: u8, hook: &str, rule: &str) -> Result<()> {
+        self.node(node).nft(&format!(
+            "add table inet lab\n\
+             add chain inet lab {hook} {{ type filter hook {hook} priority -300; policy accept; }}\n\
+             add rule inet lab {hook} {rule}"
+        ))
     }
 
     fn numbered(&self) -> impl Iterator<Item = (u8, &Arc<Netns>)> {

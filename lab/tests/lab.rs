@@ -128,7 +128,7 @@ fn management_can_be_cut_in_both_directions_or_in_one() {
         .unwrap();
     assert!(!pings(2, 1), "node 2 hears no answer");
     assert!(heard.status.success());
-    lab.topology.undeafen(2).unwrap();
+    lab.topology.heal(2).unwrap();
     assert!(pings(1, 2));
 }
 

@@ -1,0 +1,286 @@
+//! Traffic through real nodes, as users make it: curl, iperf3, ping, traceroute, and connections that outlive a policy.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a step that fails is the test's failure"
+)]
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use lab::address::{self, FAMILIES, Family};
+use lab::client::{self, Outcome, PATIENCE};
+use lab::cluster::{Cluster, allowed_servers, policy_allowing};
+use lab::server::{PORT, pattern};
+use lab::{tool, wait};
+
+const SOON: Duration = Duration::from_secs(20);
+
+#[test]
+#[ignore = "needs root; make test runs it"]
+fn ordinary_tools_work_through_a_node_and_are_denied_by_it() {
+    tool::require(&["curl", "ping", "traceroute", "iperf3"]).unwrap();
+    let cluster = one_node();
+    for family in FAMILIES {
+        let allowed = address::allowed_server(family);
+        let denied = address::denied_server(family);
+        curl(&cluster, allowed);
+        assert!(!ping(&cluster, denied), "{denied}");
+        assert!(ping(&cluster, allowed), "{allowed}");
+        traceroute(&cluster, allowed);
+        iperf3(&cluster, allowed);
+        assert_eq!(cluster.probe(1, denied), Outcome::Silent);
+    }
+}
+
+#[test]
+#[ignore = "needs root; make test runs it"]
+fn bodies_and_datagrams_arrive_unchanged_and_translated() {
+    let cluster = one_node();
+    let netns = &cluster.topology.client;
+    for family in FAMILIES {
+        let (source, server) = (
+            address::client(1, family),
+            SocketAddr::new(address::allowed_server(family), PORT),
+        );
+        for size_bytes in [0, 1, 1_447, 1_448, 1_449, 65_535, 5_000_000] {
+            client::fetch(netns, source, server, size_bytes).unwrap();
+        }
+        for size_bytes in [1, 1_000, 1_472] {
+            let payload = pattern(1, size_bytes);
+            assert!(
+                client::udp_echo(netns, source, server, &payload, PATIENCE).unwrap(),
+                "{server} {size_bytes}"
+            );
+        }
+        let seen = curl_body(&cluster, address::allowed_server(family), "/who");
+        assert_eq!(
+            seen,
+            address::outside(1, family).to_string(),
+            "the server sees the node"
+        );
+    }
+}
+
+#[test]
+#[ignore = "needs root; make test runs it"]
+fn a_policy_change_ends_the_connection_that_it_denies_and_no_other() {
+    let mut cluster = one_node();
+    for family in FAMILIES {
+        let both = [
+            address::allowed_server(family),
+            address::denied_server(family),
+        ];
+        let api = cluster.api(1).unwrap();
+        api.put_policy(&policy_allowing(&both)).unwrap();
+        let [kept, ended] = both.map(|server| cluster.live(1, server).unwrap());
+        api.put_policy(&policy_allowing(&both[..1])).unwrap();
+        wait::until_true("the end of the denied connection", SOON, || {
+            Ok(ended.account().ended.is_some())
+        })
+        .unwrap();
+        let lines = kept.account().lines;
+        wait::until_true("more lines on the allowed one", SOON, || {
+            Ok(kept.account().lines > lines + 50)
+        })
+        .unwrap();
+        assert_eq!(kept.account().ended, None);
+        assert_eq!(cluster.probe(1, both[1]), Outcome::Silent);
+    }
+}
+
+#[test]
+#[ignore = "needs root; make test runs it"]
+fn nothing_is_opened_from_outside() {
+    let mut cluster = one_node();
+    let allow_all = serde_json::json!({"default_policy": "allow"});
+    cluster.api(1).unwrap().put_policy(&allow_all).unwrap();
+    cluster
+        .fetch(1, address::allowed_server(Family::V4), 1000)
+        .unwrap();
+    for family in FAMILIES {
+        let inside = address::client(1, family);
+        let _server = lab::server::Server::start(&cluster.topology.client, inside).unwrap();
+        let hop = address::outside(1, family);
+        let _ = cluster
+            .topology
+            .internet
+            .ip_of(family, &format!("route add {inside} via {hop} dev out0"));
+        let outside = address::allowed_server(family);
+        let outcome = client::probe(
+            &cluster.topology.internet,
+            outside,
+            SocketAddr::new(inside, PORT),
+            PATIENCE,
+        );
+        assert_ne!(outcome, Outcome::Connected, "{outside} to {inside}");
+    }
+}
+
+#[test]
+#[ignore = "needs root; make test runs it"]
+fn the_api_is_not_on_the_data_ports() {
+    let cluster = one_node();
+    for family in FAMILIES {
+        for port in [8443, 8080, 9600, 9601] {
+            let target = SocketAddr::new(address::inside(1, family), port);
+            let outcome = client::probe(
+                &cluster.topology.client,
+                address::client(1, family),
+                target,
+                PATIENCE,
+            );
+            assert_ne!(outcome, Outcome::Connected, "{target}");
+        }
+    }
+}
+
+/// A single node with the usual policy.
+fn one_node() -> Cluster {
+    let mut cluster = Cluster::start(1).unwrap();
+    cluster
+        .api(1)
+        .unwrap()
+        .put_policy(&policy_allowing(&allowed_servers()))
+        .unwrap();
+    cluster
+}
+
+/// A program on the client side, from the address whose packets go through node 1.
+fn command(cluster: &Cluster, program: &str, arguments: &[&str]) -> std::process::Command {
+    let mut command = cluster.topology.client.command(program);
+    command.args(arguments);
+    command
+}
+
+fn curl_body(cluster: &Cluster, server: IpAddr, path: &str) -> String {
+    let source = address::client(1, lab::cluster::family_of(server)).to_string();
+    let url = format!("http://{}{path}", SocketAddr::new(server, PORT));
+    tool::run(&mut command(
+        cluster,
+        "curl",
+        &[
+            "-sS",
+            "--fail",
+            "--max-time",
+            "10",
+            "--interface",
+            &source,
+            &url,
+        ],
+    ))
+    .unwrap()
+}
+
+fn curl(cluster: &Cluster, server: IpAddr) {
+    let output = cluster.topology.client.run().dir().join("body");
+    let source = address::client(1, lab::cluster::family_of(server)).to_string();
+    let url = format!("http://{}/bytes/2000000/9", SocketAddr::new(server, PORT));
+    let mut curl = command(
+        cluster,
+        "curl",
+        &[
+            "-sS",
+            "--fail",
+            "--max-time",
+            "20",
+            "--interface",
+            &source,
+            &url,
+            "-o",
+        ],
+    );
+    tool::run(curl.arg(&output)).unwrap();
+    assert!(
+        std::fs::read(&output).unwrap() == pattern(9, 2_000_000),
+        "{url}: the body differs"
+    );
+}
+
+fn ping(cluster: &Cluster, server: IpAddr) -> bool {
+    let source = address::client(1, lab::cluster::family_of(server)).to_string();
+    let arguments = [
+        "-n",
+        "-c3",
+        "-i0.2",
+        "-W2",
+        "-I",
+        &source,
+        &server.to_string(),
+    ];
+    command(cluster, "ping", &arguments)
+        .output()
+        .unwrap()
+        .status
+        .success()
+}
+
+/// The node is the first hop, the server the second.
+fn traceroute(cluster: &Cluster, server: IpAddr) {
+    let family = lab::cluster::family_of(server);
+    let source = address::client(1, family).to_string();
+    let arguments = [
+        "-n",
+        "-q1",
+        "-w2",
+        "-m5",
+        "-s",
+        &source,
+        &server.to_string(),
+    ];
+    let printed = tool::run(&mut command(cluster, "traceroute", &arguments)).unwrap();
+    let hops: Vec<&str> = printed
+        .lines()
+        .skip(1)
+        .filter_map(|line| line.split_whitespace().nth(1))
+        .collect();
+    assert_eq!(
+        hops,
+        [address::inside(1, family).to_string(), server.to_string()],
+        "{printed}"
+    );
+}
+
+/// Both directions; the receiver must have got something.
+fn iperf3(cluster: &Cluster, server: IpAddr) {
+    let source = address::client(1, lab::cluster::family_of(server)).to_string();
+    for direction in [&[][..], &["-R"]] {
+        let mut daemon = cluster.topology.internet.command("iperf3");
+        let mut daemon = daemon
+            .args(["-s", "-1", "-B", &server.to_string()])
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let listening = || {
+            let sockets = tool::run(
+                cluster
+                    .topology
+                    .internet
+                    .command("ss")
+                    .args(["-Hltn", "sport = :5201"]),
+            )?;
+            Ok(!sockets.is_empty())
+        };
+        wait::until_true("the iperf3 server", SOON, listening).unwrap();
+        let server = server.to_string();
+        let arguments = [
+            "-c",
+            &server,
+            "-B",
+            &source,
+            "-t1",
+            "-J",
+            "--connect-timeout",
+            "5000",
+        ];
+        let printed = tool::run(command(cluster, "iperf3", &arguments).args(direction));
+        let _ = daemon.kill();
+        let _ = daemon.wait();
+        let report: serde_json::Value = serde_json::from_str(&printed.unwrap()).unwrap();
+        let received = report["end"]["sum_received"]["bytes"].as_u64().unwrap();
+        assert!(
+            received > 1_000_000,
+            "{server} {direction:?}: {received} bytes"
+        );
+    }
+}
