@@ -13,6 +13,7 @@ pub mod live;
 pub mod management;
 pub mod netns;
 pub mod node;
+pub mod relay;
 pub mod run;
 pub mod server;
 pub mod tool;

@@ -141,6 +141,25 @@ impl Topology {
         ))
     }
 
+    /// Cuts a node's cable and leads both ends into another namespace, as the interfaces `near` and `far`.
+    pub(crate) fn splice(
+        &self,
+        node: u8,
+        segment: Segment,
+        into: &Netns,
+        [near, far]: [&str; 2],
+    ) -> Result<()> {
+        let port = segment.port(&node.to_string());
+        self.switch.ip(&format!(
+            "link set {port} nomaster\nlink set {port} netns {} name {near}",
+            into.name()
+        ))?;
+        into.ip(&format!("link set {near} up"))?;
+        into.link(far, &self.switch, &port)?;
+        self.switch
+            .ip(&format!("link set {port} master {}", segment.bridge()))
+    }
+
     /// From now on the node sends but hears nothing on its management port: a partition in one direction.
     ///
     /// # Errors

@@ -12,6 +12,7 @@ use std::time::Duration;
 use lab::address::{self, FAMILIES, Family};
 use lab::client::{self, Outcome};
 use lab::live::Live;
+use lab::relay::{Impairment, Relay};
 use lab::server::{PORT, Server};
 use lab::topology::Segment;
 use lab::{Run, Topology, wait};
@@ -134,6 +135,37 @@ fn management_can_be_cut_in_both_directions_or_in_one() {
 
 /// Succeeds where a namespace has received anything on its management port.
 const HEARD: &str = "test \"$(cat /sys/class/net/mgmt0/statistics/rx_packets)\" -gt 0";
+
+#[test]
+#[ignore = "needs root; make test runs it"]
+fn a_relay_delays_and_loses_frames() {
+    let lab = Kernel::forwarding(2);
+    let impair = |node, delay_ms, loss_percent| {
+        let delay = Duration::from_millis(delay_ms);
+        let impairment = Impairment {
+            delay,
+            loss_percent,
+            queue_frames: 1024,
+        };
+        Relay::insert(&lab.topology, node, Segment::Outside, impairment).unwrap()
+    };
+    let source = address::client(1, Family::V4);
+    let round_trip = || {
+        client::fetch(
+            &lab.topology.client,
+            source,
+            lab.server(Family::V4),
+            1_000_000,
+        )
+        .unwrap()
+    };
+    let _slow = impair(1, 40, 0);
+    // The handshake and the request each take a round trip at least.
+    assert!(round_trip() >= Duration::from_millis(160));
+    let _dead = impair(2, 0, 100);
+    assert_eq!(lab.probe(2, Family::V4), Outcome::Silent);
+    assert_eq!(lab.probe(1, Family::V4), Outcome::Connected);
+}
 
 #[test]
 #[ignore = "needs root; make test runs it"]
