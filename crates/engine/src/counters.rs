@@ -1,0 +1,270 @@
+//! What a worker counts. One writer (the worker), any number of readers; no locked instruction.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::{DropReason, Verdict};
+
+/// A counter or gauge with a single writer.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// The value now.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn add(&self, n: u64) {
+        // One writer: a plain load and store lose nothing and need no bus lock.
+        self.0.store(self.get().wrapping_add(n), Ordering::Relaxed);
+    }
+
+    pub(crate) fn inc(&self) {
+        self.add(1);
+    }
+
+    pub(crate) fn set(&self, n: u64) {
+        self.0.store(n, Ordering::Relaxed);
+    }
+}
+
+/// Packets and bytes (of whole frames).
+#[derive(Debug, Default)]
+pub struct Volume {
+    /// Frames; a super-packet counts once.
+    pub packets: Counter,
+    /// Their bytes, Ethernet header included.
+    pub bytes: Counter,
+}
+
+impl Volume {
+    pub(crate) fn count(&self, bytes: usize) {
+        self.packets.inc();
+        self.bytes.add(bytes as u64);
+    }
+}
+
+/// Which way a packet goes, for the `direction` label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// From inside.
+    Outbound,
+    /// From outside.
+    Inbound,
+}
+
+/// The `proto` label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// ICMP and ICMPv6.
+    Icmp,
+    /// Any other IP protocol.
+    Other,
+}
+
+impl Protocol {
+    pub(crate) fn of(proto: u8) -> Protocol {
+        match proto {
+            6 => Protocol::Tcp,
+            17 => Protocol::Udp,
+            1 | 58 => Protocol::Icmp,
+            _ => Protocol::Other,
+        }
+    }
+}
+
+/// Why a flow left the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CloseReason {
+    /// Nothing came for its idle time.
+    Idle,
+    /// The TCP connection was closed or reset, and its waiting time is over.
+    Finished,
+    /// A newer policy denies it.
+    Policy,
+    /// It gave way to a new flow in a full table.
+    Evicted,
+    /// The client began a new connection from the same port.
+    Reused,
+}
+
+impl CloseReason {
+    /// All reasons, in the order of their discriminants.
+    pub const ALL: [CloseReason; 5] = [
+        CloseReason::Idle,
+        CloseReason::Finished,
+        CloseReason::Policy,
+        CloseReason::Evicted,
+        CloseReason::Reused,
+    ];
+
+    /// The stable name used in metrics and events.
+    pub const fn name(self) -> &'static str {
+        match self {
+            CloseReason::Idle => "idle_timeout",
+            CloseReason::Finished => "finished",
+            CloseReason::Policy => "policy",
+            CloseReason::Evicted => "evicted",
+            CloseReason::Reused => "reused",
+        }
+    }
+}
+
+/// Everything one worker counts, since it was made.
+#[derive(Debug)]
+pub struct WorkerCounters {
+    generation: Counter,
+    allowed: [[Volume; 4]; 2],
+    denied: [[Volume; 4]; 2],
+    drops: [Volume; DropReason::COUNT],
+    closed: [Counter; CloseReason::ALL.len()],
+    /// Frames handed to the host over the lane.
+    pub local: Volume,
+    /// Frames consumed and answered by the engine itself.
+    pub replied: Counter,
+    /// Flows opened.
+    pub flows_opened: Counter,
+    /// Gauge: flows in the table now.
+    pub flows_active: Counter,
+    /// How many flows the table holds at most.
+    pub flow_capacity: Counter,
+    /// Gauge: flows with a NAT binding now.
+    pub nat_active: Counter,
+    /// How many NAT bindings may exist at most.
+    pub nat_capacity: Counter,
+    /// Ports tried while looking for free ones.
+    pub nat_port_probes: Counter,
+    /// Flows that kept their source port through NAT.
+    pub nat_ports_kept: Counter,
+    /// Flows judged again because the snapshot changed.
+    pub rejudged: Counter,
+    /// Flows that a policy in audit mode would have denied.
+    pub would_deny: Counter,
+    /// TCP connections picked up in the middle.
+    pub picked_up: Counter,
+    /// Fragments seen (dropped under [`DropReason::Fragment`]).
+    pub fragments: Counter,
+    /// ICMP errors translated and passed on.
+    pub icmp_errors_translated: Counter,
+    /// ICMP errors originated: time exceeded, packet too big, unreachable.
+    pub icmp_errors_sent: Counter,
+    /// ICMP errors and resets withheld by the rate limit.
+    pub replies_limited: Counter,
+    /// TCP resets originated.
+    pub resets_sent: Counter,
+    /// ARP packets handled.
+    pub arp_handled: Counter,
+    /// Neighbour discovery messages handled.
+    pub nd_handled: Counter,
+    /// Gauge: next hops known.
+    pub neighbors: Counter,
+    /// Events lost because the ring to the control side was full.
+    pub events_lost: Counter,
+    /// Frames that the engine wanted to originate but had no buffer for.
+    pub no_buffer: Counter,
+    /// Turns of the worker's loop; stands still when the worker does.
+    pub polls: Counter,
+}
+
+impl Default for WorkerCounters {
+    fn default() -> Self {
+        WorkerCounters {
+            generation: Counter::default(),
+            allowed: Default::default(),
+            denied: Default::default(),
+            drops: std::array::from_fn(|_| Volume::default()),
+            closed: Default::default(),
+            local: Volume::default(),
+            replied: Counter::default(),
+            flows_opened: Counter::default(),
+            flows_active: Counter::default(),
+            flow_capacity: Counter::default(),
+            nat_active: Counter::default(),
+            nat_capacity: Counter::default(),
+            nat_port_probes: Counter::default(),
+            nat_ports_kept: Counter::default(),
+            rejudged: Counter::default(),
+            would_deny: Counter::default(),
+            picked_up: Counter::default(),
+            fragments: Counter::default(),
+            icmp_errors_translated: Counter::default(),
+            icmp_errors_sent: Counter::default(),
+            replies_limited: Counter::default(),
+            resets_sent: Counter::default(),
+            arp_handled: Counter::default(),
+            nd_handled: Counter::default(),
+            neighbors: Counter::default(),
+            events_lost: Counter::default(),
+            no_buffer: Counter::default(),
+            polls: Counter::default(),
+        }
+    }
+}
+
+impl WorkerCounters {
+    /// Generation of the snapshot that the worker runs on; 0 before its first turn.
+    ///
+    /// Once this shows a generation, no later packet is judged by an older one.
+    pub fn generation(&self) -> u64 {
+        self.generation.0.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_generation(&self, generation: u64) {
+        self.generation.0.store(generation, Ordering::Release);
+    }
+
+    /// Packets forwarded or handed to the host.
+    pub fn allowed(&self, direction: Direction, protocol: Protocol) -> &Volume {
+        &self.allowed[direction as usize][protocol as usize]
+    }
+
+    /// Packets refused by policy or because a flow may not begin there.
+    pub fn denied(&self, direction: Direction, protocol: Protocol) -> &Volume {
+        &self.denied[direction as usize][protocol as usize]
+    }
+
+    /// Frames discarded for one reason.
+    pub fn dropped(&self, reason: DropReason) -> &Volume {
+        &self.drops[reason as usize]
+    }
+
+    /// Flows that left the table for one reason.
+    pub fn closed(&self, reason: CloseReason) -> u64 {
+        self.closed[reason as usize].get()
+    }
+
+    /// Flows that left the table.
+    pub fn flows_closed(&self) -> u64 {
+        self.closed.iter().map(Counter::get).sum()
+    }
+
+    pub(crate) fn count_closed(&self, reason: CloseReason) {
+        self.closed[reason as usize].inc();
+    }
+
+    /// Counts the fate of one frame.
+    pub(crate) fn count_verdict(&self, verdict: Verdict, direction: Direction, proto: u8, bytes: usize) {
+        let (d, p) = (direction as usize, Protocol::of(proto) as usize);
+        match verdict {
+            Verdict::Forward(_) => self.allowed[d][p].count(bytes),
+            Verdict::Local => {
+                self.allowed[d][p].count(bytes);
+                self.local.count(bytes);
+            }
+            Verdict::Reply => self.replied.inc(),
+            Verdict::Drop(reason) => {
+                self.drops[reason as usize].count(bytes);
+                if matches!(
+                    reason,
+                    DropReason::PolicyDenied | DropReason::PolicyChanged | DropReason::FromOutside
+                ) {
+                    self.denied[d][p].count(bytes);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! Every reason for which a frame is discarded, in one place: counters, metric labels, CLI text
+//! and the reference page come from this list.
+
+macro_rules! drop_reasons {
+    ($( $(#[doc = $doc:literal])+ $variant:ident = $name:literal, )+) => {
+        /// Why a frame was discarded.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(u8)]
+        pub enum DropReason {
+            $( $(#[doc = $doc])+ $variant, )+
+        }
+
+        impl DropReason {
+            /// All reasons, in the order of their discriminants.
+            pub const ALL: &'static [DropReason] = &[ $( DropReason::$variant, )+ ];
+
+            /// The stable name: the metric's label and the text in the CLI.
+            pub const fn name(self) -> &'static str {
+                match self { $( DropReason::$variant => $name, )+ }
+            }
+
+            /// One sentence for people.
+            pub const fn description(self) -> &'static str {
+                match self { $( DropReason::$variant => concat!($($doc),+), )+ }
+            }
+        }
+    };
+}
+
+drop_reasons! {
+    /// The frame ends before the headers that it announces.
+    Truncated = "truncated",
+    /// A header contradicts itself: version, header length, total length or option layout.
+    MalformedHeader = "malformed_header",
+    /// The checksum of an IPv4 header, or of a message for the engine itself, is wrong.
+    BadChecksum = "bad_checksum",
+    /// The frame is addressed to another station.
+    NotForUs = "not_for_us",
+    /// An EtherType that is neither IPv4, IPv6 nor ARP.
+    UnknownEthertype = "unknown_ethertype",
+    /// The frame carries a VLAN tag, and no VLAN is configured.
+    VlanTagged = "vlan_tagged",
+    /// A source or destination address that may not be routed (unspecified, loopback, our own, link-local).
+    Martian = "martian",
+    /// The destination is a multicast or broadcast address.
+    Multicast = "multicast",
+    /// IPv4 source routing, or an IPv6 routing header of a deprecated type.
+    SourceRoute = "source_route",
+    /// A fragment; fragments are not forwarded.
+    Fragment = "fragment",
+    /// A TCP flag combination that no stack sends (SYN with FIN or RST, or no flag at all).
+    BadTcpFlags = "bad_tcp_flags",
+    /// An ARP packet that is malformed, or asks for an address that is not ours.
+    Arp = "arp",
+    /// A neighbour discovery message that RFC 4861 says to discard, or asks for an address that is not ours.
+    NeighborDiscovery = "neighbor_discovery",
+    /// A flow may not begin from outside.
+    FromOutside = "from_outside",
+    /// The policy denies the flow.
+    PolicyDenied = "policy_denied",
+    /// The policy changed and now denies a flow that it had allowed.
+    PolicyChanged = "policy_changed",
+    /// A segment in the middle of a TCP connection that is not known here.
+    NoFlow = "no_flow",
+    /// A segment outside the window of its TCP connection.
+    TcpWindow = "tcp_window",
+    /// An ICMP error about a packet that did not pass here.
+    IcmpNoFlow = "icmp_no_flow",
+    /// An ICMP type that is neither a query nor an error about a flow.
+    IcmpType = "icmp_type",
+    /// The flow table is full and nothing in it could give way.
+    FlowTableFull = "flow_table_full",
+    /// The limit on NAT bindings is reached.
+    NatTableFull = "nat_table_full",
+    /// No free port is left for this destination.
+    NatPortsExhausted = "nat_ports_exhausted",
+    /// The flow needs NAT, and no address for it is configured on the way out.
+    NoNatAddress = "no_nat_address",
+    /// New flows are refused because the node drains.
+    Draining = "draining",
+    /// TTL or hop limit has run out.
+    TtlExceeded = "ttl_exceeded",
+    /// Larger than the next link carries, and not to be fragmented.
+    TooBig = "too_big",
+    /// A super-packet for a port that cannot segment it.
+    GsoUnsupported = "gso_unsupported",
+    /// No route to the destination.
+    NoRoute = "no_route",
+    /// The next hop does not answer.
+    NeighborUnreachable = "neighbor_unreachable",
+    /// Too many packets wait for next hops to answer.
+    NeighborQueueFull = "neighbor_queue_full",
+    /// For one of our addresses, where nothing listens to it.
+    LocalUnserved = "local_unserved",
+    /// The host lane is not there or has no buffer.
+    LaneUnavailable = "lane_unavailable",
+    /// From the host lane with a source that is not a service address.
+    LaneSource = "lane_source",
+}
+
+impl DropReason {
+    /// How many reasons there are.
+    pub const COUNT: usize = DropReason::ALL.len();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn names_are_labels_and_discriminants_are_indices() {
+        let mut seen = HashSet::new();
+        for (i, reason) in DropReason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, i);
+            assert!(reason.name().bytes().all(|b| b.is_ascii_lowercase() || b == b'_'));
+            assert!(seen.insert(reason.name()), "{} twice", reason.name());
+            assert!(reason.description().trim().ends_with('.'), "{reason:?}");
+        }
+    }
+}

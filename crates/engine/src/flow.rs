@@ -1,0 +1,325 @@
+//! The flow table: who talks to whom, what was decided about it, how far it has come.
+//!
+//! Fixed capacity, one worker, no lock. Each flow has two entries in the [`index`], one for each
+//! direction as its packets look on the wire, so that either is found by one lookup.
+
+mod index;
+pub(crate) mod key;
+mod wheel;
+
+use std::io;
+
+use mem::Slab;
+
+use crate::address::Addr;
+use crate::clock::Tick;
+use crate::port::PortId;
+use crate::snapshot::IdleTicks;
+use crate::tcp::{Connection, End, State};
+use crate::wire::proto;
+use index::Index;
+pub(crate) use key::Key;
+use key::KeyHasher;
+use wheel::Wheel;
+
+/// No source group, or no rule, decided.
+pub(crate) const NO_GROUP: u16 = u16::MAX;
+pub(crate) const NO_RULE: u32 = u32::MAX;
+
+/// The place of a flow in the table. Used again after the flow is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FlowId(u32);
+
+/// One flow: two cache lines, the first of which every packet reads.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+pub(crate) struct Flow {
+    /// The end that opened it, as it sees itself.
+    pub(crate) client: Addr,
+    /// The end that it was opened to.
+    pub(crate) server: Addr,
+    /// What the server sees as the client's address; the client's own without NAT.
+    pub(crate) nat: Addr,
+    /// The client's port, or the identifier of its ICMP query.
+    pub(crate) client_port: u16,
+    pub(crate) server_port: u16,
+    /// What the server sees as the client's port.
+    pub(crate) nat_port: u16,
+    pub(crate) proto: u8,
+    pub(crate) live: bool,
+    /// ICMP type and code of the first packet.
+    pub(crate) icmp: (u8, u8),
+    /// The ports that lead to either end.
+    pub(crate) sides: [PortId; 2],
+    pub(crate) last_seen: Tick,
+
+    /// Bytes of whole frames from either end.
+    pub(crate) bytes: [u64; 2],
+    /// Packets from either end; a super-packet counts once.
+    pub(crate) packets: [u32; 2],
+    /// Low half of the generation of the snapshot that judged it last.
+    pub(crate) generation: u32,
+    /// Low half of the policy revision that judged it last.
+    pub(crate) revision: u32,
+    pub(crate) rule: u32,
+    pub(crate) group: u16,
+    pub(crate) tcp: Connection,
+}
+
+const _: () = assert!(size_of::<Flow>() == 128, "a flow is two cache lines");
+
+impl Flow {
+    /// The key of packets from the client.
+    pub(crate) fn client_key(&self) -> Key {
+        Key {
+            src: self.client,
+            dst: self.server,
+            src_port: self.client_port,
+            dst_port: self.server_port,
+            proto: self.proto,
+        }
+    }
+
+    /// The key of packets from the server.
+    pub(crate) fn server_key(&self) -> Key {
+        Key {
+            src: self.server,
+            dst: self.nat,
+            src_port: self.server_port,
+            dst_port: self.nat_port,
+            proto: self.proto,
+        }
+    }
+
+    /// Whether its client is hidden behind another address.
+    pub(crate) fn is_translated(&self) -> bool {
+        self.client != self.nat || self.client_port != self.nat_port
+    }
+
+    /// Ticks that it may be idle in its present state.
+    pub(crate) fn idle(&self, t: &IdleTicks) -> u32 {
+        match self.proto {
+            proto::TCP => match self.tcp.state {
+                State::SynSent => t.syn_sent,
+                State::SynReceived => t.syn_received,
+                State::Established => t.established,
+                State::Closing => t.closing,
+                State::TimeWait => t.time_wait,
+                State::Reset => t.reset,
+            },
+            proto::UDP => t.udp,
+            proto::ICMP4 | proto::ICMP6 => t.icmp,
+            _ => t.other,
+        }
+    }
+
+    /// Whether it has been idle for too long.
+    pub(crate) fn has_expired(&self, now: Tick, t: &IdleTicks) -> bool {
+        now.since(self.last_seen) >= self.idle(t)
+    }
+
+    /// Whether its connection is over and it only waits for stragglers.
+    pub(crate) fn is_finished(&self) -> bool {
+        self.proto == proto::TCP && matches!(self.tcp.state, State::TimeWait | State::Reset)
+    }
+
+    /// Whether the other end has not answered yet.
+    fn is_half_open(&self) -> bool {
+        match self.proto {
+            proto::TCP => matches!(self.tcp.state, State::SynSent | State::SynReceived),
+            _ => self.packets[End::Server as usize] == 0,
+        }
+    }
+}
+
+/// The flows of one worker.
+#[derive(Debug)]
+pub(crate) struct FlowTable {
+    flows: Slab<Flow>,
+    index: Index,
+    wheel: Wheel,
+    hasher: KeyHasher,
+    active: u32,
+    /// Where the search for a flow to evict goes on.
+    hand: u32,
+}
+
+impl FlowTable {
+    pub(crate) fn new(capacity: u32, seed: u64) -> io::Result<FlowTable> {
+        let n = capacity as usize;
+        Ok(FlowTable {
+            flows: Slab::new(n)?,
+            index: Index::new(2 * n)?,
+            wheel: Wheel::new(n)?,
+            hasher: KeyHasher::new(seed),
+            active: 0,
+            hand: 0,
+        })
+    }
+
+    /// Begins to count time at `now`; once, before the first flow.
+    pub(crate) fn start(&mut self, now: Tick) {
+        self.wheel.start(now);
+    }
+
+    pub(crate) fn active(&self) -> u32 {
+        self.active
+    }
+
+    #[inline]
+    pub(crate) fn hash(&self, key: &Key) -> u64 {
+        self.hasher.hash(key)
+    }
+
+    pub(crate) fn hasher(&self) -> &KeyHasher {
+        &self.hasher
+    }
+
+    /// Fetches what [`prefetch_flow`](Self::prefetch_flow) and `find` will read first.
+    #[inline]
+    pub(crate) fn prefetch_bucket(&self, hash: u64) {
+        self.index.prefetch(hash);
+    }
+
+    /// Fetches the flow that the hash probably leads to.
+    #[inline]
+    pub(crate) fn prefetch_flow(&self, hash: u64) {
+        self.index.find(hash, |i| {
+            self.flows.prefetch(i as usize);
+            true
+        });
+    }
+
+    /// The flow that a packet with this key belongs to, and the end that it comes from.
+    #[inline]
+    pub(crate) fn find(&self, key: &Key, hash: u64) -> Option<(FlowId, End)> {
+        let mut from = End::Client;
+        let found = self.index.find(hash, |i| {
+            let flow = &self.flows[i as usize];
+            if flow.client_key() == *key {
+                from = End::Client;
+                true
+            } else if flow.server_key() == *key {
+                from = End::Server;
+                true
+            } else {
+                false
+            }
+        })?;
+        Some((FlowId(found), from))
+    }
+
+    /// Whether packets with this key belong to a flow.
+    pub(crate) fn contains(&self, key: &Key) -> bool {
+        self.find(key, self.hash(key)).is_some()
+    }
+
+    #[inline]
+    pub(crate) fn get(&self, id: FlowId) -> &Flow {
+        &self.flows[id.0 as usize]
+    }
+
+    #[inline]
+    pub(crate) fn get_mut(&mut self, id: FlowId) -> &mut Flow {
+        &mut self.flows[id.0 as usize]
+    }
+
+    /// Adds a flow of which neither key is in the table; none if there is no room.
+    pub(crate) fn insert(&mut self, flow: Flow, idle: &IdleTicks) -> Option<FlowId> {
+        let flow = Flow { live: true, ..flow };
+        let place = match self.wheel.take_free() {
+            Some(place) => {
+                self.flows[place as usize] = flow;
+                place
+            }
+            None => self.flows.push(flow)? as u32,
+        };
+        let (client, server) = (self.hash(&flow.client_key()), self.hash(&flow.server_key()));
+        if !self.index.insert(client, place) {
+            self.release(place);
+            return None;
+        }
+        if !self.index.insert(server, place) {
+            self.index.remove(client, place);
+            self.release(place);
+            return None;
+        }
+        self.wheel.place(place, flow.last_seen, flow.last_seen.plus(flow.idle(idle)));
+        self.active += 1;
+        Some(FlowId(place))
+    }
+
+    /// Takes a flow out.
+    pub(crate) fn remove(&mut self, id: FlowId) -> Flow {
+        self.wheel.unlink(id.0);
+        self.forget(id.0)
+    }
+
+    /// Moves a flow's timer forward after its idle time has become shorter.
+    pub(crate) fn reschedule(&mut self, id: FlowId, idle: &IdleTicks) {
+        let flow = &self.flows[id.0 as usize];
+        let (seen, deadline) = (flow.last_seen, flow.last_seen.plus(flow.idle(idle)));
+        self.wheel.unlink(id.0);
+        self.wheel.place(id.0, seen, deadline);
+    }
+
+    /// Takes out and returns a flow that has been idle for too long. Looks at no more timers and
+    /// slots than `budget`, which it reduces: none when there is no more to do for now.
+    pub(crate) fn pop_expired(&mut self, now: Tick, idle: &IdleTicks, budget: &mut u32) -> Option<Flow> {
+        while *budget > 0 {
+            *budget -= 1;
+            let place = self.wheel.pop(now, budget)?;
+            let flow = &self.flows[place as usize];
+            if flow.has_expired(now, idle) {
+                return Some(self.forget(place));
+            }
+            let deadline = flow.last_seen.plus(flow.idle(idle));
+            self.wheel.place(place, now, deadline);
+        }
+        None
+    }
+
+    /// A flow that can best be spared, found in a bounded search: one that was never answered,
+    /// else one whose connection is over, else the longest idle one that is not TCP.
+    pub(crate) fn find_victim(&mut self, now: Tick) -> Option<FlowId> {
+        const SEARCH: u32 = 64;
+        let mut best: Option<(u32, u32)> = None;
+        let len = self.flows.len() as u32;
+        for _ in 0..SEARCH.min(len) {
+            self.hand = (self.hand + 1) % len;
+            let flow = &self.flows[self.hand as usize];
+            if !flow.live {
+                continue;
+            }
+            let idle = now.since(flow.last_seen);
+            let rank = if flow.is_half_open() {
+                return Some(FlowId(self.hand));
+            } else if flow.is_finished() {
+                u32::MAX
+            } else if flow.proto != proto::TCP && idle > 0 {
+                idle
+            } else {
+                continue;
+            };
+            if best.is_none_or(|(r, _)| rank > r) {
+                best = Some((rank, self.hand));
+            }
+        }
+        best.map(|(_, place)| FlowId(place))
+    }
+
+    /// Removes a flow that is in no slot of the wheel any more.
+    fn forget(&mut self, place: u32) -> Flow {
+        let flow = self.flows[place as usize];
+        self.index.remove(self.hash(&flow.client_key()), place);
+        self.index.remove(self.hash(&flow.server_key()), place);
+        self.release(place);
+        self.active -= 1;
+        flow
+    }
+
+    fn release(&mut self, place: u32) {
+        self.flows[place as usize].live = false;
+        self.wheel.put_free(place);
+    }
+}

@@ -1,0 +1,179 @@
+//! From a key's hash to the flows that may have it: buckets of tags and indexes, one cache line
+//! each.
+//!
+//! An entry lives in its first bucket, or, if that was full, in its second. A bucket counts how
+//! many entries it sent away, so that almost every lookup, miss included, touches one line.
+
+use std::io;
+
+use mem::Table;
+
+/// Entries of one bucket.
+const SLOTS: usize = 10;
+/// Entries of one bucket on average when the table holds as many as it was made for: the chance
+/// that both buckets of an entry are full is then well under one in a thousand.
+const EXPECTED: usize = 5;
+
+/// Words of a line: tags, then the count of spilled entries, then low and high halves of indexes.
+const SPILLED: usize = SLOTS;
+const LOW: usize = 12;
+const HIGH: usize = LOW + SLOTS;
+
+type Line = [u16; 32];
+
+#[derive(Debug)]
+pub(crate) struct Index {
+    lines: Table<Line>,
+}
+
+/// Where a hash leads.
+#[derive(Clone, Copy)]
+struct Place {
+    tag: u16,
+    first: usize,
+    second: usize,
+}
+
+impl Index {
+    /// An index for `entries` entries.
+    pub(crate) fn new(entries: usize) -> io::Result<Index> {
+        Ok(Index { lines: Table::new((entries / EXPECTED).max(8))? })
+    }
+
+    #[inline]
+    fn place(&self, hash: u64) -> Place {
+        let n = self.lines.len() as u64;
+        let scale = |h: u64| (((h >> 32) * n) >> 32) as usize;
+        let first = scale(hash);
+        let mut second = scale(hash.wrapping_mul(0xd6e8_feb8_6659_fd93));
+        if second == first {
+            second = (first + 1) % self.lines.len();
+        }
+        // Zero marks a free slot.
+        Place { tag: (hash as u16).max(1), first, second }
+    }
+
+    #[inline]
+    pub(crate) fn prefetch(&self, hash: u64) {
+        self.lines.prefetch(self.place(hash).first);
+    }
+
+    /// Calls `found` with each index that may be the one, until it says yes.
+    #[inline]
+    pub(crate) fn find(&self, hash: u64, mut found: impl FnMut(u32) -> bool) -> Option<u32> {
+        let place = self.place(hash);
+        let line = &self.lines[place.first];
+        if let Some((_, index)) = find_in(line, place.tag, &mut found) {
+            return Some(index);
+        }
+        if line[SPILLED] == 0 {
+            return None;
+        }
+        find_in(&self.lines[place.second], place.tag, &mut found).map(|(_, index)| index)
+    }
+
+    /// Adds an entry; false if both its buckets are full.
+    pub(crate) fn insert(&mut self, hash: u64, index: u32) -> bool {
+        let place = self.place(hash);
+        if put_in(&mut self.lines[place.first], place.tag, index) {
+            return true;
+        }
+        if self.lines[place.first][SPILLED] == u16::MAX
+            || !put_in(&mut self.lines[place.second], place.tag, index)
+        {
+            return false;
+        }
+        self.lines[place.first][SPILLED] += 1;
+        true
+    }
+
+    /// Removes an entry that is there.
+    pub(crate) fn remove(&mut self, hash: u64, index: u32) {
+        let place = self.place(hash);
+        let mut same = |i| i == index;
+        if let Some((slot, _)) = find_in(&self.lines[place.first], place.tag, &mut same) {
+            self.lines[place.first][slot] = 0;
+        } else if let Some((slot, _)) = find_in(&self.lines[place.second], place.tag, &mut same) {
+            self.lines[place.second][slot] = 0;
+            self.lines[place.first][SPILLED] -= 1;
+        } else {
+            debug_assert!(false, "removed an entry that is not there");
+        }
+    }
+}
+
+#[inline]
+fn find_in(line: &Line, tag: u16, found: &mut impl FnMut(u32) -> bool) -> Option<(usize, u32)> {
+    // Compare all sixteen first words at once, then look at the matches among the tags.
+    let mut matches = 0u32;
+    for (i, word) in line[..16].iter().enumerate() {
+        matches |= u32::from(*word == tag) << i;
+    }
+    matches &= (1 << SLOTS) - 1;
+    while matches != 0 {
+        let slot = matches.trailing_zeros() as usize;
+        let index = u32::from(line[LOW + slot]) | u32::from(line[HIGH + slot]) << 16;
+        if found(index) {
+            return Some((slot, index));
+        }
+        matches &= matches - 1;
+    }
+    None
+}
+
+fn put_in(line: &mut Line, tag: u16, index: u32) -> bool {
+    let Some(slot) = line[..SLOTS].iter().position(|t| *t == 0) else {
+        return false;
+    };
+    line[slot] = tag;
+    line[LOW + slot] = index as u16;
+    line[HIGH + slot] = (index >> 16) as u16;
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flow::key::Random;
+    use proptest::prelude::*;
+    use std::collections::HashMap;
+
+    #[test]
+    fn holds_what_it_was_made_for() {
+        let mut index = Index::new(100_000).unwrap();
+        let mut random = Random::new(3);
+        let hashes: Vec<u64> = (0..100_000).map(|_| random.next()).collect();
+        let lost = hashes.iter().zip(0u32..).filter(|(h, i)| !index.insert(**h, *i)).count();
+        assert!(lost < 50, "{lost} of 100000 found no place");
+    }
+
+    proptest! {
+        // Few distinct hashes, so that buckets spill and empty again.
+        #[test]
+        fn agrees_with_a_map(ops in proptest::collection::vec((any::<bool>(), 0u64..60), 1..400)) {
+            let mut index = Index::new(40).unwrap();
+            let mut map = HashMap::new();
+            let hash = |n: u64| (n % 7) << 60 | (n % 3) << 33 | n % 11;
+            for (add, n) in ops {
+                let i = n as u32;
+                if add {
+                    if let std::collections::hash_map::Entry::Vacant(e) = map.entry(i)
+                        && index.insert(hash(n), i)
+                    {
+                        e.insert(hash(n));
+                    }
+                } else if let Some(h) = map.remove(&i) {
+                    index.remove(h, i);
+                }
+            }
+            for n in 0..60u32 {
+                let found = index.find(hash(u64::from(n)), |i| i == n);
+                prop_assert_eq!(found.is_some(), map.contains_key(&n));
+            }
+            for (i, h) in map {
+                index.remove(h, i);
+            }
+            prop_assert!(index.lines.iter().all(|l| l[..=SPILLED].iter().all(|w| *w == 0)));
+        }
+    }
+}

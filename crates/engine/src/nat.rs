@@ -1,0 +1,108 @@
+//! Source NAT: which address and port a client's flow shows to the server.
+//!
+//! There is no table of its own: a binding is taken if a flow has the key that its answers would
+//! have. So a port is used for as many destinations as there are (address- and port-dependent
+//! mapping and filtering, RFC 4787 §4.1 and §5), and bindings and flows cannot disagree.
+
+use crate::DropReason;
+use crate::address::Addr;
+use crate::flow::key::Random;
+use crate::flow::{FlowTable, Key};
+use crate::wire::proto;
+
+/// Ports tried on one address before it counts as exhausted. With 98 % of the ports towards one
+/// destination in use, this many tries all fail once in thirty thousand.
+const PROBES: u32 = 512;
+/// Addresses of a pool tried for one flow.
+const ADDRESSES: usize = 4;
+/// Ports below are kept where a client uses them, but never chosen.
+const FIRST_PORT: u16 = 1024;
+
+/// The share of the ports that one worker gives out: those that leave its index when divided by
+/// the number of workers, so that the owner of an answer can be read off its port.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Partition {
+    pub(crate) index: u16,
+    pub(crate) count: u16,
+}
+
+impl Partition {
+    pub(crate) fn owner(self, port: u16) -> u16 {
+        port % self.count
+    }
+
+    fn owns(self, port: u16) -> bool {
+        self.owner(port) == self.index
+    }
+}
+
+/// What the server will see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Binding {
+    pub(crate) address: Addr,
+    pub(crate) port: u16,
+    /// Ports tried, this one included.
+    pub(crate) probes: u32,
+}
+
+/// Finds a free binding for a client's flow. `addresses` is not empty.
+pub(crate) fn bind(
+    flows: &FlowTable,
+    addresses: &[Addr],
+    client: &Key,
+    partition: Partition,
+    random: &mut Random,
+) -> Result<Binding, DropReason> {
+    let mut probes = 0;
+    let mut is_free = |address: Addr, port: u16| {
+        probes += 1;
+        !flows.contains(&client.answer_to(address, port))
+    };
+    // A client keeps to its address (RFC 4787 REQ-2), and moves on only when that is exhausted.
+    let home = flows.hasher().hash_address(client.src) as usize % addresses.len();
+    for i in 0..addresses.len().min(ADDRESSES) {
+        let address = addresses[(home + i) % addresses.len()];
+        if !has_ports(client.proto) {
+            if is_free(address, 0) {
+                return Ok(Binding { address, port: 0, probes });
+            }
+            continue;
+        }
+        let kept = client.src_port;
+        if kept != 0 && partition.owns(kept) && is_free(address, kept) {
+            return Ok(Binding { address, port: kept, probes });
+        }
+        let mut port = first_owned(random.next(), partition);
+        for _ in 0..PROBES {
+            if is_free(address, port) {
+                return Ok(Binding { address, port, probes });
+            }
+            port = next_owned(port, partition);
+        }
+    }
+    Err(DropReason::NatPortsExhausted)
+}
+
+/// Whether flows of a protocol are told apart by more than addresses.
+fn has_ports(p: u8) -> bool {
+    matches!(p, proto::TCP | proto::UDP | proto::ICMP4 | proto::ICMP6)
+}
+
+impl Key {
+    /// The key of an answer to a packet with this key, sent to a NAT address and port.
+    fn answer_to(self, address: Addr, port: u16) -> Key {
+        Key { dst: address, dst_port: port, ..self.reversed() }
+    }
+}
+
+/// A port of the partition from [`FIRST_PORT`] on, by a random number.
+fn first_owned(random: u64, partition: Partition) -> u16 {
+    let (index, count) = (u64::from(partition.index), u64::from(partition.count));
+    let first = u64::from(FIRST_PORT).next_multiple_of(count) + index;
+    let owned = (u64::from(u16::MAX) - first) / count + 1;
+    (first + random % owned * count) as u16
+}
+
+fn next_owned(port: u16, partition: Partition) -> u16 {
+    port.checked_add(partition.count).unwrap_or_else(|| first_owned(0, partition))
+}

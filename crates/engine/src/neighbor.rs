@@ -1,0 +1,251 @@
+//! Next hops: the link-layer addresses that ARP and neighbour discovery tell (RFC 826, RFC 4861).
+//!
+//! A known address is used without a pause while it is asked for again; one that stops answering
+//! becomes unknown. What waits for an unknown one is bounded by the worker.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::address::Addr;
+use crate::clock::Now;
+use crate::port::PortId;
+use crate::wire::ethernet::Mac;
+
+/// Neighbours known or asked for at once.
+const CAPACITY: usize = 4096;
+/// Of these, those that have never answered: a scan of a large subnet must not push others out.
+const MAX_INCOMPLETE: usize = 1024;
+/// Pause between questions (RFC 4861 RETRANS_TIMER).
+const RETRANSMIT: Duration = Duration::from_secs(1);
+/// Questions without an answer before a neighbour counts as unreachable.
+const TRIES: u8 = 3;
+/// How long an answer holds (RFC 4861 REACHABLE_TIME).
+const REACHABLE: Duration = Duration::from_secs(30);
+/// How long an unused neighbour is kept.
+const KEEP: Duration = Duration::from_secs(600);
+
+/// The place of a neighbour in the table; valid until it is reported as lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct NeighborId(u32);
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Neighbor {
+    pub(crate) address: Addr,
+    pub(crate) port: PortId,
+    /// None until it has answered.
+    pub(crate) mac: Option<Mac>,
+    /// When it last answered; while it has not, when it was first asked.
+    confirmed: Now,
+    asked: Now,
+    /// Questions since it last answered.
+    tries: u8,
+    /// A packet went to it since the last answer.
+    used: bool,
+}
+
+/// What a turn of the timers has found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Due {
+    /// It is to be asked: all stations, or itself if its address is known.
+    Ask(NeighborId),
+    /// It does not answer, and is forgotten.
+    Lost(NeighborId),
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct NeighborTable {
+    places: Vec<Option<Neighbor>>,
+    by_address: BTreeMap<(PortId, Addr), NeighborId>,
+    incomplete: usize,
+    next_turn: Now,
+}
+
+impl NeighborTable {
+    pub(crate) fn len(&self) -> usize {
+        self.by_address.len()
+    }
+
+    pub(crate) fn get(&self, id: NeighborId) -> Option<&Neighbor> {
+        self.places.get(id.0 as usize)?.as_ref()
+    }
+
+    /// The link-layer address to send to, if it is known; notes that it is used.
+    #[inline]
+    pub(crate) fn use_mac(&mut self, id: NeighborId) -> Option<Mac> {
+        let n = self.places.get_mut(id.0 as usize)?.as_mut()?;
+        n.used = true;
+        n.mac
+    }
+
+    /// The neighbour with this address. If it is new, it is to be asked for at once (`true`).
+    /// None when too many are being asked for.
+    pub(crate) fn find_or_add(&mut self, port: PortId, address: Addr, now: Now) -> Option<(NeighborId, bool)> {
+        if let Some(id) = self.by_address.get(&(port, address)) {
+            return Some((*id, false));
+        }
+        if self.incomplete >= MAX_INCOMPLETE {
+            return None;
+        }
+        let id = self.add(Neighbor {
+            address,
+            port,
+            mac: None,
+            confirmed: now,
+            asked: now,
+            tries: 1,
+            used: true,
+        })?;
+        self.incomplete += 1;
+        Some((id, true))
+    }
+
+    /// Takes in that a neighbour has this link-layer address. `create` adds one that is unknown;
+    /// `confirm` says that it answered us, rather than spoke of its own accord. Returns the
+    /// neighbour if something may wait for it.
+    pub(crate) fn learn(
+        &mut self,
+        port: PortId,
+        address: Addr,
+        mac: Mac,
+        now: Now,
+        create: bool,
+        confirm: bool,
+    ) -> Option<NeighborId> {
+        if let Some(id) = self.by_address.get(&(port, address)).copied() {
+            let n = self.places[id.0 as usize].as_mut().expect("indexed places are taken");
+            let was_incomplete = n.mac.is_none();
+            if confirm || was_incomplete || n.mac != Some(mac) {
+                n.mac = Some(mac);
+                n.confirmed = now;
+                n.tries = 0;
+                n.used = false;
+            }
+            if was_incomplete {
+                self.incomplete -= 1;
+                return Some(id);
+            }
+        } else if create {
+            self.add(Neighbor { address, port, mac: Some(mac), confirmed: now, asked: now, tries: 0, used: false });
+        }
+        None
+    }
+
+    fn add(&mut self, neighbor: Neighbor) -> Option<NeighborId> {
+        let place = match self.places.iter().position(Option::is_none) {
+            Some(place) => place,
+            None if self.places.len() < CAPACITY => {
+                self.places.push(None);
+                self.places.len() - 1
+            }
+            None => return None,
+        };
+        let id = NeighborId(place as u32);
+        self.places[place] = Some(neighbor);
+        self.by_address.insert((neighbor.port, neighbor.address), id);
+        Some(id)
+    }
+
+    /// When the timers are due; none without neighbours.
+    pub(crate) fn next_deadline(&self) -> Option<Now> {
+        (!self.by_address.is_empty()).then_some(self.next_turn)
+    }
+
+    /// Runs the timers if they are due, and tells what they found.
+    pub(crate) fn handle_timeout(&mut self, now: Now, mut found: impl FnMut(Due)) {
+        if now < self.next_turn {
+            return;
+        }
+        self.next_turn = now + RETRANSMIT / 4;
+        for place in 0..self.places.len() {
+            let Some(n) = &mut self.places[place] else { continue };
+            let id = NeighborId(place as u32);
+            let stale = now >= n.confirmed + REACHABLE;
+            let asking = n.mac.is_none() || n.tries > 0 || stale && n.used;
+            if asking && n.tries >= TRIES && now >= n.asked + RETRANSMIT
+                || !asking && now >= n.confirmed + KEEP
+            {
+                self.incomplete -= usize::from(n.mac.is_none());
+                self.by_address.remove(&(n.port, n.address));
+                self.places[place] = None;
+                found(Due::Lost(id));
+            } else if asking && (n.tries == 0 || now >= n.asked + RETRANSMIT) {
+                n.tries += 1;
+                n.asked = now;
+                found(Due::Ask(id));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PORT: PortId = PortId(0);
+    const MAC: Mac = [2, 0, 0, 0, 0, 1];
+
+    fn at(s: f64) -> Now {
+        Now((s * 1e9) as u64)
+    }
+
+    fn due(table: &mut NeighborTable, s: f64) -> Vec<Due> {
+        let mut all = Vec::new();
+        table.handle_timeout(at(s), |d| all.push(d));
+        all
+    }
+
+    #[test]
+    fn asks_three_times_then_gives_up() {
+        let mut table = NeighborTable::default();
+        let (id, new) = table.find_or_add(PORT, Addr::v4(1), at(0.0)).unwrap();
+        assert!(new);
+        assert_eq!(table.find_or_add(PORT, Addr::v4(1), at(0.0)), Some((id, false)));
+        assert_eq!(table.use_mac(id), None);
+        assert_eq!(due(&mut table, 0.5), []);
+        assert_eq!(due(&mut table, 1.0), [Due::Ask(id)]);
+        assert_eq!(due(&mut table, 2.0), [Due::Ask(id)]);
+        assert_eq!(due(&mut table, 3.0), [Due::Lost(id)]);
+        assert_eq!(table.len(), 0);
+        assert!(table.get(id).is_none());
+    }
+
+    #[test]
+    fn an_answer_releases_what_waits() {
+        let mut table = NeighborTable::default();
+        let (id, _) = table.find_or_add(PORT, Addr::v4(1), at(0.0)).unwrap();
+        assert_eq!(table.learn(PORT, Addr::v4(1), MAC, at(0.1), false, true), Some(id));
+        assert_eq!(table.learn(PORT, Addr::v4(1), MAC, at(0.2), false, true), None);
+        assert_eq!(table.use_mac(id), Some(MAC));
+    }
+
+    #[test]
+    fn a_used_neighbor_is_asked_again_and_kept_meanwhile() {
+        let mut table = NeighborTable::default();
+        table.learn(PORT, Addr::v4(1), MAC, at(0.0), true, true);
+        let (id, new) = table.find_or_add(PORT, Addr::v4(1), at(1.0)).unwrap();
+        assert!(!new);
+        assert_eq!(due(&mut table, 31.0), [], "unused neighbours are left alone");
+        assert_eq!(table.use_mac(id), Some(MAC));
+        assert_eq!(due(&mut table, 32.0), [Due::Ask(id)]);
+        assert_eq!(table.use_mac(id), Some(MAC));
+        table.learn(PORT, Addr::v4(1), MAC, at(32.5), false, true);
+        assert_eq!(due(&mut table, 33.0), []);
+        assert_eq!(due(&mut table, 700.0), [Due::Lost(id)]);
+    }
+
+    #[test]
+    fn strangers_are_not_learned_unasked() {
+        let mut table = NeighborTable::default();
+        table.learn(PORT, Addr::v4(1), MAC, at(0.0), false, true);
+        assert_eq!(table.len(), 0);
+    }
+
+    #[test]
+    fn a_scan_cannot_fill_the_table() {
+        let mut table = NeighborTable::default();
+        let added = (0..5000).filter(|i| table.find_or_add(PORT, Addr::v4(*i), at(0.0)).is_some()).count();
+        assert_eq!(added, MAX_INCOMPLETE);
+        table.learn(PORT, Addr::v4(9999), MAC, at(0.0), true, true);
+        assert_eq!(table.len(), MAX_INCOMPLETE + 1);
+    }
+}

@@ -1,0 +1,255 @@
+//! Frames that the engine originates: ARP, neighbour discovery, ICMP errors, TCP resets. Built in
+//! memory reserved once; the worker copies them into buffers of the port.
+
+use crate::address::Addr;
+use crate::port::PortId;
+use crate::wire::arp::{self, Arp, Operation};
+use crate::wire::ethernet::{self, BROADCAST, Mac};
+use crate::wire::ndp::{self, Message};
+use crate::wire::tcp::{self, Segment};
+use crate::wire::{checksum, icmp, ipv4, ipv6, proto, put, put16};
+
+/// Bytes reserved for one burst's worth.
+const CAPACITY: usize = 256 * 1024;
+
+#[derive(Debug)]
+pub(crate) struct Outbox {
+    bytes: Vec<u8>,
+    frames: Vec<(PortId, usize, usize)>,
+    /// Frames for which there was no room.
+    refused: u64,
+}
+
+/// The two ends of a frame on a link, and the way to the port.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Link {
+    pub(crate) port: PortId,
+    pub(crate) src: Mac,
+    pub(crate) dst: Mac,
+}
+
+impl Outbox {
+    pub(crate) fn new() -> Outbox {
+        Outbox { bytes: Vec::with_capacity(CAPACITY), frames: Vec::with_capacity(CAPACITY / 64), refused: 0 }
+    }
+
+    pub(crate) fn frames(&self) -> impl Iterator<Item = (PortId, &[u8])> {
+        self.frames.iter().map(|(port, start, end)| (*port, &self.bytes[*start..*end]))
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.frames.is_empty()
+    }
+
+    /// Empties it, and returns how many frames it had no room for.
+    pub(crate) fn clear(&mut self) -> u64 {
+        self.bytes.clear();
+        self.frames.clear();
+        std::mem::take(&mut self.refused)
+    }
+
+    /// Room for a packet of `len` bytes behind an Ethernet header; none when the outbox is full.
+    fn frame(&mut self, link: Link, ethertype: u16, len: usize) -> Option<&mut [u8]> {
+        let (start, end) = (self.bytes.len(), self.bytes.len() + ethernet::LEN + len);
+        if end > CAPACITY || self.frames.len() == self.frames.capacity() {
+            self.refused += 1;
+            return None;
+        }
+        self.bytes.resize(end, 0);
+        self.frames.push((link.port, start, end));
+        let frame = &mut self.bytes[start..];
+        ethernet::Header { dst: link.dst, src: link.src, ethertype }.emit(frame);
+        Some(&mut frame[ethernet::LEN..])
+    }
+
+    /// Room for a transport segment of `len` bytes behind an IP header.
+    fn packet(
+        &mut self,
+        link: Link,
+        src: Addr,
+        dst: Addr,
+        proto: u8,
+        hop_limit: u8,
+        len: usize,
+    ) -> Option<&mut [u8]> {
+        if src.is_v4() {
+            let total_len = ipv4::MIN_LEN + len;
+            let b = self.frame(link, ethernet::IPV4, total_len)?;
+            ipv4::Header {
+                header_len: ipv4::MIN_LEN,
+                total_len,
+                ttl: hop_limit,
+                proto,
+                src,
+                dst,
+                dont_fragment: false,
+                fragment: false,
+            }
+            .emit(b);
+            Some(&mut b[ipv4::MIN_LEN..])
+        } else {
+            let total_len = ipv6::LEN + len;
+            let b = self.frame(link, ethernet::IPV6, total_len)?;
+            ipv6::Header {
+                header_len: ipv6::LEN,
+                total_len,
+                hop_limit,
+                proto,
+                src,
+                dst,
+                fragment: false,
+            }
+            .emit(b);
+            Some(&mut b[ipv6::LEN..])
+        }
+    }
+
+    pub(crate) fn arp(&mut self, link: Link, arp: Arp) {
+        if let Some(b) = self.frame(link, ethernet::ARP, arp::LEN) {
+            arp.emit(b);
+        }
+    }
+
+    /// Asks for a neighbour: all stations, or the one that is thought to be it.
+    pub(crate) fn ask(&mut self, port: PortId, mac: Mac, from: Addr, target: Addr, known: Option<Mac>) {
+        if target.is_v4() {
+            let link = Link { port, src: mac, dst: known.unwrap_or(BROADCAST) };
+            let operation = Operation::Request;
+            self.arp(link, Arp { operation, sender_mac: mac, sender: from, target_mac: [0; 6], target });
+        } else {
+            let group = ndp::solicited_node(target);
+            let (to, dst) = match known {
+                Some(known) => (target, known),
+                None => (group, ndp::multicast_mac(group)),
+            };
+            let message = Message::Solicitation { target, mac: Some(mac) };
+            self.neighbor(Link { port, src: mac, dst }, from, to, message);
+        }
+    }
+
+    /// Tells all stations that an address is ours (RFC 5227 §3, RFC 4861 §7.2.6).
+    pub(crate) fn announce(&mut self, port: PortId, mac: Mac, address: Addr) {
+        if address.is_v4() {
+            let link = Link { port, src: mac, dst: BROADCAST };
+            let operation = Operation::Request;
+            self.arp(link, Arp { operation, sender_mac: mac, sender: address, target_mac: [0; 6], target: address });
+        } else {
+            let dst = ndp::multicast_mac(ndp::ALL_NODES);
+            let message =
+                Message::Advertisement { target: address, mac: Some(mac), solicited: false, overriding: true };
+            self.neighbor(Link { port, src: mac, dst }, address, ndp::ALL_NODES, message);
+        }
+    }
+
+    pub(crate) fn neighbor(&mut self, link: Link, src: Addr, dst: Addr, message: Message) {
+        if let Some(b) = self.packet(link, src, dst, proto::ICMP6, 255, ndp::LEN) {
+            message.emit(b);
+            let sum = checksum::transport(src, dst, proto::ICMP6, b);
+            put16(b, icmp::CHECKSUM, sum);
+        }
+    }
+
+    /// An ICMP error about `quoted`, a packet from its IP header on. `rest` is the header's second
+    /// word (an MTU, or zero). As much is quoted as fits 576 bytes in IPv4 (RFC 1812 §4.3.2.3) and
+    /// 1280 in IPv6 (RFC 4443 §2.4).
+    pub(crate) fn icmp_error(
+        &mut self,
+        link: Link,
+        src: Addr,
+        dst: Addr,
+        (icmp_type, code): (u8, u8),
+        rest: u32,
+        quoted: &[u8],
+    ) -> bool {
+        let v4 = src.is_v4();
+        let room = if v4 { 576 - ipv4::MIN_LEN } else { 1280 - ipv6::LEN } - icmp::LEN;
+        let quoted = &quoted[..quoted.len().min(room)];
+        let proto = if v4 { proto::ICMP4 } else { proto::ICMP6 };
+        let Some(b) = self.packet(link, src, dst, proto, 64, icmp::LEN + quoted.len()) else {
+            return false;
+        };
+        put(b, 0, [icmp_type, code, 0, 0]);
+        put(b, 4, rest.to_be_bytes());
+        b[icmp::LEN..].copy_from_slice(quoted);
+        let sum = if v4 {
+            !checksum::fold(checksum::sum(b))
+        } else {
+            checksum::transport(src, dst, proto, b)
+        };
+        put16(b, icmp::CHECKSUM, sum);
+        true
+    }
+
+    /// The answer to an echo request whose checksum has been verified.
+    pub(crate) fn echo_reply(&mut self, link: Link, src: Addr, dst: Addr, request: &[u8]) {
+        let v4 = src.is_v4();
+        let (proto, reply) =
+            if v4 { (proto::ICMP4, icmp::ECHO_REPLY) } else { (proto::ICMP6, icmp::ECHO_REPLY6) };
+        let Some(b) = self.packet(link, src, dst, proto, 64, request.len()) else { return };
+        b.copy_from_slice(request);
+        // Only the type differs, and the pseudo-header's sum does not depend on the order.
+        let mut delta = checksum::Delta::default();
+        delta.replace16(u16::from_be_bytes([b[0], b[1]]), u16::from_be_bytes([reply, b[1]]));
+        b[0] = reply;
+        let sum = delta.apply(u16::from_be_bytes([b[2], b[3]]));
+        put16(b, icmp::CHECKSUM, sum);
+    }
+
+    /// A TCP segment without payload.
+    pub(crate) fn tcp(&mut self, link: Link, src: Addr, dst: Addr, segment: &Segment) -> bool {
+        let Some(b) = self.packet(link, src, dst, proto::TCP, 64, tcp::MIN_LEN) else {
+            return false;
+        };
+        segment.emit(b);
+        let sum = checksum::transport(src, dst, proto::TCP, b);
+        put16(b, tcp::CHECKSUM, sum);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::parse::{Content, Station, parse};
+
+    const LINK: Link = Link { port: PortId(1), src: [2, 0, 0, 0, 0, 1], dst: [2, 0, 0, 0, 0, 2] };
+
+    fn pairs() -> [(Addr, Addr); 2] {
+        let v6 = |n: u128| Addr(0x2001_0db8 << 96 | n);
+        [(Addr::v4(0x0a00_0001), Addr::v4(0x0a00_0002)), (v6(1), v6(2))]
+    }
+
+    #[test]
+    fn what_is_built_parses_and_verifies() {
+        for (src, dst) in pairs() {
+            let mut outbox = Outbox::new();
+            let error = if src.is_v4() { (3, 1) } else { (1, 3) };
+            assert!(outbox.icmp_error(LINK, src, dst, error, 0, &[0x5a; 3000]));
+            let reset = Segment { flags: tcp::RST, seq: 9, ..Segment::default() };
+            assert!(outbox.tcp(LINK, src, dst, &reset));
+            let frames: Vec<_> = outbox.frames().collect();
+            assert_eq!(frames[0].1.len(), ethernet::LEN + if src.is_v4() { 576 } else { 1280 });
+            for (port, frame) in frames {
+                assert_eq!(port, LINK.port);
+                let parsed = parse(frame, Station::Mac(LINK.dst), None).unwrap();
+                let segment = &frame[usize::from(parsed.l4)..];
+                let whole = match parsed.content {
+                    Content::IcmpError if src.is_v4() => !checksum::fold(checksum::sum(segment)),
+                    _ => checksum::transport(src, dst, parsed.key.proto, segment),
+                };
+                assert_eq!(whole, 0);
+            }
+        }
+    }
+
+    #[test]
+    fn a_full_outbox_refuses_and_counts() {
+        let mut outbox = Outbox::new();
+        let (src, dst) = pairs()[1];
+        let sent = (0..1000).filter(|_| outbox.icmp_error(LINK, src, dst, (1, 3), 0, &[0; 3000])).count();
+        assert!(sent < 1000);
+        assert_eq!(outbox.clear(), 1000 - sent as u64);
+        assert!(outbox.is_empty());
+        assert!(outbox.icmp_error(LINK, src, dst, (1, 3), 0, &[]));
+    }
+}

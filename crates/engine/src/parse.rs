@@ -1,0 +1,196 @@
+//! Stage one: from bytes to what the rest of the engine asks about a frame.
+
+use crate::DropReason;
+use crate::address::Addr;
+use crate::flow::Key;
+use crate::wire::ethernet::{self, Mac};
+use crate::wire::icmp::{self, Kind};
+use crate::wire::{ipv4, ipv6, proto, tcp, udp};
+
+/// What a frame carries, as far as the next stages differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Content {
+    /// A packet that belongs to a flow, or may open one.
+    Flow,
+    /// An ICMP error about another packet.
+    IcmpError,
+    /// A neighbour discovery message.
+    Neighbor,
+    /// An ARP packet.
+    Arp,
+}
+
+/// A parsed frame: offsets and values, no borrow.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Parsed {
+    pub(crate) content: Content,
+    /// Addresses, ports and protocol as on the wire. Of an ICMP query or answer, the identifier
+    /// stands for the port on the asking side.
+    pub(crate) key: Key,
+    /// TTL or hop limit.
+    pub(crate) ttl: u8,
+    /// The sender forbids fragmentation (always so in IPv6).
+    pub(crate) dont_fragment: bool,
+    /// ICMP type and code; zero for others.
+    pub(crate) icmp: (u8, u8),
+    /// First byte of the transport header, from the start of the frame.
+    pub(crate) l4: u16,
+    /// First byte behind the IP packet; the rest of the frame is padding.
+    pub(crate) end: u32,
+    /// Of a TCP segment; zero for others.
+    pub(crate) segment: tcp::Segment,
+}
+
+impl Parsed {
+    pub(crate) fn is_v4(&self) -> bool {
+        self.key.src.is_v4()
+    }
+
+    /// Whether an ICMP message answers a query; such a packet opens nothing.
+    pub(crate) fn is_icmp_answer(&self) -> bool {
+        match self.key.proto {
+            proto::ICMP4 => matches!(self.icmp.0, icmp::ECHO_REPLY | 14),
+            proto::ICMP6 => self.icmp.0 == icmp::ECHO_REPLY6,
+            _ => false,
+        }
+    }
+}
+
+/// Who must be the receiver of a frame.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Station {
+    /// A port with this Ethernet address.
+    Mac(Mac),
+    /// A layer-3 port, where Ethernet addresses mean nothing.
+    Any,
+}
+
+/// Parses one frame.
+pub(crate) fn parse(frame: &[u8], station: Station, vlan: Option<u16>) -> Result<Parsed, DropReason> {
+    let header = ethernet::Header::parse(frame).ok_or(DropReason::Truncated)?;
+    // Only the priority bits may be set: the packet is then untagged (IEEE 802.1Q §6.9).
+    if vlan.is_some_and(|tci| tci & 0xfff != 0) {
+        return Err(DropReason::VlanTagged);
+    }
+    if let Station::Mac(mac) = station
+        && header.dst != mac
+        && !ethernet::is_group(header.dst)
+    {
+        return Err(DropReason::NotForUs);
+    }
+    let parsed = match header.ethertype {
+        ethernet::IPV4 => parse_ipv4(frame)?,
+        ethernet::IPV6 => parse_ipv6(frame)?,
+        ethernet::ARP => {
+            return Ok(Parsed {
+                content: Content::Arp,
+                key: Key::default(),
+                ttl: 0,
+                dont_fragment: false,
+                icmp: (0, 0),
+                l4: ethernet::LEN as u16,
+                end: frame.len() as u32,
+                segment: tcp::Segment::default(),
+            });
+        }
+        0x8100 | 0x88a8 => return Err(DropReason::VlanTagged),
+        _ => return Err(DropReason::UnknownEthertype),
+    };
+    let key = &parsed.key;
+    let group = match station {
+        Station::Mac(_) => ethernet::is_group(header.dst),
+        Station::Any => false,
+    };
+    if parsed.content != Content::Neighbor
+        && (key.dst.is_multicast() || group || key.dst == Addr::v4(u32::MAX))
+    {
+        return Err(DropReason::Multicast);
+    }
+    if key.dst.is_martian_destination()
+        // The source of duplicate address detection is unspecified (RFC 4862 §5.4.2).
+        || key.src.is_martian_source() && !(parsed.content == Content::Neighbor && key.src.0 == 0)
+    {
+        return Err(DropReason::Martian);
+    }
+    Ok(parsed)
+}
+
+fn parse_ipv4(frame: &[u8]) -> Result<Parsed, DropReason> {
+    let packet = &frame[ethernet::LEN..];
+    let ip = ipv4::Header::parse(packet)?;
+    if ip.fragment {
+        return Err(DropReason::Fragment);
+    }
+    let transport = &packet[ip.header_len..ip.total_len];
+    parse_transport(transport, ip.src, ip.dst, ip.proto).map(|t| Parsed {
+        content: t.content,
+        key: t.key,
+        ttl: ip.ttl,
+        dont_fragment: ip.dont_fragment,
+        icmp: t.icmp,
+        l4: (ethernet::LEN + ip.header_len) as u16,
+        end: (ethernet::LEN + ip.total_len) as u32,
+        segment: t.segment,
+    })
+}
+
+fn parse_ipv6(frame: &[u8]) -> Result<Parsed, DropReason> {
+    let packet = &frame[ethernet::LEN..];
+    let ip = ipv6::Header::parse(packet)?;
+    if ip.fragment {
+        return Err(DropReason::Fragment);
+    }
+    let transport = &packet[ip.header_len..ip.total_len];
+    parse_transport(transport, ip.src, ip.dst, ip.proto).map(|t| Parsed {
+        content: t.content,
+        key: t.key,
+        ttl: ip.hop_limit,
+        dont_fragment: true,
+        icmp: t.icmp,
+        l4: (ethernet::LEN + ip.header_len) as u16,
+        end: (ethernet::LEN + ip.total_len) as u32,
+        segment: t.segment,
+    })
+}
+
+struct Transport {
+    content: Content,
+    key: Key,
+    icmp: (u8, u8),
+    segment: tcp::Segment,
+}
+
+#[inline]
+fn parse_transport(b: &[u8], src: Addr, dst: Addr, proto: u8) -> Result<Transport, DropReason> {
+    let mut t = Transport {
+        content: Content::Flow,
+        key: Key { src, dst, src_port: 0, dst_port: 0, proto },
+        icmp: (0, 0),
+        segment: tcp::Segment::default(),
+    };
+    match proto {
+        proto::TCP => {
+            t.segment = tcp::Segment::parse(b)?;
+            (t.key.src_port, t.key.dst_port) = (t.segment.src_port, t.segment.dst_port);
+        }
+        proto::UDP => (t.key.src_port, t.key.dst_port) = udp::parse_ports(b)?,
+        proto::ICMP4 | proto::ICMP6 => {
+            // One family's ICMP inside the other means nothing.
+            if (proto == proto::ICMP4) != src.is_v4() {
+                return Err(DropReason::IcmpType);
+            }
+            let header = icmp::Header::parse(b, src.is_v4())?;
+            t.icmp = (header.icmp_type, header.code);
+            match header.kind {
+                Kind::Query(id) => t.key.src_port = id,
+                Kind::Answer(id) => t.key.dst_port = id,
+                Kind::Error => t.content = Content::IcmpError,
+                Kind::Neighbor => t.content = Content::Neighbor,
+                Kind::Other if dst.is_multicast() => return Err(DropReason::Multicast),
+                Kind::Other => return Err(DropReason::IcmpType),
+            }
+        }
+        _ => {}
+    }
+    Ok(t)
+}

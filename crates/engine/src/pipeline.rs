@@ -1,0 +1,712 @@
+//! The engine behind the worker: what becomes of one frame.
+//!
+//! A packet's life in [`Pipeline::process`]:
+//! 1. Its kind was parsed: ARP, neighbour discovery, an ICMP error, or a packet of a flow.
+//! 2. The flow is looked up by the key as on the wire ([`Pipeline::find_live`]). A flow judged under
+//!    an older snapshot is judged again, by the facts of its first packet.
+//! 3. Without a flow: for one of our own addresses it is answered or handed to the host
+//!    ([`Pipeline::handle_local`]); from inside it may open a flow, if the policy allows it and NAT
+//!    finds a port ([`Pipeline::open`]); from outside it is dropped.
+//! 4. TTL, TCP state, next hop, size on the way out ([`Pipeline::forward`]).
+//! 5. Addresses, ports, TTL and checksums are rewritten in place, Ethernet addresses are set.
+//!
+//! Direction and NAT are values on this one path; IPv4 and IPv6 share it.
+
+mod icmp_error;
+mod link;
+mod local;
+
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+
+use policy::{Facts, OnDeny};
+
+use crate::address::Addr;
+use crate::clock::{Now, Tick};
+use crate::counters::{CloseReason, Direction};
+use crate::event::{Event, FlowFacts};
+use crate::flow::key::Random;
+use crate::flow::{Flow, FlowId, FlowTable, NO_GROUP, NO_RULE};
+use crate::limit::TokenBucket;
+use crate::nat::{self, Partition};
+use crate::neighbor::{NeighborId, NeighborTable};
+use crate::outbox::{Link, Outbox};
+use crate::parse::{Content, Parsed};
+use crate::port::{Capabilities, Checksum, GsoKind, Meta, Packet, PortId};
+use crate::rewrite::{self, Translation, Which};
+use crate::snapshot::{Side, Snapshot};
+use crate::tcp::{Connection, End};
+use crate::wire::ethernet::{self, Mac};
+use crate::wire::tcp::{ACK, RST, SYN, Segment};
+use crate::wire::{icmp, proto};
+use crate::{DropReason, Verdict, WorkerCounters};
+
+/// Where a processed frame goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Out of a port; complete.
+    Send(PortId),
+    /// Out of a port, once this neighbour's address is known.
+    Await(PortId, NeighborId),
+    /// To the host.
+    Lane,
+    /// Nowhere: it was answered or learned from.
+    Consumed,
+    /// Nowhere.
+    Drop(DropReason),
+}
+
+impl Step {
+    fn verdict(self) -> Verdict {
+        match self {
+            Step::Send(port) | Step::Await(port, _) => Verdict::Forward(port),
+            Step::Lane => Verdict::Local,
+            Step::Consumed => Verdict::Reply,
+            Step::Drop(reason) => Verdict::Drop(reason),
+        }
+    }
+}
+
+/// A next hop, remembered by destination.
+#[derive(Clone, Copy, Debug)]
+struct CachedHop {
+    to: Addr,
+    /// Valid only in the epoch in which it was stored.
+    epoch: u32,
+    port: PortId,
+    /// None on a layer-3 port.
+    neighbor: Option<NeighborId>,
+}
+
+/// Places of the cache of next hops, a power of two.
+const HOP_CACHE: usize = 1024;
+
+#[derive(Debug)]
+pub(crate) struct Pipeline {
+    snapshot: Arc<Snapshot>,
+    flows: FlowTable,
+    neighbors: NeighborTable,
+    ports: Vec<Capabilities>,
+    hops: Vec<CachedHop>,
+    epoch: u32,
+    outbox: Outbox,
+    /// Neighbours whose address has just become known (true), or that do not answer (false).
+    settled: Vec<(NeighborId, bool)>,
+    /// Neighbours to ask in this turn; empty between turns, kept for its memory.
+    to_ask: Vec<NeighborId>,
+    counters: Arc<WorkerCounters>,
+    events: Option<SyncSender<Event>>,
+    random: Random,
+    partition: Partition,
+    nat_active: u32,
+    icmp_limit: TokenBucket,
+    reset_limit: TokenBucket,
+    started: bool,
+}
+
+impl Pipeline {
+    pub(crate) fn new(
+        snapshot: Arc<Snapshot>,
+        ports: Vec<Capabilities>,
+        config: crate::WorkerConfig,
+        counters: Arc<WorkerCounters>,
+    ) -> std::io::Result<Pipeline> {
+        let mut random = Random::new(config.seed);
+        let flows = FlowTable::new(config.flow_capacity, random.next())?;
+        counters.flow_capacity.set(u64::from(config.flow_capacity));
+        let nowhere = CachedHop { to: Addr(0), epoch: 0, port: PortId(0), neighbor: None };
+        Ok(Pipeline {
+            snapshot,
+            flows,
+            neighbors: NeighborTable::default(),
+            ports,
+            hops: vec![nowhere; HOP_CACHE],
+            epoch: 1,
+            outbox: Outbox::new(),
+            settled: Vec::with_capacity(64),
+            to_ask: Vec::with_capacity(64),
+            counters,
+            events: config.events,
+            random,
+            partition: Partition { index: config.index, count: config.count.max(1) },
+            nat_active: 0,
+            icmp_limit: TokenBucket::full(),
+            reset_limit: TokenBucket::full(),
+            started: false,
+        })
+    }
+
+    /// Begins a turn under the snapshot that is published now.
+    pub(crate) fn begin(&mut self, snapshot: &Arc<Snapshot>, now: Now) {
+        if !self.started {
+            self.started = true;
+            self.flows.start(now.tick());
+            self.install(Arc::clone(snapshot));
+            self.announce();
+        } else if !Arc::ptr_eq(&self.snapshot, snapshot) {
+            self.install(Arc::clone(snapshot));
+        }
+    }
+
+    fn install(&mut self, snapshot: Arc<Snapshot>) {
+        self.snapshot = snapshot;
+        self.epoch = self.epoch.wrapping_add(1);
+        self.counters.nat_capacity.set(u64::from(self.snapshot.settings().limits.max_nat_bindings));
+        self.counters.set_generation(self.snapshot.generation());
+    }
+
+    pub(crate) fn counters(&self) -> &WorkerCounters {
+        &self.counters
+    }
+
+    pub(crate) fn capabilities(&self, port: PortId) -> &Capabilities {
+        &self.ports[usize::from(port.0)]
+    }
+
+    pub(crate) fn outbox(&mut self) -> &mut Outbox {
+        &mut self.outbox
+    }
+
+    /// Neighbours that frames may be waiting for: whether they are known now, or never will be.
+    pub(crate) fn settled(&mut self) -> &mut Vec<(NeighborId, bool)> {
+        &mut self.settled
+    }
+
+    /// Hash of a packet's key; and asks for the memory that the lookup will read first.
+    #[inline]
+    pub(crate) fn prefetch_bucket(&self, p: &Parsed) -> u64 {
+        let hash = self.flows.hash(&p.key);
+        self.flows.prefetch_bucket(hash);
+        hash
+    }
+
+    /// Asks for the memory that the lookup will read next.
+    #[inline]
+    pub(crate) fn prefetch_flow(&self, hash: u64) {
+        self.flows.prefetch_flow(hash);
+    }
+
+    /// Decides on a frame from a port, rewrites it, and counts it.
+    pub(crate) fn process<K: Packet>(
+        &mut self,
+        now: Now,
+        port: PortId,
+        frame: &mut K,
+        p: &Parsed,
+        hash: u64,
+    ) -> Step {
+        let bytes = frame.bytes().len();
+        let mut direction = match self.snapshot.two_arms() && port.0 > 0 {
+            true => Direction::Inbound,
+            false => Direction::Outbound,
+        };
+        let step = match p.content {
+            Content::Flow => self.handle_packet(now, port, frame, p, hash, &mut direction),
+            Content::IcmpError => self.handle_icmp_error(now, port, frame, p, &mut direction),
+            Content::Neighbor => self.handle_neighbor(now, port, frame.bytes(), p),
+            Content::Arp => self.handle_arp(now, port, frame.bytes()),
+        }
+        .unwrap_or_else(Step::Drop);
+        self.counters.count_verdict(step.verdict(), direction, p.key.proto, bytes);
+        step
+    }
+
+    /// Writes a neighbour's link-layer address into a frame that waited for it.
+    pub(crate) fn address(&mut self, id: NeighborId, frame: &mut [u8]) -> bool {
+        let Some(mac) = self.neighbors.use_mac(id) else { return false };
+        frame[..6].copy_from_slice(&mac);
+        true
+    }
+
+    /// Counts a frame that is dropped before or after [`process`](Self::process).
+    pub(crate) fn refuse(&mut self, reason: DropReason, bytes: usize) {
+        if reason == DropReason::Fragment {
+            self.counters.fragments.inc();
+        }
+        self.counters.count_verdict(Verdict::Drop(reason), Direction::Outbound, 0, bytes);
+    }
+
+    #[inline]
+    fn handle_packet<K: Packet>(
+        &mut self,
+        now: Now,
+        port: PortId,
+        frame: &mut K,
+        p: &Parsed,
+        hash: u64,
+        direction: &mut Direction,
+    ) -> Result<Step, DropReason> {
+        if let Some((id, from)) = self.find_live(now, p, hash) {
+            *direction = if from == End::Client { Direction::Outbound } else { Direction::Inbound };
+            self.rejudge_if_stale(now, id, frame.bytes(), p, from)?;
+            return self.forward(now, port, frame, p, id, from);
+        }
+        if self.snapshot.is_ours(p.key.dst) {
+            return self.handle_local(port, frame, p, direction);
+        }
+        let id = self.open(now, port, frame.bytes(), p, direction)?;
+        self.forward(now, port, frame, p, id, End::Client)
+    }
+
+    /// The flow of a packet, if it is there and not over.
+    #[inline]
+    fn find_live(&mut self, now: Now, p: &Parsed, hash: u64) -> Option<(FlowId, End)> {
+        let (id, from) = self.flows.find(&p.key, hash)?;
+        let flow = self.flows.get(id);
+        if flow.has_expired(now.tick(), self.snapshot.idle()) {
+            let reason = if flow.is_finished() { CloseReason::Finished } else { CloseReason::Idle };
+            self.close(id, reason);
+            return None;
+        }
+        let begins_anew = p.segment.has(SYN) && !p.segment.has(ACK) && from == End::Client;
+        if begins_anew && p.key.proto == proto::TCP && flow.tcp.may_be_reused() {
+            self.close(id, CloseReason::Reused);
+            return None;
+        }
+        Some((id, from))
+    }
+
+    /// Judges a flow again if the snapshot has changed since it was judged.
+    #[inline]
+    fn rejudge_if_stale(
+        &mut self,
+        now: Now,
+        id: FlowId,
+        frame: &[u8],
+        p: &Parsed,
+        from: End,
+    ) -> Result<(), DropReason> {
+        if self.flows.get(id).generation == self.snapshot.generation() as u32 {
+            return Ok(());
+        }
+        self.rejudge(now, id, frame, p, from)
+    }
+
+    #[cold]
+    fn rejudge(&mut self, now: Now, id: FlowId, frame: &[u8], p: &Parsed, from: End) -> Result<(), DropReason> {
+        let snapshot = Arc::clone(&self.snapshot);
+        let flow = self.flows.get_mut(id);
+        let decision = snapshot.policy().evaluate(&facts(&flow.client_key(), flow.icmp));
+        flow.generation = snapshot.generation() as u32;
+        flow.revision = snapshot.policy().revision() as u32;
+        flow.group = decision.group.map_or(NO_GROUP, |g| g as u16);
+        flow.rule = decision.rule.unwrap_or(NO_RULE);
+        self.counters.rejudged.inc();
+        if decision.allow {
+            return Ok(());
+        }
+        let flow = *flow;
+        if decision.on_deny == OnDeny::Reset && p.key.proto == proto::TCP {
+            self.reset_both(now, &flow, from, frame, p);
+        }
+        self.close(id, CloseReason::Policy);
+        self.emit(Event::Denied { flow: self.describe(&flow) });
+        Err(DropReason::PolicyChanged)
+    }
+
+    /// Decides on a packet that belongs to no flow, and opens one for it.
+    fn open(
+        &mut self,
+        now: Now,
+        port: PortId,
+        frame: &[u8],
+        p: &Parsed,
+        direction: &mut Direction,
+    ) -> Result<FlowId, DropReason> {
+        let snapshot = Arc::clone(&self.snapshot);
+        let (key, limits) = (&p.key, &snapshot.settings().limits);
+        if snapshot.source_side(port, key.src) == Side::Outside {
+            *direction = Direction::Inbound;
+            return Err(DropReason::FromOutside);
+        }
+        if snapshot.is_ours(key.src) || key.src.is_link_local6() || key.dst.is_link_local6() {
+            return Err(DropReason::Martian);
+        }
+        let is_tcp = key.proto == proto::TCP;
+        let picks_up = is_tcp && !(p.segment.has(SYN) && !p.segment.has(ACK));
+        if picks_up && (now >= snapshot.settings().pick_up_until || p.segment.has(SYN | RST)) {
+            self.refuse_segment(now, port, frame, p);
+            return Err(DropReason::NoFlow);
+        }
+        if p.is_icmp_answer() {
+            return Err(DropReason::NoFlow);
+        }
+        self.check_ttl(now, port, frame, p)?;
+        let Some(hop) = snapshot.route(key.dst) else {
+            let error = if p.is_v4() { (icmp::UNREACHABLE, 0) } else { (icmp::UNREACHABLE6, 0) };
+            self.send_icmp_error(now, port, frame, p, error, 0);
+            return Err(DropReason::NoRoute);
+        };
+
+        let decision = snapshot.policy().evaluate(&facts(key, p.icmp));
+        let mut flow = Flow {
+            client: key.src,
+            server: key.dst,
+            nat: key.src,
+            client_port: key.src_port,
+            server_port: key.dst_port,
+            nat_port: key.src_port,
+            proto: key.proto,
+            live: true,
+            icmp: p.icmp,
+            sides: [port, hop.port],
+            last_seen: now.tick(),
+            bytes: [0; 2],
+            packets: [0; 2],
+            generation: snapshot.generation() as u32,
+            revision: snapshot.policy().revision() as u32,
+            rule: decision.rule.unwrap_or(NO_RULE),
+            group: decision.group.map_or(NO_GROUP, |g| g as u16),
+            tcp: match (is_tcp, picks_up) {
+                (true, false) => Connection::open(&p.segment),
+                (true, true) => Connection::pick_up(&p.segment),
+                (false, _) => Connection::default(),
+            },
+        };
+        if !decision.allow {
+            if decision.on_deny == OnDeny::Reset && is_tcp {
+                self.refuse_segment(now, port, frame, p);
+            }
+            self.emit(Event::Denied { flow: self.describe(&flow) });
+            return Err(DropReason::PolicyDenied);
+        }
+        if snapshot.settings().draining {
+            return Err(DropReason::Draining);
+        }
+        if self.flows.active() >= limits.max_flows && !self.evict(now.tick()) {
+            return Err(DropReason::FlowTableFull);
+        }
+        if snapshot.destination_side(hop.port, key.dst) == Side::Outside {
+            self.translate_outgoing(&mut flow)?;
+        }
+        let mut id = self.flows.insert(flow, snapshot.idle());
+        if id.is_none() && self.evict(now.tick()) {
+            id = self.flows.insert(flow, snapshot.idle());
+        }
+        let id = id.ok_or(DropReason::FlowTableFull)?;
+
+        self.counters.flows_opened.inc();
+        self.counters.flows_active.set(u64::from(self.flows.active()));
+        if flow.is_translated() {
+            self.nat_active += 1;
+            self.counters.nat_active.set(u64::from(self.nat_active));
+        }
+        if picks_up {
+            self.counters.picked_up.inc();
+        }
+        if decision.would_deny {
+            self.counters.would_deny.inc();
+        }
+        if self.events.is_some() {
+            let flow = self.describe(&flow);
+            self.emit(Event::Opened { flow, would_deny: decision.would_deny });
+        }
+        Ok(id)
+    }
+
+    /// Gives a new flow the address and port that the server will see.
+    fn translate_outgoing(&mut self, flow: &mut Flow) -> Result<(), DropReason> {
+        let addresses = self.snapshot.nat_addresses(flow.client.is_v4());
+        if addresses.is_empty() {
+            return Ok(());
+        }
+        if self.nat_active >= self.snapshot.settings().limits.max_nat_bindings {
+            return Err(DropReason::NatTableFull);
+        }
+        let client = flow.client_key();
+        let bound = nat::bind(&self.flows, addresses, &client, self.partition, &mut self.random)?;
+        self.counters.nat_port_probes.add(u64::from(bound.probes));
+        if bound.port == flow.client_port {
+            self.counters.nat_ports_kept.inc();
+        }
+        (flow.nat, flow.nat_port) = (bound.address, bound.port);
+        Ok(())
+    }
+
+    /// Sends a packet of a flow on its way.
+    #[inline]
+    fn forward<K: Packet>(
+        &mut self,
+        now: Now,
+        port: PortId,
+        frame: &mut K,
+        p: &Parsed,
+        id: FlowId,
+        from: End,
+    ) -> Result<Step, DropReason> {
+        self.check_ttl(now, port, frame.bytes(), p)?;
+        let flow = self.flows.get_mut(id);
+        if self.snapshot.two_arms() && flow.sides[from as usize] != port {
+            // Addresses of one side on the other: somebody pretends.
+            return Err(DropReason::Martian);
+        }
+        let (to, translation) = match from {
+            End::Client => {
+                (flow.server, Translation { which: Which::Source, address: flow.nat, port: flow.nat_port })
+            }
+            End::Server => {
+                let (address, port) = (flow.client, flow.client_port);
+                (flow.client, Translation { which: Which::Destination, address, port })
+            }
+        };
+        let translated = flow.is_translated();
+        if p.key.proto == proto::TCP {
+            let before = flow.tcp.state;
+            flow.tcp.advance(from, &p.segment, self.snapshot.settings().tcp_window_check)?;
+            if flow.tcp.state != before {
+                flow.last_seen = now.tick();
+                self.flows.reschedule(id, self.snapshot.idle());
+            }
+        }
+        let flow = self.flows.get_mut(id);
+        flow.last_seen = now.tick();
+        flow.bytes[from as usize] += frame.bytes().len() as u64;
+        flow.packets[from as usize] = flow.packets[from as usize].saturating_add(1);
+
+        let hop = self.next_hop(to, now)?;
+        self.check_size(now, port, frame, p, hop.port)?;
+        if translated {
+            let meta = *frame.meta();
+            rewrite::translate(frame.bytes_mut(), &meta, p, translation);
+        }
+        rewrite::decrement_ttl(frame.bytes_mut(), p);
+        self.dispatch(frame, hop)
+    }
+
+    /// Refuses a packet whose TTL or hop limit ends here, and says so to its sender.
+    #[inline]
+    fn check_ttl(&mut self, now: Now, port: PortId, frame: &[u8], p: &Parsed) -> Result<(), DropReason> {
+        if p.ttl > 1 {
+            return Ok(());
+        }
+        let error = if p.is_v4() { (icmp::TIME_EXCEEDED, 0) } else { (icmp::TIME_EXCEEDED6, 0) };
+        self.send_icmp_error(now, port, frame, p, error, 0);
+        Err(DropReason::TtlExceeded)
+    }
+
+    /// Refuses a packet that the link behind `out` cannot carry, and tells its sender what it can.
+    #[inline]
+    fn check_size<K: Packet>(
+        &mut self,
+        now: Now,
+        port: PortId,
+        frame: &mut K,
+        p: &Parsed,
+        out: PortId,
+    ) -> Result<(), DropReason> {
+        let caps = &self.ports[usize::from(out.0)];
+        let size = match frame.meta().gso {
+            None => frame.bytes().len() - ethernet::LEN,
+            Some(gso) => {
+                let able = match gso.kind {
+                    GsoKind::Tcp4 | GsoKind::Tcp6 => caps.tx_gso_tcp,
+                    GsoKind::Udp => caps.tx_gso_udp,
+                };
+                if !able {
+                    return Err(DropReason::GsoUnsupported);
+                }
+                (usize::from(gso.header_len) + usize::from(gso.size)).saturating_sub(ethernet::LEN)
+            }
+        };
+        let mtu = caps.mtu;
+        if size <= usize::from(mtu) {
+            return Ok(());
+        }
+        if p.dont_fragment {
+            let error = if p.is_v4() { (icmp::UNREACHABLE, 4) } else { (icmp::TOO_BIG6, 0) };
+            self.send_icmp_error(now, port, frame.bytes(), p, error, u32::from(mtu));
+        }
+        Err(DropReason::TooBig)
+    }
+
+    /// The port and neighbour that lead to an address.
+    #[inline]
+    fn next_hop(&mut self, to: Addr, now: Now) -> Result<CachedHop, DropReason> {
+        let place = self.flows.hasher().hash_address(to) as usize % HOP_CACHE;
+        let cached = self.hops[place];
+        if cached.to == to && cached.epoch == self.epoch {
+            return Ok(cached);
+        }
+        let hop = self.snapshot.route(to).ok_or(DropReason::NoRoute)?;
+        let neighbor = if self.capabilities(hop.port).layer3 {
+            None
+        } else {
+            Some(self.find_neighbor(hop.port, hop.neighbor, now)?)
+        };
+        let hop = CachedHop { to, epoch: self.epoch, port: hop.port, neighbor };
+        self.hops[place] = hop;
+        Ok(hop)
+    }
+
+    /// Writes the Ethernet header and makes the frame fit for its port.
+    #[inline]
+    fn dispatch<K: Packet>(&mut self, frame: &mut K, hop: CachedHop) -> Result<Step, DropReason> {
+        let caps = &self.ports[usize::from(hop.port.0)];
+        let mut meta = Meta { hash: None, vlan: None, ..*frame.meta() };
+        if !caps.tx_checksum
+            && matches!(meta.checksum, Checksum::Partial { .. })
+            && !rewrite::complete_checksum(frame.bytes_mut(), &mut meta)
+        {
+            return Err(DropReason::MalformedHeader);
+        }
+        *frame.meta_mut() = meta;
+        let bytes = frame.bytes_mut();
+        let Some(id) = hop.neighbor else {
+            bytes[..12].fill(0);
+            return Ok(Step::Send(hop.port));
+        };
+        bytes[6..12].copy_from_slice(&caps.mac);
+        match self.neighbors.use_mac(id) {
+            Some(mac) => {
+                bytes[..6].copy_from_slice(&mac);
+                Ok(Step::Send(hop.port))
+            }
+            None => Ok(Step::Await(hop.port, id)),
+        }
+    }
+
+    /// Runs what is due without a frame: expiry of flows, questions to neighbours. A small step.
+    pub(crate) fn handle_timeout(&mut self, now: Now) {
+        let mut budget = 64;
+        while let Some(flow) = self.flows.pop_expired(now.tick(), self.snapshot.idle(), &mut budget) {
+            let reason = if flow.is_finished() { CloseReason::Finished } else { CloseReason::Idle };
+            self.closed(&flow, reason);
+        }
+        self.ask_neighbors(now);
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) has something to do, at the latest.
+    pub(crate) fn next_deadline(&self, now: Now) -> Option<Now> {
+        let flows = (self.flows.active() > 0).then(|| now + std::time::Duration::from_millis(250));
+        match (flows, self.neighbors.next_deadline()) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+
+    fn evict(&mut self, now: Tick) -> bool {
+        let Some(id) = self.flows.find_victim(now) else { return false };
+        self.close(id, CloseReason::Evicted);
+        true
+    }
+
+    fn close(&mut self, id: FlowId, reason: CloseReason) {
+        let flow = self.flows.remove(id);
+        self.closed(&flow, reason);
+    }
+
+    /// Accounts for a flow that has left the table.
+    fn closed(&mut self, flow: &Flow, reason: CloseReason) {
+        self.counters.count_closed(reason);
+        self.counters.flows_active.set(u64::from(self.flows.active()));
+        if flow.is_translated() {
+            self.nat_active -= 1;
+            self.counters.nat_active.set(u64::from(self.nat_active));
+        }
+        if self.events.is_some() {
+            let [bytes_out, bytes_in] = flow.bytes;
+            self.emit(Event::Closed { flow: self.describe(flow), reason, bytes_out, bytes_in });
+        }
+    }
+
+    fn describe(&self, flow: &Flow) -> FlowFacts {
+        // Revisions only grow: the one meant is the latest with these low bits.
+        let current = self.snapshot.policy().revision();
+        let age = (current as u32).wrapping_sub(flow.revision);
+        FlowFacts {
+            src: flow.client.ip(),
+            dst: flow.server.ip(),
+            proto: flow.proto,
+            src_port: flow.client_port,
+            dst_port: flow.server_port,
+            group: (flow.group != NO_GROUP).then_some(u32::from(flow.group)),
+            rule: (flow.rule != NO_RULE).then_some(flow.rule),
+            revision: current.wrapping_sub(u64::from(age)),
+        }
+    }
+
+    fn emit(&mut self, event: Event) {
+        if let Some(ring) = &self.events
+            && ring.try_send(event).is_err()
+        {
+            self.counters.events_lost.inc();
+        }
+    }
+
+    /// Answers a segment with a reset, within the rate limit.
+    fn refuse_segment(&mut self, now: Now, port: PortId, frame: &[u8], p: &Parsed) {
+        if p.segment.has(RST) {
+            return;
+        }
+        if !self.reset_limit.take(now, self.snapshot.settings().limits.resets_per_s) {
+            self.counters.replies_limited.inc();
+            return;
+        }
+        let link = self.back(port, frame);
+        let segment = answer_with_reset(&p.segment);
+        if self.outbox.tcp(link, p.key.dst, p.key.src, &segment) {
+            self.counters.resets_sent.inc();
+        }
+    }
+
+    /// Ends a connection towards both ends, on the occasion of a segment from one of them.
+    fn reset_both(&mut self, now: Now, flow: &Flow, from: End, frame: &[u8], p: &Parsed) {
+        if p.segment.has(RST) {
+            return;
+        }
+        let link = self.back(flow.sides[from as usize], frame);
+        if self.outbox.tcp(link, p.key.dst, p.key.src, &answer_with_reset(&p.segment)) {
+            self.counters.resets_sent.inc();
+        }
+        // To the other end as if the sender had reset; its address as that end knows it.
+        let (key, to) = match from {
+            End::Client => (flow.server_key().reversed(), flow.server),
+            End::Server => (flow.client_key().reversed(), flow.client),
+        };
+        let segment = Segment {
+            src_port: key.src_port,
+            dst_port: key.dst_port,
+            seq: p.segment.seq,
+            ack: p.segment.ack,
+            flags: RST | p.segment.flags & ACK,
+            ..Segment::default()
+        };
+        let Ok(hop) = self.next_hop(to, now) else { return };
+        let Some(dst) = hop.neighbor.map_or(Some(Mac::default()), |id| self.neighbors.use_mac(id)) else {
+            return;
+        };
+        let link = Link { port: hop.port, src: self.capabilities(hop.port).mac, dst };
+        if self.outbox.tcp(link, key.src, key.dst, &segment) {
+            self.counters.resets_sent.inc();
+        }
+    }
+
+    /// The link back to the station that a frame came from.
+    fn back(&self, port: PortId, frame: &[u8]) -> Link {
+        let dst = ethernet::Header::parse(frame).map(|h| h.src).unwrap_or_default();
+        Link { port, src: self.capabilities(port).mac, dst }
+    }
+}
+
+/// What the policy is asked about a flow that begins with this key.
+fn facts(key: &crate::flow::Key, icmp: (u8, u8)) -> Facts {
+    let is_icmp = matches!(key.proto, proto::ICMP4 | proto::ICMP6);
+    Facts {
+        src: key.src.ip(),
+        dst: key.dst.ip(),
+        proto: key.proto,
+        // An identifier is no port.
+        src_port: if is_icmp { 0 } else { key.src_port },
+        dst_port: if is_icmp { 0 } else { key.dst_port },
+        icmp: is_icmp.then_some(icmp),
+    }
+}
+
+/// The reset that a segment to a closed port gets (RFC 9293 §3.10.7.1).
+fn answer_with_reset(s: &Segment) -> Segment {
+    let (seq, ack, flags) = match s.has(ACK) {
+        true => (s.ack, 0, RST),
+        false => (0, s.end(), RST | ACK),
+    };
+    Segment { src_port: s.dst_port, dst_port: s.src_port, seq, ack, flags, ..Segment::default() }
+}

@@ -1,0 +1,216 @@
+//! ICMP errors: those about packets of a flow are found by the tuple that they quote, translated
+//! inside and out, and passed on (RFC 5508 §4); and those that we send ourselves.
+
+use super::{Pipeline, Step};
+use crate::address::Addr;
+use crate::clock::Now;
+use crate::counters::Direction;
+use crate::flow::Key;
+use crate::parse::Parsed;
+use crate::port::{Packet, PortId};
+use crate::rewrite::{self, Which};
+use crate::snapshot::Side;
+use crate::tcp::End;
+use crate::wire::checksum::{self, Delta};
+use crate::wire::icmp::Kind;
+use crate::wire::{ethernet, get16, icmp, ipv4, ipv6, proto, put16, tcp, udp};
+use crate::DropReason;
+
+/// A packet quoted in an ICMP error: its key, and where its parts sit in the frame.
+struct Quoted {
+    key: Key,
+    ip: usize,
+    l4: usize,
+}
+
+impl Pipeline {
+    pub(super) fn handle_icmp_error<K: Packet>(
+        &mut self,
+        now: Now,
+        port: PortId,
+        frame: &mut K,
+        p: &Parsed,
+        direction: &mut Direction,
+    ) -> Result<Step, DropReason> {
+        let side = self.snapshot.source_side(port, p.key.src);
+        *direction = if side == Side::Inside { Direction::Outbound } else { Direction::Inbound };
+        let message = &frame.bytes()[usize::from(p.l4)..p.end as usize];
+        let sum = match p.is_v4() {
+            true => !checksum::fold(checksum::sum(message)),
+            false => checksum::transport(p.key.src, p.key.dst, proto::ICMP6, message),
+        };
+        if sum != 0 {
+            return Err(DropReason::BadChecksum);
+        }
+        let quoted = parse_quoted(frame.bytes(), p)?;
+        // The quoted packet went the other way: its answers would have the reversed key.
+        let key = quoted.key.reversed();
+        let hash = self.flows.hash(&key);
+        let (id, from) = self.flows.find(&key, hash).ok_or(DropReason::IcmpNoFlow)?;
+        let flow = *self.flows.get(id);
+        if flow.has_expired(now.tick(), self.snapshot.idle()) {
+            return Err(DropReason::IcmpNoFlow);
+        }
+        // Only the end that the quoted packet was sent to, or a router before it, can know.
+        if self.snapshot.two_arms() && flow.sides[from as usize] != port {
+            return Err(DropReason::Martian);
+        }
+        self.rejudge_if_stale(now, id, frame.bytes(), p, from)?;
+        self.check_ttl(now, port, frame.bytes(), p)?;
+
+        // From the client's side the error goes to the server, and its source is hidden like the
+        // client itself; from the server's side it goes to the client.
+        let to = match from {
+            End::Client => flow.server,
+            End::Server => flow.client,
+        };
+        if p.key.dst != quoted.key.src {
+            return Err(DropReason::IcmpNoFlow);
+        }
+        let hop = self.next_hop(to, now)?;
+        if flow.is_translated() {
+            let bytes = frame.bytes_mut();
+            match from {
+                End::Client => {
+                    translate_outer(bytes, p, Which::Source, flow.nat);
+                    translate_quoted(bytes, p.end as usize, &quoted, Which::Destination, flow.nat, flow.nat_port);
+                }
+                End::Server => {
+                    translate_outer(bytes, p, Which::Destination, flow.client);
+                    translate_quoted(bytes, p.end as usize, &quoted, Which::Source, flow.client, flow.client_port);
+                }
+            }
+            let (src, dst) = match from {
+                End::Client => (flow.nat, p.key.dst),
+                End::Server => (p.key.src, flow.client),
+            };
+            seal(bytes, p, src, dst);
+        }
+        rewrite::decrement_ttl(frame.bytes_mut(), p);
+        self.counters.icmp_errors_translated.inc();
+        self.dispatch(frame, hop)
+    }
+
+    /// Tells the sender of a packet that it failed, within the rate limit. Nothing is said about
+    /// ICMP errors, nor to a source that no single host can have (RFC 1122 §3.2.2).
+    pub(super) fn send_icmp_error(
+        &mut self,
+        now: Now,
+        port: PortId,
+        frame: &[u8],
+        p: &Parsed,
+        error: (u8, u8),
+        rest: u32,
+    ) {
+        let Some(src) = self.snapshot.address_towards(port, p.key.src) else { return };
+        if p.content == crate::parse::Content::IcmpError {
+            return;
+        }
+        if !self.icmp_limit.take(now, self.snapshot.settings().limits.icmp_errors_per_s) {
+            self.counters.replies_limited.inc();
+            return;
+        }
+        let link = self.back(port, frame);
+        let quoted = &frame[ethernet::LEN..p.end as usize];
+        if self.outbox.icmp_error(link, src, p.key.src, error, rest, quoted) {
+            self.counters.icmp_errors_sent.inc();
+        }
+    }
+}
+
+/// Finds the tuple in the packet that an error quotes: its IP header and at least eight bytes.
+fn parse_quoted(frame: &[u8], p: &Parsed) -> Result<Quoted, DropReason> {
+    let ip = usize::from(p.l4) + icmp::LEN;
+    let packet = &frame[ip..p.end as usize];
+    let (src, dst, proto, header_len, fragment) = if p.is_v4() {
+        let h = ipv4::Header::parse_embedded(packet)?;
+        (h.src, h.dst, h.proto, h.header_len, h.fragment)
+    } else {
+        let h = ipv6::Header::parse_embedded(packet)?;
+        (h.src, h.dst, h.proto, h.header_len, h.fragment)
+    };
+    if fragment {
+        return Err(DropReason::IcmpNoFlow);
+    }
+    let transport = packet.get(header_len..).unwrap_or_default();
+    let mut key = Key { src, dst, src_port: 0, dst_port: 0, proto };
+    if matches!(proto, proto::TCP | proto::UDP | proto::ICMP4 | proto::ICMP6) {
+        if transport.len() < 8 {
+            return Err(DropReason::Truncated);
+        }
+        if matches!(proto, proto::TCP | proto::UDP) {
+            (key.src_port, key.dst_port) = (get16(transport, 0), get16(transport, 2));
+        } else {
+            match icmp::Header::parse(transport, src.is_v4())?.kind {
+                Kind::Query(id) => key.src_port = id,
+                Kind::Answer(id) => key.dst_port = id,
+                _ => return Err(DropReason::IcmpNoFlow),
+            }
+        }
+    }
+    Ok(Quoted { key, ip, l4: ip + header_len })
+}
+
+/// Rewrites an address of the error itself, and its IPv4 header checksum.
+fn translate_outer(frame: &mut [u8], p: &Parsed, which: Which, new: Addr) {
+    let old = if which == Which::Source { p.key.src } else { p.key.dst };
+    rewrite::put_address(frame, p.is_v4(), which, new);
+    if p.is_v4() {
+        let mut delta = Delta::default();
+        delta.replace_addr(old, new);
+        let sum = delta.apply(get16(frame, ethernet::LEN + 10));
+        put16(frame, ethernet::LEN + 10, sum);
+    }
+}
+
+/// Rewrites one end of the quoted packet to what its sender had written, with those checksums of
+/// it that are within the quotation.
+fn translate_quoted(frame: &mut [u8], end: usize, q: &Quoted, which: Which, address: Addr, port: u16) {
+    let v4 = q.key.src.is_v4();
+    let (old_addr, old_port) = match which {
+        Which::Source => (q.key.src, q.key.src_port),
+        Which::Destination => (q.key.dst, q.key.dst_port),
+    };
+    let mut delta = Delta::default();
+    delta.replace_addr(old_addr, address);
+    // `put_address` counts from behind an Ethernet header.
+    rewrite::put_address(&mut frame[q.ip - ethernet::LEN..], v4, which, address);
+    if v4 {
+        let sum = delta.apply(get16(frame, q.ip + 10));
+        put16(frame, q.ip + 10, sum);
+    }
+    delta.replace16(old_port, port);
+    let field = match q.key.proto {
+        proto::TCP | proto::UDP => {
+            put16(frame, q.l4 + if which == Which::Source { 0 } else { 2 }, port);
+            q.l4 + if q.key.proto == proto::UDP { udp::CHECKSUM } else { tcp::CHECKSUM }
+        }
+        proto::ICMP4 | proto::ICMP6 => {
+            put16(frame, q.l4 + 4, port);
+            if v4 {
+                // No pseudo-header.
+                delta = Delta::default();
+                delta.replace16(old_port, port);
+            }
+            q.l4 + icmp::CHECKSUM
+        }
+        _ => return,
+    };
+    if field + 2 > end || q.key.proto == proto::UDP && get16(frame, field) == 0 {
+        return;
+    }
+    let sum = delta.apply(get16(frame, field));
+    put16(frame, field, sum);
+}
+
+/// Computes the error's own checksum, which has been verified before anything was changed.
+fn seal(frame: &mut [u8], p: &Parsed, src: Addr, dst: Addr) {
+    let (l4, end) = (usize::from(p.l4), p.end as usize);
+    put16(frame, l4 + icmp::CHECKSUM, 0);
+    let message = &frame[l4..end];
+    let sum = match p.is_v4() {
+        true => !checksum::fold(checksum::sum(message)),
+        false => checksum::transport(src, dst, proto::ICMP6, message),
+    };
+    put16(frame, l4 + icmp::CHECKSUM, sum);
+}

@@ -1,0 +1,182 @@
+//! Our part of ARP and neighbour discovery: answering for our addresses, asking for others.
+
+use super::{Pipeline, Step};
+use crate::address::Addr;
+use crate::clock::Now;
+use crate::neighbor::{Due, NeighborId};
+use crate::outbox::Link;
+use crate::parse::Parsed;
+use crate::port::PortId;
+use crate::wire::arp::{Arp, Operation};
+use crate::wire::ethernet;
+use crate::wire::ndp::{self, Message};
+use crate::wire::{checksum, proto};
+use crate::DropReason;
+
+impl Pipeline {
+    pub(super) fn handle_arp(&mut self, now: Now, port: PortId, frame: &[u8]) -> Result<Step, DropReason> {
+        self.counters.arp_handled.inc();
+        let arp = Arp::parse(&frame[ethernet::LEN..])?;
+        if ethernet::is_group(arp.sender_mac) || self.snapshot.is_ours(arp.sender) {
+            return Err(DropReason::Arp);
+        }
+        let for_us = self.snapshot.is_ours(arp.target);
+        let mac = self.capabilities(port).mac;
+        // RFC 826: what is known is brought up to date; a new neighbour is learned only if it
+        // speaks to us. A probe (RFC 5227) has no sender address and teaches nothing.
+        if self.is_on_link(port, arp.sender) {
+            let answers = arp.operation == Operation::Reply && arp.target_mac == mac;
+            self.learn(port, arp.sender, arp.sender_mac, now, for_us, answers || for_us);
+        }
+        if arp.operation != Operation::Request {
+            return Ok(Step::Consumed);
+        }
+        if !for_us {
+            return Err(DropReason::Arp);
+        }
+        let link = Link { port, src: mac, dst: arp.sender_mac };
+        let answer = Arp {
+            operation: Operation::Reply,
+            sender_mac: mac,
+            sender: arp.target,
+            target_mac: arp.sender_mac,
+            target: arp.sender,
+        };
+        self.outbox.arp(link, answer);
+        Ok(Step::Consumed)
+    }
+
+    pub(super) fn handle_neighbor(
+        &mut self,
+        now: Now,
+        port: PortId,
+        frame: &[u8],
+        p: &Parsed,
+    ) -> Result<Step, DropReason> {
+        self.counters.nd_handled.inc();
+        let message = &frame[usize::from(p.l4)..p.end as usize];
+        // RFC 4861 §7.1: a hop limit of 255 proves that it comes from this link.
+        if p.ttl != 255 {
+            return Err(DropReason::NeighborDiscovery);
+        }
+        if checksum::transport(p.key.src, p.key.dst, proto::ICMP6, message) != 0 {
+            return Err(DropReason::BadChecksum);
+        }
+        let mac = self.capabilities(port).mac;
+        match Message::parse(message)? {
+            Message::Solicitation { target, mac: source } => {
+                if !self.answers_for(port, target) {
+                    return Err(DropReason::NeighborDiscovery);
+                }
+                let probing = p.key.src.0 == 0;
+                if let Some(source) = source
+                    && !probing
+                    && self.is_on_link(port, p.key.src)
+                {
+                    self.learn(port, p.key.src, source, now, true, true);
+                }
+                let asker = ethernet::Header::parse(frame).map(|h| h.src).unwrap_or_default();
+                let (to, dst) = match probing {
+                    true => (ndp::ALL_NODES, ndp::multicast_mac(ndp::ALL_NODES)),
+                    false => (p.key.src, source.unwrap_or(asker)),
+                };
+                let answer = Message::Advertisement {
+                    target,
+                    mac: Some(mac),
+                    solicited: !probing,
+                    overriding: true,
+                };
+                self.outbox.neighbor(Link { port, src: mac, dst }, target, to, answer);
+            }
+            Message::Advertisement { target, mac: Some(theirs), solicited, overriding } => {
+                if self.answers_for(port, target) {
+                    return Err(DropReason::NeighborDiscovery);
+                }
+                // Without the override flag a different address may not replace a known one.
+                if overriding || solicited {
+                    self.learn(port, target, theirs, now, false, solicited);
+                }
+            }
+            Message::Advertisement { mac: None, .. } => {}
+        }
+        Ok(Step::Consumed)
+    }
+
+    /// Tells the links which addresses are ours.
+    pub(super) fn announce(&mut self) {
+        let snapshot = self.snapshot.clone();
+        for own in snapshot.own_addresses() {
+            if usize::from(own.port.0) < self.ports.len() && !self.capabilities(own.port).layer3 {
+                let mac = self.capabilities(own.port).mac;
+                self.outbox.announce(own.port, mac, own.address);
+            }
+        }
+    }
+
+    /// The neighbour with this address, asked for if it is new.
+    pub(super) fn find_neighbor(
+        &mut self,
+        port: PortId,
+        address: Addr,
+        now: Now,
+    ) -> Result<NeighborId, DropReason> {
+        let (id, new) =
+            self.neighbors.find_or_add(port, address, now).ok_or(DropReason::NeighborQueueFull)?;
+        if new {
+            self.ask(id);
+        }
+        Ok(id)
+    }
+
+    pub(super) fn ask_neighbors(&mut self, now: Now) {
+        let mut lost = false;
+        let (neighbors, settled) = (&mut self.neighbors, &mut self.settled);
+        let mut asked = std::mem::take(&mut self.to_ask);
+        neighbors.handle_timeout(now, |due| match due {
+            Due::Ask(id) => asked.push(id),
+            Due::Lost(id) => {
+                settled.push((id, false));
+                lost = true;
+            }
+        });
+        for id in asked.drain(..) {
+            self.ask(id);
+        }
+        self.to_ask = asked;
+        if lost {
+            // Next hops that lead to it are void.
+            self.epoch = self.epoch.wrapping_add(1);
+        }
+        self.counters.neighbors.set(self.neighbors.len() as u64);
+    }
+
+    fn ask(&mut self, id: NeighborId) {
+        let Some(n) = self.neighbors.get(id).copied() else { return };
+        let mac = self.capabilities(n.port).mac;
+        let from = match self.snapshot.address_towards(n.port, n.address) {
+            Some(from) if !n.address.is_link_local6() => from,
+            _ if !n.address.is_v4() => ndp::link_local(mac),
+            _ => return,
+        };
+        self.outbox.ask(n.port, mac, from, n.address, n.mac);
+    }
+
+    fn learn(&mut self, port: PortId, address: Addr, mac: ethernet::Mac, now: Now, create: bool, confirm: bool) {
+        if ethernet::is_group(mac) || address.is_martian_source() {
+            return;
+        }
+        if let Some(id) = self.neighbors.learn(port, address, mac, now, create, confirm) {
+            self.settled.push((id, true));
+        }
+    }
+
+    /// Whether we answer neighbour solicitations for an address on a port.
+    fn answers_for(&self, port: PortId, a: Addr) -> bool {
+        self.snapshot.is_ours(a) || a == ndp::link_local(self.capabilities(port).mac)
+    }
+
+    fn is_on_link(&self, port: PortId, a: Addr) -> bool {
+        a.is_link_local6()
+            || self.snapshot.own_addresses().iter().any(|o| o.port == port && o.prefix.contains(a))
+    }
+}

@@ -1,0 +1,457 @@
+//! Everything that decides about packets, in one immutable value that workers load once a burst.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use policy::Compiled;
+
+use crate::address::{Addr, Prefix};
+use crate::clock::{Now, ticks};
+use crate::port::PortId;
+use crate::route::{Hop, RouteTable};
+
+/// Addresses and routes of one data port.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PortSettings {
+    /// Our addresses on it, with the length of the on-link prefix.
+    pub addresses: Vec<IpNet>,
+    /// Default routers, at most one of each family. With two arms the outside port's are used
+    /// before the inside port's.
+    pub gateways: Vec<IpAddr>,
+    /// Static routes.
+    pub routes: Vec<Route>,
+}
+
+/// A static route through a router on the port's link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// Where it leads.
+    pub destination: IpNet,
+    /// The router.
+    pub via: IpAddr,
+}
+
+/// Source NAT for IPv4 flows from inside to outside.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Snat {
+    /// Addresses stay as they are.
+    None,
+    /// The first IPv4 address of the outside port (of the only port with one arm).
+    #[default]
+    Auto,
+    /// This address.
+    Static(IpAddr),
+    /// One of these; a client keeps to one of them as long as it has ports left (RFC 4787 REQ-2).
+    Pool(Vec<IpAddr>),
+}
+
+/// An address of the host that clients reach over the service lane.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalService {
+    /// The address, as clients send to it.
+    pub address: IpAddr,
+    /// TCP and UDP ports that are handed to the host; any other is refused. Empty: all.
+    pub ports: Vec<u16>,
+}
+
+/// How long a flow may be idle, by state. Resolution about 67 ms.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// TCP, only the first SYN seen.
+    pub tcp_syn_sent: Duration,
+    /// TCP, SYN answered but not yet established.
+    pub tcp_syn_received: Duration,
+    /// TCP established; at least 2 h 4 min by RFC 5382 REQ-5.
+    pub tcp_established: Duration,
+    /// TCP with one or both directions closed; at least 4 min by RFC 5382 REQ-5.
+    pub tcp_closing: Duration,
+    /// TCP closed in both directions and acknowledged.
+    pub tcp_time_wait: Duration,
+    /// TCP after a reset: long enough for segments that crossed it.
+    pub tcp_reset: Duration,
+    /// UDP; at least 2 min, 5 recommended by RFC 4787 REQ-5.
+    pub udp: Duration,
+    /// ICMP queries; at least 60 s by RFC 5508 REQ-2.
+    pub icmp: Duration,
+    /// Any other protocol.
+    pub other: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        let s = Duration::from_secs;
+        Timeouts {
+            tcp_syn_sent: s(30),
+            tcp_syn_received: s(60),
+            tcp_established: s(7_440),
+            tcp_closing: s(240),
+            tcp_time_wait: s(120),
+            tcp_reset: s(10),
+            udp: s(300),
+            icmp: s(60),
+            other: s(600),
+        }
+    }
+}
+
+impl Timeouts {
+    /// The same time for every state of a live flow: what `dataplane.idle_timeout_secs` asks for.
+    /// Half-open and closed TCP keep their shorter times.
+    pub fn uniform(idle: Duration) -> Self {
+        let d = Timeouts::default();
+        Timeouts {
+            tcp_syn_sent: d.tcp_syn_sent.min(idle),
+            tcp_syn_received: d.tcp_syn_received.min(idle),
+            tcp_established: idle,
+            tcp_closing: idle,
+            tcp_time_wait: d.tcp_time_wait.min(idle),
+            tcp_reset: d.tcp_reset.min(idle),
+            udp: idle,
+            icmp: idle,
+            other: idle,
+        }
+    }
+}
+
+/// Bounds on what a worker keeps and sends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Flows in one worker's table; no more than its capacity.
+    pub max_flows: u32,
+    /// Flows with a NAT binding.
+    pub max_nat_bindings: u32,
+    /// ICMP errors per second that one worker originates.
+    pub icmp_errors_per_s: u32,
+    /// TCP resets per second that one worker originates for unknown connections.
+    pub resets_per_s: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            max_flows: 1 << 20,
+            max_nat_bindings: 1 << 20,
+            icmp_errors_per_s: 1_000,
+            resets_per_s: 1_000,
+        }
+    }
+}
+
+/// What the operator configures, apart from the policy.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// One data port (one arm) or two: the inside, then the outside.
+    pub ports: Vec<PortSettings>,
+    /// Prefixes that are inside, besides what the ports tell (one arm).
+    pub internal: Vec<IpNet>,
+    /// Source NAT for IPv4.
+    pub snat: Snat,
+    /// Translate IPv6 sources to the outside port's first global address.
+    pub nat66: bool,
+    /// Idle times.
+    pub timeouts: Timeouts,
+    /// Bounds.
+    pub limits: Limits,
+    /// Drop TCP segments outside the connection's window.
+    pub tcp_window_check: bool,
+    /// Until then, the middle of an unknown TCP connection from inside opens a flow if the policy
+    /// allows it, instead of being answered with a reset.
+    pub pick_up_until: Now,
+    /// Addresses served by the host.
+    pub services: Vec<LocalService>,
+    /// Refuse new flows and keep the old ones.
+    pub draining: bool,
+}
+
+/// Settings that cannot work.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum SettingsError {
+    /// Neither one arm nor two.
+    #[error("one or two data ports are needed, not {0}")]
+    PortCount(usize),
+    /// A port without an address cannot take part in anything.
+    #[error("{0:?} has no address")]
+    NoAddress(PortId),
+    /// A router must be reachable without another router.
+    #[error("router {via} is on no prefix of {port:?}")]
+    RouterNotOnLink {
+        /// The port it was given for.
+        port: PortId,
+        /// The router.
+        via: IpAddr,
+    },
+    /// More than one default router of a family.
+    #[error("{0:?} has two gateways of one family")]
+    TwoGateways(PortId),
+    /// Destination and router of different families.
+    #[error("route to {destination} cannot go through {via}: another address family")]
+    RouteFamily {
+        /// The destination.
+        destination: IpNet,
+        /// The router.
+        via: IpAddr,
+    },
+    /// SNAT translates IPv4 only.
+    #[error("SNAT address {0} is not an IPv4 unicast address")]
+    SnatAddress(IpAddr),
+    /// A pool without addresses.
+    #[error("the SNAT pool is empty")]
+    EmptyPool,
+    /// `auto` needs an address to use.
+    #[error("SNAT mode auto needs an IPv4 address on the outside port, or mode none")]
+    NoAutoAddress,
+    /// NAT66 needs an address to use.
+    #[error("NAT66 needs a global IPv6 address on the outside port")]
+    NoNat66Address,
+}
+
+/// Inside or outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    Inside,
+    Outside,
+}
+
+/// One of our own addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct OwnAddress {
+    pub(crate) address: Addr,
+    pub(crate) port: PortId,
+    pub(crate) prefix: Prefix,
+}
+
+/// Idle times in ticks.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct IdleTicks {
+    pub(crate) syn_sent: u32,
+    pub(crate) syn_received: u32,
+    pub(crate) established: u32,
+    pub(crate) closing: u32,
+    pub(crate) time_wait: u32,
+    pub(crate) reset: u32,
+    pub(crate) udp: u32,
+    pub(crate) icmp: u32,
+    pub(crate) other: u32,
+}
+
+#[derive(Debug)]
+struct Network {
+    settings: Settings,
+    idle: IdleTicks,
+    routes: RouteTable,
+    own: Vec<OwnAddress>,
+    internal: Vec<Prefix>,
+    nat4: Vec<Addr>,
+    nat6: Vec<Addr>,
+    services: Vec<(Addr, Vec<u16>)>,
+}
+
+/// Policy and settings under one generation. Immutable; published through
+/// `Arc<arc_swap::ArcSwap<Snapshot>>`.
+#[derive(Debug)]
+pub struct Snapshot {
+    generation: u64,
+    policy: Arc<Compiled>,
+    network: Arc<Network>,
+}
+
+impl Snapshot {
+    /// Checks and indexes the settings. Generations begin at 1 and grow with each publication.
+    pub fn new(generation: u64, policy: Arc<Compiled>, settings: Settings) -> Result<Snapshot, SettingsError> {
+        Ok(Snapshot { generation, policy, network: Arc::new(Network::new(settings)?) })
+    }
+
+    /// The same settings under another policy; cheap.
+    pub fn with_policy(&self, generation: u64, policy: Arc<Compiled>) -> Snapshot {
+        Snapshot { generation, policy, network: Arc::clone(&self.network) }
+    }
+
+    /// The same policy under other settings.
+    pub fn with_settings(&self, generation: u64, settings: Settings) -> Result<Snapshot, SettingsError> {
+        Snapshot::new(generation, Arc::clone(&self.policy), settings)
+    }
+
+    /// The same, refusing new flows and keeping old ones, or taking new ones again.
+    pub fn with_draining(&self, generation: u64, draining: bool) -> Snapshot {
+        let mut settings = self.network.settings.clone();
+        settings.draining = draining;
+        self.with_settings(generation, settings).expect("draining has no part in the checks")
+    }
+
+    /// The generation it was published under.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// The policy.
+    pub fn policy(&self) -> &Arc<Compiled> {
+        &self.policy
+    }
+
+    /// The settings.
+    pub fn settings(&self) -> &Settings {
+        &self.network.settings
+    }
+
+    pub(crate) fn idle(&self) -> &IdleTicks {
+        &self.network.idle
+    }
+
+    pub(crate) fn route(&self, to: Addr) -> Option<Hop> {
+        self.network.routes.lookup(to)
+    }
+
+    /// Our own addresses, translations and services not included.
+    pub(crate) fn own_addresses(&self) -> &[OwnAddress] {
+        &self.network.own
+    }
+
+    /// Whether we answer for this address on some link: our own, a NAT address or a service.
+    pub(crate) fn is_ours(&self, a: Addr) -> bool {
+        let n = &*self.network;
+        n.own.iter().any(|o| o.address == a)
+            || n.nat4.contains(&a)
+            || n.nat6.contains(&a)
+            || n.services.iter().any(|(s, _)| *s == a)
+    }
+
+    /// Whether it is a service address; if so, whether this port of it is served.
+    pub(crate) fn service(&self, a: Addr, port: u16) -> Option<bool> {
+        let (_, ports) = self.network.services.iter().find(|(s, _)| *s == a)?;
+        Some(ports.is_empty() || ports.contains(&port))
+    }
+
+    /// Whether a source with this address, seen on this port, is inside.
+    pub(crate) fn source_side(&self, port: PortId, a: Addr) -> Side {
+        match (self.two_arms(), port) {
+            (true, PortId(0)) => Side::Inside,
+            (true, _) => Side::Outside,
+            (false, _) => self.one_arm_side(a),
+        }
+    }
+
+    /// Whether a destination with this address, reached by this port, is inside.
+    pub(crate) fn destination_side(&self, port: PortId, a: Addr) -> Side {
+        self.source_side(port, a)
+    }
+
+    pub(crate) fn two_arms(&self) -> bool {
+        self.network.settings.ports.len() > 1
+    }
+
+    fn one_arm_side(&self, a: Addr) -> Side {
+        let n = &*self.network;
+        let inside = n.internal.iter().any(|p| p.contains(a))
+            || n.own.iter().any(|o| o.prefix.contains(a))
+            || self.policy.contains_source(a.ip());
+        if inside { Side::Inside } else { Side::Outside }
+    }
+
+    /// Addresses to translate a source of this family to; empty when it stays as it is.
+    pub(crate) fn nat_addresses(&self, v4: bool) -> &[Addr] {
+        if v4 { &self.network.nat4 } else { &self.network.nat6 }
+    }
+
+    /// Our address on a port to speak from to `peer`: on the same prefix if there is one.
+    pub(crate) fn address_towards(&self, port: PortId, peer: Addr) -> Option<Addr> {
+        let mine = || {
+            self.network.own.iter().filter(move |o| o.port == port && o.address.is_v4() == peer.is_v4())
+        };
+        mine().find(|o| o.prefix.contains(peer)).or_else(|| mine().next()).map(|o| o.address)
+    }
+}
+
+impl Network {
+    fn new(settings: Settings) -> Result<Network, SettingsError> {
+        if !(1..=2).contains(&settings.ports.len()) {
+            return Err(SettingsError::PortCount(settings.ports.len()));
+        }
+        let mut routes = RouteTable::default();
+        let mut own = Vec::new();
+        for (i, port) in settings.ports.iter().enumerate() {
+            let id = PortId(i as u8);
+            if port.addresses.is_empty() {
+                return Err(SettingsError::NoAddress(id));
+            }
+            for net in &port.addresses {
+                let prefix = Prefix::from(*net);
+                own.push(OwnAddress { address: net.addr().into(), port: id, prefix });
+                routes.add(prefix, id, None);
+            }
+            let on_link = |via: IpAddr| {
+                Addr::from(via).is_link_local6() || port.addresses.iter().any(|n| n.contains(&via))
+            };
+            for route in &port.routes {
+                if route.destination.addr().is_ipv4() != route.via.is_ipv4() {
+                    let (destination, via) = (route.destination, route.via);
+                    return Err(SettingsError::RouteFamily { destination, via });
+                }
+                if !on_link(route.via) {
+                    return Err(SettingsError::RouterNotOnLink { port: id, via: route.via });
+                }
+                routes.add(route.destination.into(), id, Some(route.via.into()));
+            }
+            for via in &port.gateways {
+                if !on_link(*via) {
+                    return Err(SettingsError::RouterNotOnLink { port: id, via: *via });
+                }
+            }
+            if port.gateways.iter().filter(|g| g.is_ipv4()).count() > 1
+                || port.gateways.iter().filter(|g| g.is_ipv6()).count() > 1
+            {
+                return Err(SettingsError::TwoGateways(id));
+            }
+        }
+        // The outside port's default routes first: the first of equals wins.
+        for (i, port) in settings.ports.iter().enumerate().rev() {
+            for via in &port.gateways {
+                let all = if via.is_ipv4() { "0.0.0.0/0" } else { "::/0" };
+                let all: IpNet = all.parse().expect("a constant prefix");
+                routes.add(all.into(), PortId(i as u8), Some((*via).into()));
+            }
+        }
+
+        let outside = settings.ports.last().expect("counted above");
+        let first = |want: &dyn Fn(IpAddr) -> bool| {
+            outside.addresses.iter().map(IpNet::addr).find(|a| want(*a)).map(Addr::from)
+        };
+        let v4 = |a: IpAddr| match a {
+            IpAddr::V4(_) if !Addr::from(a).is_martian_source() => Ok(Addr::from(a)),
+            _ => Err(SettingsError::SnatAddress(a)),
+        };
+        let has_v4 = settings.ports.iter().flat_map(|p| &p.addresses).any(|n| n.addr().is_ipv4());
+        let nat4 = match &settings.snat {
+            Snat::None => Vec::new(),
+            // A node without any IPv4 address carries no IPv4 and has nothing to translate.
+            Snat::Auto if !has_v4 => Vec::new(),
+            Snat::Auto => vec![first(&|a| a.is_ipv4()).ok_or(SettingsError::NoAutoAddress)?],
+            Snat::Static(a) => vec![v4(*a)?],
+            Snat::Pool(pool) if pool.is_empty() => return Err(SettingsError::EmptyPool),
+            Snat::Pool(pool) => pool.iter().map(|a| v4(*a)).collect::<Result<_, _>>()?,
+        };
+        let nat6 = if settings.nat66 {
+            let global = |a: IpAddr| a.is_ipv6() && !Addr::from(a).is_link_local6();
+            vec![first(&global).ok_or(SettingsError::NoNat66Address)?]
+        } else {
+            Vec::new()
+        };
+
+        let t = &settings.timeouts;
+        let idle = IdleTicks {
+            syn_sent: ticks(t.tcp_syn_sent),
+            syn_received: ticks(t.tcp_syn_received),
+            established: ticks(t.tcp_established),
+            closing: ticks(t.tcp_closing),
+            time_wait: ticks(t.tcp_time_wait),
+            reset: ticks(t.tcp_reset),
+            udp: ticks(t.udp),
+            icmp: ticks(t.icmp),
+            other: ticks(t.other),
+        };
+        let internal = settings.internal.iter().copied().map(Prefix::from).collect();
+        let services = settings.services.iter().map(|s| (s.address.into(), s.ports.clone())).collect();
+        Ok(Network { settings, idle, routes, own, internal, nat4, nat6, services })
+    }
+}

@@ -1,0 +1,211 @@
+//! A TCP connection as a router between its ends sees it: SYN to TIME_WAIT, through half-close,
+//! simultaneous open and simultaneous close (RFC 9293 §3.3.2, RFC 5382).
+
+use crate::DropReason;
+use crate::wire::tcp::{ACK, FIN, RST, SYN, Segment};
+
+/// Which end a packet comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// The end that opened the flow.
+    Client = 0,
+    /// The other.
+    Server = 1,
+}
+
+impl End {
+    pub(crate) fn other(self) -> End {
+        match self {
+            End::Client => End::Server,
+            End::Server => End::Client,
+        }
+    }
+}
+
+/// How far the connection has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum State {
+    /// Only the client's SYN has been seen.
+    #[default]
+    SynSent,
+    /// The server has answered.
+    SynReceived,
+    Established,
+    /// At least one end has said that it will send no more.
+    Closing,
+    /// Both have, and both know.
+    TimeWait,
+    /// One end has reset it. Segments that prove otherwise bring it back, so that a forged reset
+    /// that the ends ignore does no harm.
+    Reset,
+}
+
+const FIN_SEEN: [u8; 2] = [1, 2];
+const FIN_ACKED: [u8; 2] = [4, 8];
+const SEEN: [u8; 2] = [16, 32];
+
+/// Furthest that an acknowledgement may lie behind what has been sent (RFC 5961 §5.2 asks for the
+/// largest window seen; this is at least one unscaled window).
+const MIN_ACK_WINDOW: u32 = 66_000;
+
+/// The state of one connection; 24 bytes of a flow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Connection {
+    /// Behind the furthest byte that each end has sent.
+    end: [u32; 2],
+    /// Behind the furthest byte that each end may send.
+    limit: [u32; 2],
+    /// Largest window that each end has offered, not scaled.
+    window: [u16; 2],
+    /// Window shift of both ends, four bits each.
+    scale: u8,
+    flags: u8,
+    pub(crate) state: State,
+}
+
+impl Connection {
+    /// A connection of which this SYN of the client is the first segment.
+    pub(crate) fn open(syn: &Segment) -> Connection {
+        let mut c = Connection::default();
+        c.set_scale(End::Client, syn.scale.unwrap_or(0));
+        c.note(End::Client, syn);
+        c
+    }
+
+    /// A connection met in the middle, by a segment of the client. Its window scales are unknown
+    /// and assumed to be the largest.
+    pub(crate) fn pick_up(segment: &Segment) -> Connection {
+        let mut c = Connection { state: State::Established, scale: 0xee, ..Connection::default() };
+        c.note(End::Client, segment);
+        c.close(End::Client, segment);
+        c
+    }
+
+    /// Whether a SYN of the client begins a new connection on the same ports.
+    pub(crate) fn may_be_reused(&self) -> bool {
+        let both = FIN_SEEN[0] | FIN_SEEN[1];
+        matches!(self.state, State::TimeWait | State::Reset)
+            || self.state == State::Closing && self.flags & both == both
+    }
+
+    /// Takes in a segment from one end.
+    ///
+    /// # Errors
+    /// With `check`, a segment outside the window; the connection is then unchanged.
+    pub(crate) fn advance(&mut self, from: End, s: &Segment, check: bool) -> Result<(), DropReason> {
+        if check && !self.in_window(from, s) {
+            return Err(DropReason::TcpWindow);
+        }
+        if s.has(RST) {
+            self.state = State::Reset;
+            return Ok(());
+        }
+        let fresh = self.flags & SEEN[from as usize] == 0;
+        if s.has(SYN) {
+            self.handle_syn(from, s, fresh);
+        }
+        self.note(from, s);
+        match self.state {
+            State::SynReceived if from == End::Client && s.has(ACK) && !s.has(SYN) => {
+                self.state = State::Established;
+            }
+            State::Reset if s.has(ACK) && !s.has(SYN) => {
+                let fins = self.flags & (FIN_SEEN[0] | FIN_SEEN[1]);
+                self.state = if fins == 0 { State::Established } else { State::Closing };
+            }
+            _ => {}
+        }
+        self.close(from, s);
+        Ok(())
+    }
+
+    fn handle_syn(&mut self, from: End, s: &Segment, fresh: bool) {
+        if fresh && from == End::Server {
+            // Scaling holds only if both ends offer it (RFC 7323 §2.2).
+            match s.scale {
+                Some(shift) => self.set_scale(End::Server, shift),
+                None => self.scale = 0,
+            }
+        }
+        if self.state == State::SynSent && from == End::Server {
+            self.state = State::SynReceived;
+        }
+    }
+
+    /// Follows FINs and their acknowledgements.
+    fn close(&mut self, from: End, s: &Segment) {
+        let (me, peer) = (from as usize, from.other() as usize);
+        if s.has(FIN) && matches!(self.state, State::SynReceived | State::Established | State::Closing) {
+            self.flags |= FIN_SEEN[me];
+            self.state = State::Closing;
+        }
+        if s.has(ACK) && self.flags & FIN_SEEN[peer] != 0 && !before(s.ack, self.end[peer]) {
+            self.flags |= FIN_ACKED[peer];
+        }
+        let all = FIN_ACKED[0] | FIN_ACKED[1];
+        if self.state == State::Closing && self.flags & all == all {
+            self.state = State::TimeWait;
+        }
+    }
+
+    /// Notes how far one end has sent, and how far it lets the other.
+    fn note(&mut self, from: End, s: &Segment) {
+        let (me, peer) = (from as usize, from.other() as usize);
+        let end = s.end();
+        if self.flags & SEEN[me] == 0 {
+            self.flags |= SEEN[me];
+            self.end[me] = end;
+            // Until the peer has spoken, as much as any window allows.
+            let window = if self.flags & SEEN[peer] != 0 { self.scaled_window(peer) } else { 0xffff };
+            self.limit[me] = end.wrapping_add(window.max(0xffff));
+        } else if before(self.end[me], end) {
+            self.end[me] = end;
+        }
+        let shift = if s.has(SYN) { 0 } else { self.shift(me) };
+        if s.has(ACK) {
+            let limit = s.ack.wrapping_add((u32::from(s.window) << shift).max(1));
+            if self.flags & SEEN[peer] == 0 || before(self.limit[peer], limit) {
+                self.limit[peer] = limit;
+            }
+        }
+        self.window[me] = self.window[me].max(s.window);
+    }
+
+    /// Whether a segment fits the windows that the ends have shown each other.
+    fn in_window(&self, from: End, s: &Segment) -> bool {
+        let (me, peer) = (from as usize, from.other() as usize);
+        if self.flags & SEEN[me] == 0 {
+            // The first segment of this end: all that is known is what it may acknowledge.
+            return !s.has(ACK) || !before(self.end[peer], s.ack);
+        }
+        let not_beyond = !before(self.limit[me], s.seq);
+        let not_long_past =
+            !before(s.end(), self.end[me].wrapping_sub(self.scaled_window(peer).max(MIN_ACK_WINDOW)));
+        let acknowledges_what_was_sent = !s.has(ACK)
+            || self.flags & SEEN[peer] == 0
+            || !before(self.end[peer], s.ack)
+                && !before(
+                    s.ack,
+                    self.end[peer].wrapping_sub(self.scaled_window(me).max(MIN_ACK_WINDOW)),
+                );
+        not_beyond && not_long_past && acknowledges_what_was_sent
+    }
+
+    fn scaled_window(&self, end: usize) -> u32 {
+        u32::from(self.window[end]) << self.shift(end)
+    }
+
+    fn shift(&self, end: usize) -> u32 {
+        u32::from(self.scale >> (4 * end) & 0xf)
+    }
+
+    fn set_scale(&mut self, end: End, shift: u8) {
+        let at = 4 * end as u8;
+        self.scale = self.scale & !(0xf << at) | shift << at;
+    }
+}
+
+/// Whether `a` lies before `b` in sequence space (RFC 9293 §3.4).
+fn before(a: u32, b: u32) -> bool {
+    (a.wrapping_sub(b) as i32) < 0
+}

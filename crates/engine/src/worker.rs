@@ -1,0 +1,334 @@
+//! One packet worker: its ports, its queues, its loop. What becomes of a frame is decided by the
+//! engine inside; here bursts are taken, led through the stages together, and sent.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::SyncSender;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+
+use crate::pipeline::{Pipeline, Step};
+use crate::event::Event;
+use crate::neighbor::NeighborId;
+use crate::parse::{Content, Parsed, Station, parse};
+use crate::port::{Idle, Packet, Port, PortId};
+use crate::wire::ethernet;
+use crate::{DropReason, Now, Snapshot, WorkerCounters};
+
+/// Frames taken from one port in one turn.
+pub const BURST: usize = 64;
+/// Frames that wait for next hops, in all.
+const MAX_WAITING: usize = 256;
+/// Frames that wait for one next hop.
+const MAX_WAITING_PER_NEIGHBOR: usize = 64;
+/// Turns without a frame before the worker sleeps. A turn is about a microsecond; a frame that
+/// comes meanwhile is not delayed by waking up.
+const SPIN_TURNS: u32 = 64;
+/// Longest sleep, so that a stop and a new snapshot are seen.
+const MAX_SLEEP: Duration = Duration::from_millis(100);
+
+/// What one worker is made with.
+#[derive(Debug)]
+pub struct WorkerConfig {
+    /// Which worker this is, from 0.
+    pub index: u16,
+    /// How many workers share the node's NAT ports, 1..=1024.
+    pub count: u16,
+    /// Key of the flow hash and of all random choices; secret, from the system's random source.
+    pub seed: u64,
+    /// Flows that its table can hold, 1..=2^26. Memory is touched only as it fills.
+    pub flow_capacity: u32,
+    /// Where events go; none if nobody listens. Full means lost and counted.
+    pub events: Option<SyncSender<Event>>,
+}
+
+/// One packet worker over ports `P` and a host lane `L`. Owned by one thread.
+#[derive(Debug)]
+pub struct Worker<P: Port, L: Port> {
+    ports: Vec<P>,
+    lane: Option<L>,
+    published: Arc<ArcSwap<Snapshot>>,
+    pipeline: Pipeline,
+    /// Frames of the burst, and what they are.
+    rx: Vec<P::Packet>,
+    lane_rx: Vec<L::Packet>,
+    parsed: Vec<Result<(Parsed, u64), DropReason>>,
+    /// Frames to send, by port.
+    tx: Vec<Vec<P::Packet>>,
+    lane_tx: Vec<L::Packet>,
+    waiting: VecDeque<(PortId, NeighborId, P::Packet)>,
+}
+
+impl<P: Port, L: Port> Worker<P, L> {
+    /// A worker over these ports, in the order of the snapshot's settings.
+    ///
+    /// # Errors
+    /// When the system refuses the address space for the flow table.
+    pub fn new(
+        ports: Vec<P>,
+        lane: Option<L>,
+        snapshot: Arc<ArcSwap<Snapshot>>,
+        config: WorkerConfig,
+        counters: Arc<WorkerCounters>,
+    ) -> io::Result<Worker<P, L>> {
+        let capabilities = ports.iter().map(|p| p.capabilities().clone()).collect();
+        let pipeline = Pipeline::new(snapshot.load_full(), capabilities, config, counters)?;
+        let tx = ports.iter().map(|_| Vec::with_capacity(4 * BURST)).collect();
+        Ok(Worker {
+            ports,
+            lane,
+            published: snapshot,
+            pipeline,
+            rx: Vec::with_capacity(BURST),
+            lane_rx: Vec::with_capacity(BURST),
+            parsed: Vec::with_capacity(BURST),
+            tx,
+            lane_tx: Vec::with_capacity(BURST),
+            waiting: VecDeque::with_capacity(MAX_WAITING),
+        })
+    }
+
+    /// One turn: at most [`BURST`] frames of each port and of the lane, and a small step of the
+    /// timers. Returns how many frames were taken; 0 means idle.
+    pub fn poll(&mut self, now: Now) -> usize {
+        self.pipeline.counters().polls.inc();
+        self.pipeline.begin(&self.published.load(), now);
+        let mut taken = 0;
+        for i in 0..self.ports.len() {
+            taken += self.poll_port(now, PortId(i as u8));
+        }
+        taken += self.poll_lane(now);
+        self.pipeline.handle_timeout(now);
+        self.release_settled();
+        self.send_originated();
+        self.transmit();
+        taken
+    }
+
+    /// Takes a burst from one port through all stages.
+    fn poll_port(&mut self, now: Now, port: PortId) -> usize {
+        let taken = self.ports[usize::from(port.0)].rx_burst(&mut self.rx, BURST);
+        if taken == 0 {
+            return 0;
+        }
+        let caps = self.pipeline.capabilities(port);
+        let station = if caps.layer3 { Station::Any } else { Station::Mac(caps.mac) };
+
+        // Parse all, and ask for the memory that each lookup will need.
+        self.parsed.clear();
+        for frame in &mut self.rx {
+            let parsed = parse(frame.bytes(), station, frame.meta().vlan).map(|p| {
+                trim(frame, &p);
+                let hash = if p.content == Content::Flow { self.pipeline.prefetch_bucket(&p) } else { 0 };
+                (p, hash)
+            });
+            self.parsed.push(parsed);
+        }
+        for (p, hash) in self.parsed.iter().flatten() {
+            if p.content == Content::Flow {
+                self.pipeline.prefetch_flow(*hash);
+            }
+        }
+
+        // Decide and rewrite, in order.
+        for (mut frame, parsed) in self.rx.drain(..).zip(&self.parsed) {
+            let (p, hash) = match parsed {
+                Ok(ok) => ok,
+                Err(reason) => {
+                    self.pipeline.refuse(*reason, frame.bytes().len());
+                    continue;
+                }
+            };
+            match self.pipeline.process(now, port, &mut frame, p, *hash) {
+                Step::Send(out) => self.tx[usize::from(out.0)].push(frame),
+                Step::Await(out, id) => wait(&mut self.waiting, &mut self.pipeline, out, id, frame),
+                Step::Lane => {
+                    if !hand_over(&frame, self.lane.as_mut(), &mut self.lane_tx) {
+                        self.pipeline.refuse_lane(frame.bytes().len());
+                    }
+                }
+                Step::Consumed | Step::Drop(_) => {}
+            }
+        }
+        taken
+    }
+
+    /// Takes a burst from the host.
+    fn poll_lane(&mut self, now: Now) -> usize {
+        let Some(lane) = &mut self.lane else { return 0 };
+        let taken = lane.rx_burst(&mut self.lane_rx, BURST);
+        for mut frame in self.lane_rx.drain(..) {
+            let len = frame.bytes().len();
+            let p = match parse(frame.bytes(), Station::Any, None) {
+                Ok(p) if p.content == Content::Flow => p,
+                // The host's own neighbour discovery and errors stay with the host.
+                Ok(_) => {
+                    self.pipeline.refuse(DropReason::LaneSource, len);
+                    continue;
+                }
+                Err(reason) => {
+                    self.pipeline.refuse(reason, len);
+                    continue;
+                }
+            };
+            trim(&mut frame, &p);
+            let step = self.pipeline.process_lane(now, &mut frame, &p);
+            let (Step::Send(out) | Step::Await(out, _)) = step else { continue };
+            let Some(copy) = copy(frame.bytes(), &frame, &mut self.ports[usize::from(out.0)]) else {
+                self.pipeline.counters().no_buffer.inc();
+                continue;
+            };
+            match step {
+                Step::Await(_, id) => wait(&mut self.waiting, &mut self.pipeline, out, id, copy),
+                _ => self.tx[usize::from(out.0)].push(copy),
+            }
+        }
+        taken
+    }
+
+    /// Sends what waited for a next hop that has answered, and drops what waited in vain.
+    fn release_settled(&mut self) {
+        while let Some((id, known)) = self.pipeline.settled().pop() {
+            for _ in 0..self.waiting.len() {
+                let Some((port, waits_for, mut frame)) = self.waiting.pop_front() else { break };
+                if waits_for != id {
+                    self.waiting.push_back((port, waits_for, frame));
+                } else if known && self.pipeline.address(id, frame.bytes_mut()) {
+                    self.tx[usize::from(port.0)].push(frame);
+                } else {
+                    self.pipeline.refuse(DropReason::NeighborUnreachable, frame.bytes().len());
+                }
+            }
+        }
+    }
+
+    /// Copies what the engine originated into buffers of the ports.
+    fn send_originated(&mut self) {
+        if self.pipeline.outbox().is_empty() {
+            return;
+        }
+        let mut no_buffer = 0;
+        for (port, bytes) in self.pipeline.outbox().frames() {
+            let i = usize::from(port.0);
+            match self.ports[i].alloc(bytes.len()) {
+                Some(mut frame) => {
+                    frame.bytes_mut()[..bytes.len()].copy_from_slice(bytes);
+                    self.tx[i].push(frame);
+                }
+                None => no_buffer += 1,
+            }
+        }
+        let refused = self.pipeline.outbox().clear();
+        self.pipeline.counters().no_buffer.add(no_buffer + refused);
+    }
+
+    fn transmit(&mut self) {
+        for (port, burst) in self.ports.iter_mut().zip(&mut self.tx) {
+            if !burst.is_empty() {
+                port.tx_burst(burst);
+                burst.clear();
+            }
+        }
+        if let Some(lane) = &mut self.lane
+            && !self.lane_tx.is_empty()
+        {
+            lane.tx_burst(&mut self.lane_tx);
+            self.lane_tx.clear();
+        }
+    }
+
+    /// When [`poll`](Self::poll) is due next although no frame has come; none if never.
+    pub fn next_deadline(&self, now: Now) -> Option<Now> {
+        self.pipeline.next_deadline(now)
+    }
+
+    /// What this worker counts.
+    pub fn counters(&self) -> &WorkerCounters {
+        self.pipeline.counters()
+    }
+
+    /// The ports, for their counters and link state.
+    pub fn ports(&self) -> &[P] {
+        &self.ports
+    }
+
+    /// The same, to feed and inspect them in tests.
+    pub fn ports_mut(&mut self) -> &mut [P] {
+        &mut self.ports
+    }
+
+    /// The host lane.
+    pub fn lane_mut(&mut self) -> Option<&mut L> {
+        self.lane.as_mut()
+    }
+
+    /// Runs until `stop` is set. Busy while frames come; after some empty turns it sleeps until a
+    /// port has a frame or a timer is due. Ports without a descriptor are polled every
+    /// millisecond then.
+    pub fn run(&mut self, mut idle: impl Idle, mut clock: impl FnMut() -> Now, stop: &AtomicBool) {
+        let ports = self.ports.iter().map(Port::wait_fd);
+        let fds: Option<Vec<i32>> = ports.chain(self.lane.iter().map(Port::wait_fd)).collect();
+        let mut empty_turns = 0;
+        while !stop.load(Ordering::Relaxed) {
+            let now = clock();
+            if self.poll(now) > 0 {
+                empty_turns = 0;
+                continue;
+            }
+            empty_turns += 1;
+            if empty_turns < SPIN_TURNS {
+                std::hint::spin_loop();
+                continue;
+            }
+            let due = self.next_deadline(now).map_or(MAX_SLEEP, |d| now.until(d)).min(MAX_SLEEP);
+            match &fds {
+                Some(fds) => idle.wait(fds, due),
+                None => idle.wait(&[], due.min(Duration::from_millis(1))),
+            }
+        }
+    }
+}
+
+/// Cuts off what Ethernet padded a short packet with.
+fn trim<K: Packet>(frame: &mut K, p: &Parsed) {
+    if frame.bytes().len() > p.end as usize {
+        // A frame that cannot be cut is sent with its padding, which is harmless.
+        let _ = frame.set_len(p.end as usize);
+    }
+}
+
+/// Queues a frame until its next hop is known.
+fn wait<K: Packet>(
+    waiting: &mut VecDeque<(PortId, NeighborId, K)>,
+    pipeline: &mut Pipeline,
+    port: PortId,
+    id: NeighborId,
+    frame: K,
+) {
+    let same = waiting.iter().filter(|(_, other, _)| *other == id).count();
+    if waiting.len() >= MAX_WAITING || same >= MAX_WAITING_PER_NEIGHBOR {
+        pipeline.refuse(DropReason::NeighborQueueFull, frame.bytes().len());
+    } else {
+        waiting.push_back((port, id, frame));
+    }
+}
+
+/// Copies a frame and its metadata into a buffer of another port.
+fn copy<T: Port>(bytes: &[u8], from: &impl Packet, to: &mut T) -> Option<T::Packet> {
+    let mut copy = to.alloc(bytes.len())?;
+    copy.bytes_mut()[..bytes.len()].copy_from_slice(bytes);
+    *copy.meta_mut() = *from.meta();
+    Some(copy)
+}
+
+/// Hands a frame to the host. False if the lane is not there or has no buffer.
+fn hand_over<L: Port>(frame: &impl Packet, lane: Option<&mut L>, tx: &mut Vec<L::Packet>) -> bool {
+    let Some(lane) = lane else { return false };
+    let Some(mut copy) = copy(frame.bytes(), frame, lane) else { return false };
+    copy.bytes_mut()[..ethernet::LEN - 2].fill(0);
+    tx.push(copy);
+    true
+}
