@@ -52,7 +52,11 @@ impl Addr {
 
     /// IPv4 or IPv6 multicast.
     pub(crate) fn is_multicast(self) -> bool {
-        if self.is_v4() { self.low32() >> 28 == 0xe } else { self.0 >> 120 == 0xff }
+        if self.is_v4() {
+            self.low32() >> 28 == 0xe
+        } else {
+            self.0 >> 120 == 0xff
+        }
     }
 
     /// fe80::/10.
@@ -120,7 +124,11 @@ impl From<ipnet::IpNet> for Prefix {
     fn from(net: ipnet::IpNet) -> Prefix {
         let len = u32::from(net.prefix_len()) + if net.addr().is_ipv4() { 96 } else { 0 };
         let mask = u128::MAX.checked_shl(128 - len).unwrap_or(0);
-        Prefix { value: Addr::from(net.addr()).0 & mask, mask, v4: net.addr().is_ipv4() }
+        Prefix {
+            value: Addr::from(net.addr()).0 & mask,
+            mask,
+            v4: net.addr().is_ipv4(),
+        }
     }
 }
 
@@ -158,7 +166,15 @@ mod tests {
 
     #[test]
     fn martians() {
-        for a in ["0.0.0.0", "127.0.0.1", "224.0.0.1", "255.255.255.255", "::", "::1", "ff02::1"] {
+        for a in [
+            "0.0.0.0",
+            "127.0.0.1",
+            "224.0.0.1",
+            "255.255.255.255",
+            "::",
+            "::1",
+            "ff02::1",
+        ] {
             assert!(addr(a).is_martian_source(), "{a}");
         }
         for a in ["10.0.0.1", "169.254.1.1", "fe80::1", "2001:db8::1"] {

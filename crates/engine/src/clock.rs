@@ -22,7 +22,9 @@ impl Now {
 impl Add<Duration> for Now {
     type Output = Now;
     fn add(self, rhs: Duration) -> Now {
-        Now(self.0.saturating_add(u64::try_from(rhs.as_nanos()).unwrap_or(u64::MAX)))
+        Now(self
+            .0
+            .saturating_add(u64::try_from(rhs.as_nanos()).unwrap_or(u64::MAX)))
     }
 }
 

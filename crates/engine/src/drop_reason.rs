@@ -113,7 +113,12 @@ mod tests {
         let mut seen = HashSet::new();
         for (i, reason) in DropReason::ALL.iter().enumerate() {
             assert_eq!(*reason as usize, i);
-            assert!(reason.name().bytes().all(|b| b.is_ascii_lowercase() || b == b'_'));
+            assert!(
+                reason
+                    .name()
+                    .bytes()
+                    .all(|b| b.is_ascii_lowercase() || b == b'_')
+            );
             assert!(seen.insert(reason.name()), "{} twice", reason.name());
             assert!(reason.description().trim().ends_with('.'), "{reason:?}");
         }

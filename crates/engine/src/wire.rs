@@ -33,7 +33,9 @@ pub(crate) fn get32(b: &[u8], at: usize) -> u32 {
 /// `N` bytes from `at`. The caller has checked the length.
 #[inline(always)]
 pub(crate) fn get<const N: usize>(b: &[u8], at: usize) -> [u8; N] {
-    b[at..at + N].try_into().expect("a slice of N bytes is an array of N")
+    b[at..at + N]
+        .try_into()
+        .expect("a slice of N bytes is an array of N")
 }
 
 #[inline(always)]

@@ -49,7 +49,15 @@ impl Arp {
     /// Writes the packet; `b` has at least [`LEN`] bytes.
     pub(crate) fn emit(&self, b: &mut [u8]) {
         put(b, 0, [0, 1, 8, 0, 6, 4]);
-        put16(b, 6, if self.operation == Operation::Request { 1 } else { 2 });
+        put16(
+            b,
+            6,
+            if self.operation == Operation::Request {
+                1
+            } else {
+                2
+            },
+        );
         put(b, 8, self.sender_mac);
         put(b, 14, self.sender.octets4());
         put(b, 18, self.target_mac);

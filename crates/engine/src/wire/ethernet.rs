@@ -47,7 +47,11 @@ mod tests {
 
     #[test]
     fn parse_is_the_inverse_of_emit() {
-        let header = Header { dst: BROADCAST, src: [2, 0, 0, 0, 0, 1], ethertype: ARP };
+        let header = Header {
+            dst: BROADCAST,
+            src: [2, 0, 0, 0, 0, 1],
+            ethertype: ARP,
+        };
         let mut frame = [0; LEN];
         header.emit(&mut frame);
         assert_eq!(frame, *b"\xff\xff\xff\xff\xff\xff\x02\0\0\0\0\x01\x08\x06");

@@ -56,7 +56,11 @@ impl Header {
             (false, 133..=137) => Kind::Neighbor,
             _ => Kind::Other,
         };
-        Ok(Header { kind, icmp_type: b[0], code: b[1] })
+        Ok(Header {
+            kind,
+            icmp_type: b[0],
+            code: b[1],
+        })
     }
 }
 
@@ -69,7 +73,10 @@ mod tests {
         fn check(v4: bool, icmp_type: u8, expected: Kind) {
             let b = [icmp_type, 5, 0, 0, 0x12, 0x34, 0, 0];
             let header = Header::parse(&b, v4).unwrap();
-            assert_eq!((header.kind, header.icmp_type, header.code), (expected, icmp_type, 5));
+            assert_eq!(
+                (header.kind, header.icmp_type, header.code),
+                (expected, icmp_type, 5)
+            );
         }
         check(true, 8, Kind::Query(0x1234));
         check(true, 0, Kind::Answer(0x1234));

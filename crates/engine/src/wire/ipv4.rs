@@ -161,7 +161,11 @@ mod tests {
     #[test]
     fn options() {
         fn check(options: &[u8], expected: Result<(), DropReason>) {
-            assert_eq!(Header::parse(&with_options(options)).map(|_| ()), expected, "{options:?}");
+            assert_eq!(
+                Header::parse(&with_options(options)).map(|_| ()),
+                expected,
+                "{options:?}"
+            );
         }
         check(&[1, 1, 1, 0], Ok(()));
         check(&[148, 4, 0, 0], Ok(()));
@@ -174,10 +178,19 @@ mod tests {
 
     #[test]
     fn any_part_of_a_datagram_is_a_fragment() {
-        for (word, expected) in [(0x4000, false), (0x2000, true), (0x0001, true), (0x0000, false)] {
+        for (word, expected) in [
+            (0x4000, false),
+            (0x2000, true),
+            (0x0001, true),
+            (0x0000, false),
+        ] {
             let mut b = sample();
             put16(&mut b, 6, word);
-            assert_eq!(Header::parse_embedded(&b).unwrap().fragment, expected, "{word:#x}");
+            assert_eq!(
+                Header::parse_embedded(&b).unwrap().fragment,
+                expected,
+                "{word:#x}"
+            );
         }
     }
 }

@@ -137,7 +137,10 @@ mod tests {
         let b = sample(17, &[0; 8]);
         assert_eq!(b[..9], *b"\x60\0\0\0\0\x08\x11\x40\x20");
         let header = Header::parse(&b).unwrap();
-        assert_eq!((header.proto, header.header_len, header.total_len), (17, 40, 48));
+        assert_eq!(
+            (header.proto, header.header_len, header.total_len),
+            (17, 40, 48)
+        );
         assert_eq!(Header::parse(&b[..47]), Err(DropReason::Truncated));
         assert_eq!(Header::parse(&b[..39]), Err(DropReason::Truncated));
     }
@@ -146,22 +149,42 @@ mod tests {
     fn extension_headers() {
         fn check(first: u8, payload: &[u8], expected: Result<(u8, usize, bool), DropReason>) {
             let parsed = Header::parse(&sample(first, payload));
-            assert_eq!(parsed.map(|h| (h.proto, h.header_len, h.fragment)), expected, "{payload:?}");
+            assert_eq!(
+                parsed.map(|h| (h.proto, h.header_len, h.fragment)),
+                expected,
+                "{payload:?}"
+            );
         }
         let options = [6, 0, 1, 4, 0, 0, 0, 0];
         check(0, &options, Ok((6, 48, false)));
         check(60, &options, Ok((6, 48, false)));
-        check(60, &[0, 0, 0, 0, 0, 0, 0, 0], Err(DropReason::MalformedHeader));
-        check(0, &[60, 0, 1, 4, 0, 0, 0, 0, 17, 0, 1, 4, 0, 0, 0, 0], Ok((17, 56, false)));
+        check(
+            60,
+            &[0, 0, 0, 0, 0, 0, 0, 0],
+            Err(DropReason::MalformedHeader),
+        );
+        check(
+            0,
+            &[60, 0, 1, 4, 0, 0, 0, 0, 17, 0, 1, 4, 0, 0, 0, 0],
+            Ok((17, 56, false)),
+        );
         check(43, &[6, 0, 0, 0, 0, 0, 0, 0], Err(DropReason::SourceRoute));
         check(43, &[6, 0, 4, 1, 0, 0, 0, 0], Err(DropReason::SourceRoute));
         check(43, &[6, 0, 4, 0, 0, 0, 0, 0], Ok((6, 48, false)));
         check(44, &[17, 0, 0, 1, 0, 0, 0, 1], Ok((17, 48, true)));
         check(44, &[17, 0, 0, 8, 0, 0, 0, 1], Ok((17, 48, true)));
         check(44, &[17, 0, 0, 0, 0, 0, 0, 1], Ok((17, 48, false)));
-        check(0, &[6, 9, 1, 4, 0, 0, 0, 0], Err(DropReason::MalformedHeader));
+        check(
+            0,
+            &[6, 9, 1, 4, 0, 0, 0, 0],
+            Err(DropReason::MalformedHeader),
+        );
         check(0, &[6], Err(DropReason::Truncated));
-        check(60, &[60, 0, 0, 0, 0, 0, 0, 0].repeat(9), Err(DropReason::MalformedHeader));
+        check(
+            60,
+            &[60, 0, 0, 0, 0, 0, 0, 0].repeat(9),
+            Err(DropReason::MalformedHeader),
+        );
     }
 
     #[test]

@@ -38,7 +38,10 @@ impl Message {
             return Err(DropReason::NeighborDiscovery);
         }
         match b[0] {
-            SOLICITATION => Ok(Message::Solicitation { target, mac: option(&b[24..], 1)? }),
+            SOLICITATION => Ok(Message::Solicitation {
+                target,
+                mac: option(&b[24..], 1)?,
+            }),
             ADVERTISEMENT => Ok(Message::Advertisement {
                 target,
                 mac: option(&b[24..], 2)?,
@@ -54,7 +57,12 @@ impl Message {
     pub(crate) fn emit(&self, b: &mut [u8]) {
         let (icmp_type, flags, target, mac) = match *self {
             Message::Solicitation { target, mac } => (SOLICITATION, 0, target, mac),
-            Message::Advertisement { target, mac, solicited, overriding } => {
+            Message::Advertisement {
+                target,
+                mac,
+                solicited,
+                overriding,
+            } => {
                 // We are a router.
                 let flags = 0x80 | u8::from(solicited) << 6 | u8::from(overriding) << 5;
                 (ADVERTISEMENT, flags, target, mac)
@@ -113,8 +121,16 @@ mod tests {
     #[test]
     fn parse_is_the_inverse_of_emit() {
         for message in [
-            Message::Solicitation { target: TARGET, mac: Some(MAC) },
-            Message::Advertisement { target: TARGET, mac: Some(MAC), solicited: true, overriding: false },
+            Message::Solicitation {
+                target: TARGET,
+                mac: Some(MAC),
+            },
+            Message::Advertisement {
+                target: TARGET,
+                mac: Some(MAC),
+                solicited: true,
+                overriding: false,
+            },
         ] {
             let mut b = [0xff; LEN];
             message.emit(&mut b);
@@ -126,7 +142,11 @@ mod tests {
     fn refuses_what_rfc_4861_discards() {
         fn check(change: impl Fn(&mut Vec<u8>)) {
             let mut b = vec![0; LEN];
-            Message::Solicitation { target: TARGET, mac: Some(MAC) }.emit(&mut b);
+            Message::Solicitation {
+                target: TARGET,
+                mac: Some(MAC),
+            }
+            .emit(&mut b);
             change(&mut b);
             assert_eq!(Message::parse(&b), Err(DropReason::NeighborDiscovery));
         }
@@ -142,7 +162,10 @@ mod tests {
     #[test]
     fn derived_addresses() {
         assert_eq!(solicited_node(TARGET).ip().to_string(), "ff02::1:ff12:3456");
-        assert_eq!(multicast_mac(solicited_node(TARGET)), [0x33, 0x33, 0xff, 0x12, 0x34, 0x56]);
+        assert_eq!(
+            multicast_mac(solicited_node(TARGET)),
+            [0x33, 0x33, 0xff, 0x12, 0x34, 0x56]
+        );
         assert_eq!(link_local(MAC).ip().to_string(), "fe80::ff:fe00:1");
     }
 }

@@ -48,7 +48,11 @@ impl Segment {
         if known == 0 || both(SYN, FIN) || both(SYN, RST) || both(FIN, RST) {
             return Err(DropReason::BadTcpFlags);
         }
-        let scale = if flags & SYN != 0 { window_scale(&b[MIN_LEN..header_len]) } else { None };
+        let scale = if flags & SYN != 0 {
+            window_scale(&b[MIN_LEN..header_len])
+        } else {
+            None
+        };
         Ok(Segment {
             src_port: get16(b, 0),
             dst_port: get16(b, 2),
@@ -122,7 +126,10 @@ mod tests {
         };
         let mut b = [0xff; MIN_LEN];
         segment.emit(&mut b);
-        assert_eq!(b, *b"\0\x01\0\x02\0\0\0\x03\0\0\0\x04\x50\x14\0\x05\0\0\0\0");
+        assert_eq!(
+            b,
+            *b"\0\x01\0\x02\0\0\0\x03\0\0\0\x04\x50\x14\0\x05\0\0\0\0"
+        );
         assert_eq!(Segment::parse(&b), Ok(segment));
     }
 
@@ -132,7 +139,11 @@ mod tests {
             let mut b = [0; 20];
             b[12] = offset << 4;
             b[13] = flags;
-            assert_eq!(Segment::parse(&b[..len]), Err(expected), "{offset} {flags:#x} {len}");
+            assert_eq!(
+                Segment::parse(&b[..len]),
+                Err(expected),
+                "{offset} {flags:#x} {len}"
+            );
         }
         check(5, ACK, 19, DropReason::Truncated);
         check(4, ACK, 20, DropReason::MalformedHeader);
@@ -145,7 +156,15 @@ mod tests {
 
     #[test]
     fn the_end_counts_syn_and_fin() {
-        let at = |flags, len| Segment { seq: u32::MAX, flags, len, ..Segment::default() }.end();
+        let at = |flags, len| {
+            Segment {
+                seq: u32::MAX,
+                flags,
+                len,
+                ..Segment::default()
+            }
+            .end()
+        };
         assert_eq!((at(SYN, 0), at(ACK, 5), at(FIN | ACK, 1)), (0, 4, 1));
     }
 

@@ -33,7 +33,10 @@ mod tests {
             assert_eq!(parse_ports(b), expected, "{b:?}");
         }
         check(&[0x12, 0x34, 0, 53, 0, 8, 0, 0], Ok((0x1234, 53)));
-        check(&[0x12, 0x34, 0, 53, 0, 7, 0, 0], Err(DropReason::MalformedHeader));
+        check(
+            &[0x12, 0x34, 0, 53, 0, 7, 0, 0],
+            Err(DropReason::MalformedHeader),
+        );
         check(&[0x12, 0x34, 0, 53, 0, 9, 0, 0], Err(DropReason::Truncated));
         check(&[0x12, 0x34, 0, 53, 0, 8, 0], Err(DropReason::Truncated));
     }
