@@ -247,7 +247,13 @@ impl WorkerCounters {
     }
 
     /// Counts the fate of one frame.
-    pub(crate) fn count_verdict(&self, verdict: Verdict, direction: Direction, proto: u8, bytes: usize) {
+    pub(crate) fn count_verdict(
+        &self,
+        verdict: Verdict,
+        direction: Direction,
+        proto: u8,
+        bytes: usize,
+    ) {
         let (d, p) = (direction as usize, Protocol::of(proto) as usize);
         match verdict {
             Verdict::Forward(_) => self.allowed[d][p].count(bytes),

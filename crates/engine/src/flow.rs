@@ -244,7 +244,8 @@ impl FlowTable {
             self.release(place);
             return None;
         }
-        self.wheel.place(place, flow.last_seen, flow.last_seen.plus(flow.idle(idle)));
+        self.wheel
+            .place(place, flow.last_seen, flow.last_seen.plus(flow.idle(idle)));
         self.active += 1;
         Some(FlowId(place))
     }
@@ -265,7 +266,12 @@ impl FlowTable {
 
     /// Takes out and returns a flow that has been idle for too long. Looks at no more timers and
     /// slots than `budget`, which it reduces: none when there is no more to do for now.
-    pub(crate) fn pop_expired(&mut self, now: Tick, idle: &IdleTicks, budget: &mut u32) -> Option<Flow> {
+    pub(crate) fn pop_expired(
+        &mut self,
+        now: Tick,
+        idle: &IdleTicks,
+        budget: &mut u32,
+    ) -> Option<Flow> {
         while *budget > 0 {
             *budget -= 1;
             let place = self.wheel.pop(now, budget)?;

@@ -1,4 +1,37 @@
 //! The packet engine: headers, flows, NAT, verdicts. Pure: no clock, no I/O, no unsafe code.
+//!
+//! A [`Worker`] owns one queue of each [`port::Port`] and runs bursts of frames through
+//! parse → hash and prefetch → lookup → (new flow: policy, NAT) → rewrite → transmit. Time is an
+//! argument ([`Now`]); configuration arrives as one immutable [`Snapshot`]; what happened leaves
+//! as counters ([`WorkerCounters`]) and [`Event`]s.
 #![forbid(unsafe_code)]
+#![warn(missing_docs)]
 
+mod address;
+mod clock;
+pub mod counters;
+mod drop_reason;
+pub mod event;
+mod flow;
+mod limit;
+mod nat;
+mod neighbor;
+mod outbox;
+mod parse;
+mod pipeline;
 pub mod port;
+mod rewrite;
+mod route;
+pub mod snapshot;
+mod tcp;
+mod verdict;
+mod wire;
+mod worker;
+
+pub use clock::Now;
+pub use counters::WorkerCounters;
+pub use drop_reason::DropReason;
+pub use event::Event;
+pub use snapshot::Snapshot;
+pub use verdict::Verdict;
+pub use worker::{BURST, Worker, WorkerConfig};

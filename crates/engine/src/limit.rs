@@ -15,7 +15,10 @@ const FULL_NS: u64 = 100_000_000;
 
 impl TokenBucket {
     pub(crate) fn full() -> TokenBucket {
-        TokenBucket { credit_ns: FULL_NS, at: Now(0) }
+        TokenBucket {
+            credit_ns: FULL_NS,
+            at: Now(0),
+        }
     }
 
     /// Takes a token if there is one. A rate of zero lets nothing through.
@@ -43,7 +46,11 @@ mod tests {
     #[test]
     fn bursts_then_keeps_to_the_rate() {
         let mut bucket = TokenBucket::full();
-        let mut count = |ms: u64| (0..1000).filter(|_| bucket.take(Now(ms * 1_000_000), 100)).count();
+        let mut count = |ms: u64| {
+            (0..1000)
+                .filter(|_| bucket.take(Now(ms * 1_000_000), 100))
+                .count()
+        };
         assert_eq!(count(0), 10);
         assert_eq!(count(0), 0);
         assert_eq!(count(50), 5);

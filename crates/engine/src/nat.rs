@@ -64,18 +64,30 @@ pub(crate) fn bind(
         let address = addresses[(home + i) % addresses.len()];
         if !has_ports(client.proto) {
             if is_free(address, 0) {
-                return Ok(Binding { address, port: 0, probes });
+                return Ok(Binding {
+                    address,
+                    port: 0,
+                    probes,
+                });
             }
             continue;
         }
         let kept = client.src_port;
         if kept != 0 && partition.owns(kept) && is_free(address, kept) {
-            return Ok(Binding { address, port: kept, probes });
+            return Ok(Binding {
+                address,
+                port: kept,
+                probes,
+            });
         }
         let mut port = first_owned(random.next(), partition);
         for _ in 0..PROBES {
             if is_free(address, port) {
-                return Ok(Binding { address, port, probes });
+                return Ok(Binding {
+                    address,
+                    port,
+                    probes,
+                });
             }
             port = next_owned(port, partition);
         }
@@ -91,7 +103,11 @@ fn has_ports(p: u8) -> bool {
 impl Key {
     /// The key of an answer to a packet with this key, sent to a NAT address and port.
     fn answer_to(self, address: Addr, port: u16) -> Key {
-        Key { dst: address, dst_port: port, ..self.reversed() }
+        Key {
+            dst: address,
+            dst_port: port,
+            ..self.reversed()
+        }
     }
 }
 
@@ -104,5 +120,6 @@ fn first_owned(random: u64, partition: Partition) -> u16 {
 }
 
 fn next_owned(port: u16, partition: Partition) -> u16 {
-    port.checked_add(partition.count).unwrap_or_else(|| first_owned(0, partition))
+    port.checked_add(partition.count)
+        .unwrap_or_else(|| first_owned(0, partition))
 }

@@ -79,7 +79,12 @@ impl NeighborTable {
 
     /// The neighbour with this address. If it is new, it is to be asked for at once (`true`).
     /// None when too many are being asked for.
-    pub(crate) fn find_or_add(&mut self, port: PortId, address: Addr, now: Now) -> Option<(NeighborId, bool)> {
+    pub(crate) fn find_or_add(
+        &mut self,
+        port: PortId,
+        address: Addr,
+        now: Now,
+    ) -> Option<(NeighborId, bool)> {
         if let Some(id) = self.by_address.get(&(port, address)) {
             return Some((*id, false));
         }
@@ -112,7 +117,9 @@ impl NeighborTable {
         confirm: bool,
     ) -> Option<NeighborId> {
         if let Some(id) = self.by_address.get(&(port, address)).copied() {
-            let n = self.places[id.0 as usize].as_mut().expect("indexed places are taken");
+            let n = self.places[id.0 as usize]
+                .as_mut()
+                .expect("indexed places are taken");
             let was_incomplete = n.mac.is_none();
             if confirm || was_incomplete || n.mac != Some(mac) {
                 n.mac = Some(mac);
@@ -125,7 +132,15 @@ impl NeighborTable {
                 return Some(id);
             }
         } else if create {
-            self.add(Neighbor { address, port, mac: Some(mac), confirmed: now, asked: now, tries: 0, used: false });
+            self.add(Neighbor {
+                address,
+                port,
+                mac: Some(mac),
+                confirmed: now,
+                asked: now,
+                tries: 0,
+                used: false,
+            });
         }
         None
     }
@@ -141,7 +156,8 @@ impl NeighborTable {
         };
         let id = NeighborId(place as u32);
         self.places[place] = Some(neighbor);
-        self.by_address.insert((neighbor.port, neighbor.address), id);
+        self.by_address
+            .insert((neighbor.port, neighbor.address), id);
         Some(id)
     }
 
@@ -157,7 +173,9 @@ impl NeighborTable {
         }
         self.next_turn = now + RETRANSMIT / 4;
         for place in 0..self.places.len() {
-            let Some(n) = &mut self.places[place] else { continue };
+            let Some(n) = &mut self.places[place] else {
+                continue;
+            };
             let id = NeighborId(place as u32);
             let stale = now >= n.confirmed + REACHABLE;
             let asking = n.mac.is_none() || n.tries > 0 || stale && n.used;
@@ -199,7 +217,10 @@ mod tests {
         let mut table = NeighborTable::default();
         let (id, new) = table.find_or_add(PORT, Addr::v4(1), at(0.0)).unwrap();
         assert!(new);
-        assert_eq!(table.find_or_add(PORT, Addr::v4(1), at(0.0)), Some((id, false)));
+        assert_eq!(
+            table.find_or_add(PORT, Addr::v4(1), at(0.0)),
+            Some((id, false))
+        );
         assert_eq!(table.use_mac(id), None);
         assert_eq!(due(&mut table, 0.5), []);
         assert_eq!(due(&mut table, 1.0), [Due::Ask(id)]);
@@ -213,8 +234,14 @@ mod tests {
     fn an_answer_releases_what_waits() {
         let mut table = NeighborTable::default();
         let (id, _) = table.find_or_add(PORT, Addr::v4(1), at(0.0)).unwrap();
-        assert_eq!(table.learn(PORT, Addr::v4(1), MAC, at(0.1), false, true), Some(id));
-        assert_eq!(table.learn(PORT, Addr::v4(1), MAC, at(0.2), false, true), None);
+        assert_eq!(
+            table.learn(PORT, Addr::v4(1), MAC, at(0.1), false, true),
+            Some(id)
+        );
+        assert_eq!(
+            table.learn(PORT, Addr::v4(1), MAC, at(0.2), false, true),
+            None
+        );
         assert_eq!(table.use_mac(id), Some(MAC));
     }
 
@@ -224,7 +251,11 @@ mod tests {
         table.learn(PORT, Addr::v4(1), MAC, at(0.0), true, true);
         let (id, new) = table.find_or_add(PORT, Addr::v4(1), at(1.0)).unwrap();
         assert!(!new);
-        assert_eq!(due(&mut table, 31.0), [], "unused neighbours are left alone");
+        assert_eq!(
+            due(&mut table, 31.0),
+            [],
+            "unused neighbours are left alone"
+        );
         assert_eq!(table.use_mac(id), Some(MAC));
         assert_eq!(due(&mut table, 32.0), [Due::Ask(id)]);
         assert_eq!(table.use_mac(id), Some(MAC));
@@ -243,7 +274,9 @@ mod tests {
     #[test]
     fn a_scan_cannot_fill_the_table() {
         let mut table = NeighborTable::default();
-        let added = (0..5000).filter(|i| table.find_or_add(PORT, Addr::v4(*i), at(0.0)).is_some()).count();
+        let added = (0..5000)
+            .filter(|i| table.find_or_add(PORT, Addr::v4(*i), at(0.0)).is_some())
+            .count();
         assert_eq!(added, MAX_INCOMPLETE);
         table.learn(PORT, Addr::v4(9999), MAC, at(0.0), true, true);
         assert_eq!(table.len(), MAX_INCOMPLETE + 1);

@@ -30,11 +30,17 @@ pub(crate) struct Link {
 
 impl Outbox {
     pub(crate) fn new() -> Outbox {
-        Outbox { bytes: Vec::with_capacity(CAPACITY), frames: Vec::with_capacity(CAPACITY / 64), refused: 0 }
+        Outbox {
+            bytes: Vec::with_capacity(CAPACITY),
+            frames: Vec::with_capacity(CAPACITY / 64),
+            refused: 0,
+        }
     }
 
     pub(crate) fn frames(&self) -> impl Iterator<Item = (PortId, &[u8])> {
-        self.frames.iter().map(|(port, start, end)| (*port, &self.bytes[*start..*end]))
+        self.frames
+            .iter()
+            .map(|(port, start, end)| (*port, &self.bytes[*start..*end]))
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -58,7 +64,12 @@ impl Outbox {
         self.bytes.resize(end, 0);
         self.frames.push((link.port, start, end));
         let frame = &mut self.bytes[start..];
-        ethernet::Header { dst: link.dst, src: link.src, ethertype }.emit(frame);
+        ethernet::Header {
+            dst: link.dst,
+            src: link.src,
+            ethertype,
+        }
+        .emit(frame);
         Some(&mut frame[ethernet::LEN..])
     }
 
@@ -111,33 +122,91 @@ impl Outbox {
     }
 
     /// Asks for a neighbour: all stations, or the one that is thought to be it.
-    pub(crate) fn ask(&mut self, port: PortId, mac: Mac, from: Addr, target: Addr, known: Option<Mac>) {
+    pub(crate) fn ask(
+        &mut self,
+        port: PortId,
+        mac: Mac,
+        from: Addr,
+        target: Addr,
+        known: Option<Mac>,
+    ) {
         if target.is_v4() {
-            let link = Link { port, src: mac, dst: known.unwrap_or(BROADCAST) };
+            let link = Link {
+                port,
+                src: mac,
+                dst: known.unwrap_or(BROADCAST),
+            };
             let operation = Operation::Request;
-            self.arp(link, Arp { operation, sender_mac: mac, sender: from, target_mac: [0; 6], target });
+            self.arp(
+                link,
+                Arp {
+                    operation,
+                    sender_mac: mac,
+                    sender: from,
+                    target_mac: [0; 6],
+                    target,
+                },
+            );
         } else {
             let group = ndp::solicited_node(target);
             let (to, dst) = match known {
                 Some(known) => (target, known),
                 None => (group, ndp::multicast_mac(group)),
             };
-            let message = Message::Solicitation { target, mac: Some(mac) };
-            self.neighbor(Link { port, src: mac, dst }, from, to, message);
+            let message = Message::Solicitation {
+                target,
+                mac: Some(mac),
+            };
+            self.neighbor(
+                Link {
+                    port,
+                    src: mac,
+                    dst,
+                },
+                from,
+                to,
+                message,
+            );
         }
     }
 
     /// Tells all stations that an address is ours (RFC 5227 §3, RFC 4861 §7.2.6).
     pub(crate) fn announce(&mut self, port: PortId, mac: Mac, address: Addr) {
         if address.is_v4() {
-            let link = Link { port, src: mac, dst: BROADCAST };
+            let link = Link {
+                port,
+                src: mac,
+                dst: BROADCAST,
+            };
             let operation = Operation::Request;
-            self.arp(link, Arp { operation, sender_mac: mac, sender: address, target_mac: [0; 6], target: address });
+            self.arp(
+                link,
+                Arp {
+                    operation,
+                    sender_mac: mac,
+                    sender: address,
+                    target_mac: [0; 6],
+                    target: address,
+                },
+            );
         } else {
             let dst = ndp::multicast_mac(ndp::ALL_NODES);
-            let message =
-                Message::Advertisement { target: address, mac: Some(mac), solicited: false, overriding: true };
-            self.neighbor(Link { port, src: mac, dst }, address, ndp::ALL_NODES, message);
+            let message = Message::Advertisement {
+                target: address,
+                mac: Some(mac),
+                solicited: false,
+                overriding: true,
+            };
+            self.neighbor(
+                Link {
+                    port,
+                    src: mac,
+                    dst,
+                },
+                address,
+                ndp::ALL_NODES,
+                message,
+            );
         }
     }
 
@@ -162,7 +231,11 @@ impl Outbox {
         quoted: &[u8],
     ) -> bool {
         let v4 = src.is_v4();
-        let room = if v4 { 576 - ipv4::MIN_LEN } else { 1280 - ipv6::LEN } - icmp::LEN;
+        let room = if v4 {
+            576 - ipv4::MIN_LEN
+        } else {
+            1280 - ipv6::LEN
+        } - icmp::LEN;
         let quoted = &quoted[..quoted.len().min(room)];
         let proto = if v4 { proto::ICMP4 } else { proto::ICMP6 };
         let Some(b) = self.packet(link, src, dst, proto, 64, icmp::LEN + quoted.len()) else {
@@ -183,13 +256,21 @@ impl Outbox {
     /// The answer to an echo request whose checksum has been verified.
     pub(crate) fn echo_reply(&mut self, link: Link, src: Addr, dst: Addr, request: &[u8]) {
         let v4 = src.is_v4();
-        let (proto, reply) =
-            if v4 { (proto::ICMP4, icmp::ECHO_REPLY) } else { (proto::ICMP6, icmp::ECHO_REPLY6) };
-        let Some(b) = self.packet(link, src, dst, proto, 64, request.len()) else { return };
+        let (proto, reply) = if v4 {
+            (proto::ICMP4, icmp::ECHO_REPLY)
+        } else {
+            (proto::ICMP6, icmp::ECHO_REPLY6)
+        };
+        let Some(b) = self.packet(link, src, dst, proto, 64, request.len()) else {
+            return;
+        };
         b.copy_from_slice(request);
         // Only the type differs, and the pseudo-header's sum does not depend on the order.
         let mut delta = checksum::Delta::default();
-        delta.replace16(u16::from_be_bytes([b[0], b[1]]), u16::from_be_bytes([reply, b[1]]));
+        delta.replace16(
+            u16::from_be_bytes([b[0], b[1]]),
+            u16::from_be_bytes([reply, b[1]]),
+        );
         b[0] = reply;
         let sum = delta.apply(u16::from_be_bytes([b[2], b[3]]));
         put16(b, icmp::CHECKSUM, sum);
@@ -212,11 +293,18 @@ mod tests {
     use super::*;
     use crate::parse::{Content, Station, parse};
 
-    const LINK: Link = Link { port: PortId(1), src: [2, 0, 0, 0, 0, 1], dst: [2, 0, 0, 0, 0, 2] };
+    const LINK: Link = Link {
+        port: PortId(1),
+        src: [2, 0, 0, 0, 0, 1],
+        dst: [2, 0, 0, 0, 0, 2],
+    };
 
     fn pairs() -> [(Addr, Addr); 2] {
         let v6 = |n: u128| Addr(0x2001_0db8 << 96 | n);
-        [(Addr::v4(0x0a00_0001), Addr::v4(0x0a00_0002)), (v6(1), v6(2))]
+        [
+            (Addr::v4(0x0a00_0001), Addr::v4(0x0a00_0002)),
+            (v6(1), v6(2)),
+        ]
     }
 
     #[test]
@@ -225,10 +313,17 @@ mod tests {
             let mut outbox = Outbox::new();
             let error = if src.is_v4() { (3, 1) } else { (1, 3) };
             assert!(outbox.icmp_error(LINK, src, dst, error, 0, &[0x5a; 3000]));
-            let reset = Segment { flags: tcp::RST, seq: 9, ..Segment::default() };
+            let reset = Segment {
+                flags: tcp::RST,
+                seq: 9,
+                ..Segment::default()
+            };
             assert!(outbox.tcp(LINK, src, dst, &reset));
             let frames: Vec<_> = outbox.frames().collect();
-            assert_eq!(frames[0].1.len(), ethernet::LEN + if src.is_v4() { 576 } else { 1280 });
+            assert_eq!(
+                frames[0].1.len(),
+                ethernet::LEN + if src.is_v4() { 576 } else { 1280 }
+            );
             for (port, frame) in frames {
                 assert_eq!(port, LINK.port);
                 let parsed = parse(frame, Station::Mac(LINK.dst), None).unwrap();
@@ -246,7 +341,9 @@ mod tests {
     fn a_full_outbox_refuses_and_counts() {
         let mut outbox = Outbox::new();
         let (src, dst) = pairs()[1];
-        let sent = (0..1000).filter(|_| outbox.icmp_error(LINK, src, dst, (1, 3), 0, &[0; 3000])).count();
+        let sent = (0..1000)
+            .filter(|_| outbox.icmp_error(LINK, src, dst, (1, 3), 0, &[0; 3000]))
+            .count();
         assert!(sent < 1000);
         assert_eq!(outbox.clear(), 1000 - sent as u64);
         assert!(outbox.is_empty());

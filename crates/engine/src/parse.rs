@@ -66,7 +66,11 @@ pub(crate) enum Station {
 }
 
 /// Parses one frame.
-pub(crate) fn parse(frame: &[u8], station: Station, vlan: Option<u16>) -> Result<Parsed, DropReason> {
+pub(crate) fn parse(
+    frame: &[u8],
+    station: Station,
+    vlan: Option<u16>,
+) -> Result<Parsed, DropReason> {
     let header = ethernet::Header::parse(frame).ok_or(DropReason::Truncated)?;
     // Only the priority bits may be set: the packet is then untagged (IEEE 802.1Q §6.9).
     if vlan.is_some_and(|tci| tci & 0xfff != 0) {
@@ -164,7 +168,13 @@ struct Transport {
 fn parse_transport(b: &[u8], src: Addr, dst: Addr, proto: u8) -> Result<Transport, DropReason> {
     let mut t = Transport {
         content: Content::Flow,
-        key: Key { src, dst, src_port: 0, dst_port: 0, proto },
+        key: Key {
+            src,
+            dst,
+            src_port: 0,
+            dst_port: 0,
+            proto,
+        },
         icmp: (0, 0),
         segment: tcp::Segment::default(),
     };

@@ -114,7 +114,12 @@ impl Pipeline {
         let mut random = Random::new(config.seed);
         let flows = FlowTable::new(config.flow_capacity, random.next())?;
         counters.flow_capacity.set(u64::from(config.flow_capacity));
-        let nowhere = CachedHop { to: Addr(0), epoch: 0, port: PortId(0), neighbor: None };
+        let nowhere = CachedHop {
+            to: Addr(0),
+            epoch: 0,
+            port: PortId(0),
+            neighbor: None,
+        };
         Ok(Pipeline {
             snapshot,
             flows,
@@ -128,7 +133,10 @@ impl Pipeline {
             counters,
             events: config.events,
             random,
-            partition: Partition { index: config.index, count: config.count.max(1) },
+            partition: Partition {
+                index: config.index,
+                count: config.count.max(1),
+            },
             nat_active: 0,
             icmp_limit: TokenBucket::full(),
             reset_limit: TokenBucket::full(),
@@ -151,7 +159,9 @@ impl Pipeline {
     fn install(&mut self, snapshot: Arc<Snapshot>) {
         self.snapshot = snapshot;
         self.epoch = self.epoch.wrapping_add(1);
-        self.counters.nat_capacity.set(u64::from(self.snapshot.settings().limits.max_nat_bindings));
+        self.counters
+            .nat_capacity
+            .set(u64::from(self.snapshot.settings().limits.max_nat_bindings));
         self.counters.set_generation(self.snapshot.generation());
     }
 
@@ -207,13 +217,16 @@ impl Pipeline {
             Content::Arp => self.handle_arp(now, port, frame.bytes()),
         }
         .unwrap_or_else(Step::Drop);
-        self.counters.count_verdict(step.verdict(), direction, p.key.proto, bytes);
+        self.counters
+            .count_verdict(step.verdict(), direction, p.key.proto, bytes);
         step
     }
 
     /// Writes a neighbour's link-layer address into a frame that waited for it.
     pub(crate) fn address(&mut self, id: NeighborId, frame: &mut [u8]) -> bool {
-        let Some(mac) = self.neighbors.use_mac(id) else { return false };
+        let Some(mac) = self.neighbors.use_mac(id) else {
+            return false;
+        };
         frame[..6].copy_from_slice(&mac);
         true
     }
@@ -223,7 +236,8 @@ impl Pipeline {
         if reason == DropReason::Fragment {
             self.counters.fragments.inc();
         }
-        self.counters.count_verdict(Verdict::Drop(reason), Direction::Outbound, 0, bytes);
+        self.counters
+            .count_verdict(Verdict::Drop(reason), Direction::Outbound, 0, bytes);
     }
 
     #[inline]
@@ -237,7 +251,11 @@ impl Pipeline {
         direction: &mut Direction,
     ) -> Result<Step, DropReason> {
         if let Some((id, from)) = self.find_live(now, p, hash) {
-            *direction = if from == End::Client { Direction::Outbound } else { Direction::Inbound };
+            *direction = if from == End::Client {
+                Direction::Outbound
+            } else {
+                Direction::Inbound
+            };
             self.rejudge_if_stale(now, id, frame.bytes(), p, from)?;
             return self.forward(now, port, frame, p, id, from);
         }
@@ -254,7 +272,11 @@ impl Pipeline {
         let (id, from) = self.flows.find(&p.key, hash)?;
         let flow = self.flows.get(id);
         if flow.has_expired(now.tick(), self.snapshot.idle()) {
-            let reason = if flow.is_finished() { CloseReason::Finished } else { CloseReason::Idle };
+            let reason = if flow.is_finished() {
+                CloseReason::Finished
+            } else {
+                CloseReason::Idle
+            };
             self.close(id, reason);
             return None;
         }
@@ -283,10 +305,19 @@ impl Pipeline {
     }
 
     #[cold]
-    fn rejudge(&mut self, now: Now, id: FlowId, frame: &[u8], p: &Parsed, from: End) -> Result<(), DropReason> {
+    fn rejudge(
+        &mut self,
+        now: Now,
+        id: FlowId,
+        frame: &[u8],
+        p: &Parsed,
+        from: End,
+    ) -> Result<(), DropReason> {
         let snapshot = Arc::clone(&self.snapshot);
         let flow = self.flows.get_mut(id);
-        let decision = snapshot.policy().evaluate(&facts(&flow.client_key(), flow.icmp));
+        let decision = snapshot
+            .policy()
+            .evaluate(&facts(&flow.client_key(), flow.icmp));
         flow.generation = snapshot.generation() as u32;
         flow.revision = snapshot.policy().revision() as u32;
         flow.group = decision.group.map_or(NO_GROUP, |g| g as u16);
@@ -300,7 +331,9 @@ impl Pipeline {
             self.reset_both(now, &flow, from, frame, p);
         }
         self.close(id, CloseReason::Policy);
-        self.emit(Event::Denied { flow: self.describe(&flow) });
+        self.emit(Event::Denied {
+            flow: self.describe(&flow),
+        });
         Err(DropReason::PolicyChanged)
     }
 
@@ -333,7 +366,11 @@ impl Pipeline {
         }
         self.check_ttl(now, port, frame, p)?;
         let Some(hop) = snapshot.route(key.dst) else {
-            let error = if p.is_v4() { (icmp::UNREACHABLE, 0) } else { (icmp::UNREACHABLE6, 0) };
+            let error = if p.is_v4() {
+                (icmp::UNREACHABLE, 0)
+            } else {
+                (icmp::UNREACHABLE6, 0)
+            };
             self.send_icmp_error(now, port, frame, p, error, 0);
             return Err(DropReason::NoRoute);
         };
@@ -367,7 +404,9 @@ impl Pipeline {
             if decision.on_deny == OnDeny::Reset && is_tcp {
                 self.refuse_segment(now, port, frame, p);
             }
-            self.emit(Event::Denied { flow: self.describe(&flow) });
+            self.emit(Event::Denied {
+                flow: self.describe(&flow),
+            });
             return Err(DropReason::PolicyDenied);
         }
         if snapshot.settings().draining {
@@ -386,7 +425,9 @@ impl Pipeline {
         let id = id.ok_or(DropReason::FlowTableFull)?;
 
         self.counters.flows_opened.inc();
-        self.counters.flows_active.set(u64::from(self.flows.active()));
+        self.counters
+            .flows_active
+            .set(u64::from(self.flows.active()));
         if flow.is_translated() {
             self.nat_active += 1;
             self.counters.nat_active.set(u64::from(self.nat_active));
@@ -399,7 +440,10 @@ impl Pipeline {
         }
         if self.events.is_some() {
             let flow = self.describe(&flow);
-            self.emit(Event::Opened { flow, would_deny: decision.would_deny });
+            self.emit(Event::Opened {
+                flow,
+                would_deny: decision.would_deny,
+            });
         }
         Ok(id)
     }
@@ -414,7 +458,13 @@ impl Pipeline {
             return Err(DropReason::NatTableFull);
         }
         let client = flow.client_key();
-        let bound = nat::bind(&self.flows, addresses, &client, self.partition, &mut self.random)?;
+        let bound = nat::bind(
+            &self.flows,
+            addresses,
+            &client,
+            self.partition,
+            &mut self.random,
+        )?;
         self.counters.nat_port_probes.add(u64::from(bound.probes));
         if bound.port == flow.client_port {
             self.counters.nat_ports_kept.inc();
@@ -441,18 +491,31 @@ impl Pipeline {
             return Err(DropReason::Martian);
         }
         let (to, translation) = match from {
-            End::Client => {
-                (flow.server, Translation { which: Which::Source, address: flow.nat, port: flow.nat_port })
-            }
+            End::Client => (
+                flow.server,
+                Translation {
+                    which: Which::Source,
+                    address: flow.nat,
+                    port: flow.nat_port,
+                },
+            ),
             End::Server => {
                 let (address, port) = (flow.client, flow.client_port);
-                (flow.client, Translation { which: Which::Destination, address, port })
+                (
+                    flow.client,
+                    Translation {
+                        which: Which::Destination,
+                        address,
+                        port,
+                    },
+                )
             }
         };
         let translated = flow.is_translated();
         if p.key.proto == proto::TCP {
             let before = flow.tcp.state;
-            flow.tcp.advance(from, &p.segment, self.snapshot.settings().tcp_window_check)?;
+            flow.tcp
+                .advance(from, &p.segment, self.snapshot.settings().tcp_window_check)?;
             if flow.tcp.state != before {
                 flow.last_seen = now.tick();
                 self.flows.reschedule(id, self.snapshot.idle());
@@ -475,11 +538,21 @@ impl Pipeline {
 
     /// Refuses a packet whose TTL or hop limit ends here, and says so to its sender.
     #[inline]
-    fn check_ttl(&mut self, now: Now, port: PortId, frame: &[u8], p: &Parsed) -> Result<(), DropReason> {
+    fn check_ttl(
+        &mut self,
+        now: Now,
+        port: PortId,
+        frame: &[u8],
+        p: &Parsed,
+    ) -> Result<(), DropReason> {
         if p.ttl > 1 {
             return Ok(());
         }
-        let error = if p.is_v4() { (icmp::TIME_EXCEEDED, 0) } else { (icmp::TIME_EXCEEDED6, 0) };
+        let error = if p.is_v4() {
+            (icmp::TIME_EXCEEDED, 0)
+        } else {
+            (icmp::TIME_EXCEEDED6, 0)
+        };
         self.send_icmp_error(now, port, frame, p, error, 0);
         Err(DropReason::TtlExceeded)
     }
@@ -513,7 +586,11 @@ impl Pipeline {
             return Ok(());
         }
         if p.dont_fragment {
-            let error = if p.is_v4() { (icmp::UNREACHABLE, 4) } else { (icmp::TOO_BIG6, 0) };
+            let error = if p.is_v4() {
+                (icmp::UNREACHABLE, 4)
+            } else {
+                (icmp::TOO_BIG6, 0)
+            };
             self.send_icmp_error(now, port, frame.bytes(), p, error, u32::from(mtu));
         }
         Err(DropReason::TooBig)
@@ -533,7 +610,12 @@ impl Pipeline {
         } else {
             Some(self.find_neighbor(hop.port, hop.neighbor, now)?)
         };
-        let hop = CachedHop { to, epoch: self.epoch, port: hop.port, neighbor };
+        let hop = CachedHop {
+            to,
+            epoch: self.epoch,
+            port: hop.port,
+            neighbor,
+        };
         self.hops[place] = hop;
         Ok(hop)
     }
@@ -542,7 +624,11 @@ impl Pipeline {
     #[inline]
     fn dispatch<K: Packet>(&mut self, frame: &mut K, hop: CachedHop) -> Result<Step, DropReason> {
         let caps = &self.ports[usize::from(hop.port.0)];
-        let mut meta = Meta { hash: None, vlan: None, ..*frame.meta() };
+        let mut meta = Meta {
+            hash: None,
+            vlan: None,
+            ..*frame.meta()
+        };
         if !caps.tx_checksum
             && matches!(meta.checksum, Checksum::Partial { .. })
             && !rewrite::complete_checksum(frame.bytes_mut(), &mut meta)
@@ -568,8 +654,15 @@ impl Pipeline {
     /// Runs what is due without a frame: expiry of flows, questions to neighbours. A small step.
     pub(crate) fn handle_timeout(&mut self, now: Now) {
         let mut budget = 64;
-        while let Some(flow) = self.flows.pop_expired(now.tick(), self.snapshot.idle(), &mut budget) {
-            let reason = if flow.is_finished() { CloseReason::Finished } else { CloseReason::Idle };
+        while let Some(flow) = self
+            .flows
+            .pop_expired(now.tick(), self.snapshot.idle(), &mut budget)
+        {
+            let reason = if flow.is_finished() {
+                CloseReason::Finished
+            } else {
+                CloseReason::Idle
+            };
             self.closed(&flow, reason);
         }
         self.ask_neighbors(now);
@@ -585,7 +678,9 @@ impl Pipeline {
     }
 
     fn evict(&mut self, now: Tick) -> bool {
-        let Some(id) = self.flows.find_victim(now) else { return false };
+        let Some(id) = self.flows.find_victim(now) else {
+            return false;
+        };
         self.close(id, CloseReason::Evicted);
         true
     }
@@ -598,14 +693,21 @@ impl Pipeline {
     /// Accounts for a flow that has left the table.
     fn closed(&mut self, flow: &Flow, reason: CloseReason) {
         self.counters.count_closed(reason);
-        self.counters.flows_active.set(u64::from(self.flows.active()));
+        self.counters
+            .flows_active
+            .set(u64::from(self.flows.active()));
         if flow.is_translated() {
             self.nat_active -= 1;
             self.counters.nat_active.set(u64::from(self.nat_active));
         }
         if self.events.is_some() {
             let [bytes_out, bytes_in] = flow.bytes;
-            self.emit(Event::Closed { flow: self.describe(flow), reason, bytes_out, bytes_in });
+            self.emit(Event::Closed {
+                flow: self.describe(flow),
+                reason,
+                bytes_out,
+                bytes_in,
+            });
         }
     }
 
@@ -638,7 +740,10 @@ impl Pipeline {
         if p.segment.has(RST) {
             return;
         }
-        if !self.reset_limit.take(now, self.snapshot.settings().limits.resets_per_s) {
+        if !self
+            .reset_limit
+            .take(now, self.snapshot.settings().limits.resets_per_s)
+        {
             self.counters.replies_limited.inc();
             return;
         }
@@ -655,7 +760,10 @@ impl Pipeline {
             return;
         }
         let link = self.back(flow.sides[from as usize], frame);
-        if self.outbox.tcp(link, p.key.dst, p.key.src, &answer_with_reset(&p.segment)) {
+        if self
+            .outbox
+            .tcp(link, p.key.dst, p.key.src, &answer_with_reset(&p.segment))
+        {
             self.counters.resets_sent.inc();
         }
         // To the other end as if the sender had reset; its address as that end knows it.
@@ -671,11 +779,20 @@ impl Pipeline {
             flags: RST | p.segment.flags & ACK,
             ..Segment::default()
         };
-        let Ok(hop) = self.next_hop(to, now) else { return };
-        let Some(dst) = hop.neighbor.map_or(Some(Mac::default()), |id| self.neighbors.use_mac(id)) else {
+        let Ok(hop) = self.next_hop(to, now) else {
             return;
         };
-        let link = Link { port: hop.port, src: self.capabilities(hop.port).mac, dst };
+        let Some(dst) = hop
+            .neighbor
+            .map_or(Some(Mac::default()), |id| self.neighbors.use_mac(id))
+        else {
+            return;
+        };
+        let link = Link {
+            port: hop.port,
+            src: self.capabilities(hop.port).mac,
+            dst,
+        };
         if self.outbox.tcp(link, key.src, key.dst, &segment) {
             self.counters.resets_sent.inc();
         }
@@ -683,8 +800,14 @@ impl Pipeline {
 
     /// The link back to the station that a frame came from.
     fn back(&self, port: PortId, frame: &[u8]) -> Link {
-        let dst = ethernet::Header::parse(frame).map(|h| h.src).unwrap_or_default();
-        Link { port, src: self.capabilities(port).mac, dst }
+        let dst = ethernet::Header::parse(frame)
+            .map(|h| h.src)
+            .unwrap_or_default();
+        Link {
+            port,
+            src: self.capabilities(port).mac,
+            dst,
+        }
     }
 }
 
@@ -708,5 +831,12 @@ fn answer_with_reset(s: &Segment) -> Segment {
         true => (s.ack, 0, RST),
         false => (0, s.end(), RST | ACK),
     };
-    Segment { src_port: s.dst_port, dst_port: s.src_port, seq, ack, flags, ..Segment::default() }
+    Segment {
+        src_port: s.dst_port,
+        dst_port: s.src_port,
+        seq,
+        ack,
+        flags,
+        ..Segment::default()
+    }
 }

@@ -4,7 +4,7 @@ use crate::address::Addr;
 use crate::parse::Parsed;
 use crate::port::{Checksum, Meta};
 use crate::wire::checksum::{self, Delta};
-use crate::wire::{ethernet, icmp, proto, put, put16, get16, tcp, udp};
+use crate::wire::{ethernet, get16, icmp, proto, put, put16, tcp, udp};
 
 /// Which end of a packet is rewritten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,7 +109,9 @@ pub(crate) fn put_address(frame: &mut [u8], v4: bool, which: Which, address: Add
 /// Completes a partial checksum for a port that cannot. False if the metadata does not fit the
 /// frame.
 pub(crate) fn complete_checksum(frame: &mut [u8], meta: &mut Meta) -> bool {
-    let Checksum::Partial { start, offset } = meta.checksum else { return true };
+    let Checksum::Partial { start, offset } = meta.checksum else {
+        return true;
+    };
     let (start, field) = (usize::from(start), usize::from(start) + usize::from(offset));
     if field + 2 > frame.len() {
         return false;

@@ -29,13 +29,18 @@ pub(crate) struct RouteTable {
 
 impl RouteTable {
     pub(crate) fn add(&mut self, prefix: Prefix, port: PortId, via: Option<Addr>) {
-        let at = self.entries.partition_point(|e| e.prefix.len() >= prefix.len());
+        let at = self
+            .entries
+            .partition_point(|e| e.prefix.len() >= prefix.len());
         self.entries.insert(at, Entry { prefix, port, via });
     }
 
     pub(crate) fn lookup(&self, to: Addr) -> Option<Hop> {
         let e = self.entries.iter().find(|e| e.prefix.contains(to))?;
-        Some(Hop { port: e.port, neighbor: e.via.unwrap_or(to) })
+        Some(Hop {
+            port: e.port,
+            neighbor: e.via.unwrap_or(to),
+        })
     }
 }
 
@@ -60,7 +65,10 @@ mod tests {
         table.add(prefix("10.1.0.0/24"), PortId(0), None);
         table.add(prefix("::/0"), PortId(1), Some(addr("fe80::1")));
         let check = |to: &str, port: u8, hop: &str| {
-            let expected = Hop { port: PortId(port), neighbor: addr(hop) };
+            let expected = Hop {
+                port: PortId(port),
+                neighbor: addr(hop),
+            };
             assert_eq!(table.lookup(addr(to)), Some(expected), "{to}");
         };
         check("10.1.0.9", 0, "10.1.0.9");

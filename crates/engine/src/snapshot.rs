@@ -259,17 +259,33 @@ pub struct Snapshot {
 
 impl Snapshot {
     /// Checks and indexes the settings. Generations begin at 1 and grow with each publication.
-    pub fn new(generation: u64, policy: Arc<Compiled>, settings: Settings) -> Result<Snapshot, SettingsError> {
-        Ok(Snapshot { generation, policy, network: Arc::new(Network::new(settings)?) })
+    pub fn new(
+        generation: u64,
+        policy: Arc<Compiled>,
+        settings: Settings,
+    ) -> Result<Snapshot, SettingsError> {
+        Ok(Snapshot {
+            generation,
+            policy,
+            network: Arc::new(Network::new(settings)?),
+        })
     }
 
     /// The same settings under another policy; cheap.
     pub fn with_policy(&self, generation: u64, policy: Arc<Compiled>) -> Snapshot {
-        Snapshot { generation, policy, network: Arc::clone(&self.network) }
+        Snapshot {
+            generation,
+            policy,
+            network: Arc::clone(&self.network),
+        }
     }
 
     /// The same policy under other settings.
-    pub fn with_settings(&self, generation: u64, settings: Settings) -> Result<Snapshot, SettingsError> {
+    pub fn with_settings(
+        &self,
+        generation: u64,
+        settings: Settings,
+    ) -> Result<Snapshot, SettingsError> {
         Snapshot::new(generation, Arc::clone(&self.policy), settings)
     }
 
@@ -277,7 +293,8 @@ impl Snapshot {
     pub fn with_draining(&self, generation: u64, draining: bool) -> Snapshot {
         let mut settings = self.network.settings.clone();
         settings.draining = draining;
-        self.with_settings(generation, settings).expect("draining has no part in the checks")
+        self.with_settings(generation, settings)
+            .expect("draining has no part in the checks")
     }
 
     /// The generation it was published under.
@@ -351,15 +368,25 @@ impl Snapshot {
 
     /// Addresses to translate a source of this family to; empty when it stays as it is.
     pub(crate) fn nat_addresses(&self, v4: bool) -> &[Addr] {
-        if v4 { &self.network.nat4 } else { &self.network.nat6 }
+        if v4 {
+            &self.network.nat4
+        } else {
+            &self.network.nat6
+        }
     }
 
     /// Our address on a port to speak from to `peer`: on the same prefix if there is one.
     pub(crate) fn address_towards(&self, port: PortId, peer: Addr) -> Option<Addr> {
         let mine = || {
-            self.network.own.iter().filter(move |o| o.port == port && o.address.is_v4() == peer.is_v4())
+            self.network
+                .own
+                .iter()
+                .filter(move |o| o.port == port && o.address.is_v4() == peer.is_v4())
         };
-        mine().find(|o| o.prefix.contains(peer)).or_else(|| mine().next()).map(|o| o.address)
+        mine()
+            .find(|o| o.prefix.contains(peer))
+            .or_else(|| mine().next())
+            .map(|o| o.address)
     }
 }
 
@@ -377,7 +404,11 @@ impl Network {
             }
             for net in &port.addresses {
                 let prefix = Prefix::from(*net);
-                own.push(OwnAddress { address: net.addr().into(), port: id, prefix });
+                own.push(OwnAddress {
+                    address: net.addr().into(),
+                    port: id,
+                    prefix,
+                });
                 routes.add(prefix, id, None);
             }
             let on_link = |via: IpAddr| {
@@ -389,13 +420,19 @@ impl Network {
                     return Err(SettingsError::RouteFamily { destination, via });
                 }
                 if !on_link(route.via) {
-                    return Err(SettingsError::RouterNotOnLink { port: id, via: route.via });
+                    return Err(SettingsError::RouterNotOnLink {
+                        port: id,
+                        via: route.via,
+                    });
                 }
                 routes.add(route.destination.into(), id, Some(route.via.into()));
             }
             for via in &port.gateways {
                 if !on_link(*via) {
-                    return Err(SettingsError::RouterNotOnLink { port: id, via: *via });
+                    return Err(SettingsError::RouterNotOnLink {
+                        port: id,
+                        via: *via,
+                    });
                 }
             }
             if port.gateways.iter().filter(|g| g.is_ipv4()).count() > 1
@@ -415,13 +452,22 @@ impl Network {
 
         let outside = settings.ports.last().expect("counted above");
         let first = |want: &dyn Fn(IpAddr) -> bool| {
-            outside.addresses.iter().map(IpNet::addr).find(|a| want(*a)).map(Addr::from)
+            outside
+                .addresses
+                .iter()
+                .map(IpNet::addr)
+                .find(|a| want(*a))
+                .map(Addr::from)
         };
         let v4 = |a: IpAddr| match a {
             IpAddr::V4(_) if !Addr::from(a).is_martian_source() => Ok(Addr::from(a)),
             _ => Err(SettingsError::SnatAddress(a)),
         };
-        let has_v4 = settings.ports.iter().flat_map(|p| &p.addresses).any(|n| n.addr().is_ipv4());
+        let has_v4 = settings
+            .ports
+            .iter()
+            .flat_map(|p| &p.addresses)
+            .any(|n| n.addr().is_ipv4());
         let nat4 = match &settings.snat {
             Snat::None => Vec::new(),
             // A node without any IPv4 address carries no IPv4 and has nothing to translate.
@@ -450,8 +496,26 @@ impl Network {
             icmp: ticks(t.icmp),
             other: ticks(t.other),
         };
-        let internal = settings.internal.iter().copied().map(Prefix::from).collect();
-        let services = settings.services.iter().map(|s| (s.address.into(), s.ports.clone())).collect();
-        Ok(Network { settings, idle, routes, own, internal, nat4, nat6, services })
+        let internal = settings
+            .internal
+            .iter()
+            .copied()
+            .map(Prefix::from)
+            .collect();
+        let services = settings
+            .services
+            .iter()
+            .map(|s| (s.address.into(), s.ports.clone()))
+            .collect();
+        Ok(Network {
+            settings,
+            idle,
+            routes,
+            own,
+            internal,
+            nat4,
+            nat6,
+            services,
+        })
     }
 }

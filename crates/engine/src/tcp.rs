@@ -75,7 +75,11 @@ impl Connection {
     /// A connection met in the middle, by a segment of the client. Its window scales are unknown
     /// and assumed to be the largest.
     pub(crate) fn pick_up(segment: &Segment) -> Connection {
-        let mut c = Connection { state: State::Established, scale: 0xee, ..Connection::default() };
+        let mut c = Connection {
+            state: State::Established,
+            scale: 0xee,
+            ..Connection::default()
+        };
         c.note(End::Client, segment);
         c.close(End::Client, segment);
         c
@@ -92,7 +96,12 @@ impl Connection {
     ///
     /// # Errors
     /// With `check`, a segment outside the window; the connection is then unchanged.
-    pub(crate) fn advance(&mut self, from: End, s: &Segment, check: bool) -> Result<(), DropReason> {
+    pub(crate) fn advance(
+        &mut self,
+        from: End,
+        s: &Segment,
+        check: bool,
+    ) -> Result<(), DropReason> {
         if check && !self.in_window(from, s) {
             return Err(DropReason::TcpWindow);
         }
@@ -111,7 +120,11 @@ impl Connection {
             }
             State::Reset if s.has(ACK) && !s.has(SYN) => {
                 let fins = self.flags & (FIN_SEEN[0] | FIN_SEEN[1]);
-                self.state = if fins == 0 { State::Established } else { State::Closing };
+                self.state = if fins == 0 {
+                    State::Established
+                } else {
+                    State::Closing
+                };
             }
             _ => {}
         }
@@ -135,7 +148,12 @@ impl Connection {
     /// Follows FINs and their acknowledgements.
     fn close(&mut self, from: End, s: &Segment) {
         let (me, peer) = (from as usize, from.other() as usize);
-        if s.has(FIN) && matches!(self.state, State::SynReceived | State::Established | State::Closing) {
+        if s.has(FIN)
+            && matches!(
+                self.state,
+                State::SynReceived | State::Established | State::Closing
+            )
+        {
             self.flags |= FIN_SEEN[me];
             self.state = State::Closing;
         }
@@ -156,7 +174,11 @@ impl Connection {
             self.flags |= SEEN[me];
             self.end[me] = end;
             // Until the peer has spoken, as much as any window allows.
-            let window = if self.flags & SEEN[peer] != 0 { self.scaled_window(peer) } else { 0xffff };
+            let window = if self.flags & SEEN[peer] != 0 {
+                self.scaled_window(peer)
+            } else {
+                0xffff
+            };
             self.limit[me] = end.wrapping_add(window.max(0xffff));
         } else if before(self.end[me], end) {
             self.end[me] = end;
@@ -179,8 +201,10 @@ impl Connection {
             return !s.has(ACK) || !before(self.end[peer], s.ack);
         }
         let not_beyond = !before(self.limit[me], s.seq);
-        let not_long_past =
-            !before(s.end(), self.end[me].wrapping_sub(self.scaled_window(peer).max(MIN_ACK_WINDOW)));
+        let not_long_past = !before(
+            s.end(),
+            self.end[me].wrapping_sub(self.scaled_window(peer).max(MIN_ACK_WINDOW)),
+        );
         let acknowledges_what_was_sent = !s.has(ACK)
             || self.flags & SEEN[peer] == 0
             || !before(self.end[peer], s.ack)

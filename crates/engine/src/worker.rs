@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
-use crate::pipeline::{Pipeline, Step};
 use crate::event::Event;
 use crate::neighbor::NeighborId;
 use crate::parse::{Content, Parsed, Station, parse};
+use crate::pipeline::{Pipeline, Step};
 use crate::port::{Idle, Packet, Port, PortId};
 use crate::wire::ethernet;
 use crate::{DropReason, Now, Snapshot, WorkerCounters};
@@ -76,7 +76,10 @@ impl<P: Port, L: Port> Worker<P, L> {
     ) -> io::Result<Worker<P, L>> {
         let capabilities = ports.iter().map(|p| p.capabilities().clone()).collect();
         let pipeline = Pipeline::new(snapshot.load_full(), capabilities, config, counters)?;
-        let tx = ports.iter().map(|_| Vec::with_capacity(4 * BURST)).collect();
+        let tx = ports
+            .iter()
+            .map(|_| Vec::with_capacity(4 * BURST))
+            .collect();
         Ok(Worker {
             ports,
             lane,
@@ -115,14 +118,22 @@ impl<P: Port, L: Port> Worker<P, L> {
             return 0;
         }
         let caps = self.pipeline.capabilities(port);
-        let station = if caps.layer3 { Station::Any } else { Station::Mac(caps.mac) };
+        let station = if caps.layer3 {
+            Station::Any
+        } else {
+            Station::Mac(caps.mac)
+        };
 
         // Parse all, and ask for the memory that each lookup will need.
         self.parsed.clear();
         for frame in &mut self.rx {
             let parsed = parse(frame.bytes(), station, frame.meta().vlan).map(|p| {
                 trim(frame, &p);
-                let hash = if p.content == Content::Flow { self.pipeline.prefetch_bucket(&p) } else { 0 };
+                let hash = if p.content == Content::Flow {
+                    self.pipeline.prefetch_bucket(&p)
+                } else {
+                    0
+                };
                 (p, hash)
             });
             self.parsed.push(parsed);
@@ -176,8 +187,11 @@ impl<P: Port, L: Port> Worker<P, L> {
             };
             trim(&mut frame, &p);
             let step = self.pipeline.process_lane(now, &mut frame, &p);
-            let (Step::Send(out) | Step::Await(out, _)) = step else { continue };
-            let Some(copy) = copy(frame.bytes(), &frame, &mut self.ports[usize::from(out.0)]) else {
+            let (Step::Send(out) | Step::Await(out, _)) = step else {
+                continue;
+            };
+            let Some(copy) = copy(frame.bytes(), &frame, &mut self.ports[usize::from(out.0)])
+            else {
                 self.pipeline.counters().no_buffer.inc();
                 continue;
             };
@@ -193,13 +207,16 @@ impl<P: Port, L: Port> Worker<P, L> {
     fn release_settled(&mut self) {
         while let Some((id, known)) = self.pipeline.settled().pop() {
             for _ in 0..self.waiting.len() {
-                let Some((port, waits_for, mut frame)) = self.waiting.pop_front() else { break };
+                let Some((port, waits_for, mut frame)) = self.waiting.pop_front() else {
+                    break;
+                };
                 if waits_for != id {
                     self.waiting.push_back((port, waits_for, frame));
                 } else if known && self.pipeline.address(id, frame.bytes_mut()) {
                     self.tx[usize::from(port.0)].push(frame);
                 } else {
-                    self.pipeline.refuse(DropReason::NeighborUnreachable, frame.bytes().len());
+                    self.pipeline
+                        .refuse(DropReason::NeighborUnreachable, frame.bytes().len());
                 }
             }
         }
@@ -283,7 +300,10 @@ impl<P: Port, L: Port> Worker<P, L> {
                 std::hint::spin_loop();
                 continue;
             }
-            let due = self.next_deadline(now).map_or(MAX_SLEEP, |d| now.until(d)).min(MAX_SLEEP);
+            let due = self
+                .next_deadline(now)
+                .map_or(MAX_SLEEP, |d| now.until(d))
+                .min(MAX_SLEEP);
             match &fds {
                 Some(fds) => idle.wait(fds, due),
                 None => idle.wait(&[], due.min(Duration::from_millis(1))),
@@ -327,7 +347,9 @@ fn copy<T: Port>(bytes: &[u8], from: &impl Packet, to: &mut T) -> Option<T::Pack
 /// Hands a frame to the host. False if the lane is not there or has no buffer.
 fn hand_over<L: Port>(frame: &impl Packet, lane: Option<&mut L>, tx: &mut Vec<L::Packet>) -> bool {
     let Some(lane) = lane else { return false };
-    let Some(mut copy) = copy(frame.bytes(), frame, lane) else { return false };
+    let Some(mut copy) = copy(frame.bytes(), frame, lane) else {
+        return false;
+    };
     copy.bytes_mut()[..ethernet::LEN - 2].fill(0);
     tx.push(copy);
     true

@@ -37,7 +37,9 @@ struct Place {
 impl Index {
     /// An index for `entries` entries.
     pub(crate) fn new(entries: usize) -> io::Result<Index> {
-        Ok(Index { lines: Table::new((entries / EXPECTED).max(8))? })
+        Ok(Index {
+            lines: Table::new((entries / EXPECTED).max(8))?,
+        })
     }
 
     #[inline]
@@ -50,7 +52,11 @@ impl Index {
             second = (first + 1) % self.lines.len();
         }
         // Zero marks a free slot.
-        Place { tag: (hash as u16).max(1), first, second }
+        Place {
+            tag: (hash as u16).max(1),
+            first,
+            second,
+        }
     }
 
     #[inline]
@@ -143,7 +149,11 @@ mod tests {
         let mut index = Index::new(100_000).unwrap();
         let mut random = Random::new(3);
         let hashes: Vec<u64> = (0..100_000).map(|_| random.next()).collect();
-        let lost = hashes.iter().zip(0u32..).filter(|(h, i)| !index.insert(**h, *i)).count();
+        let lost = hashes
+            .iter()
+            .zip(0u32..)
+            .filter(|(h, i)| !index.insert(**h, *i))
+            .count();
         assert!(lost < 50, "{lost} of 100000 found no place");
     }
 

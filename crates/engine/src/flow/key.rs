@@ -38,7 +38,9 @@ impl KeyHasher {
     pub(crate) fn new(seed: u64) -> KeyHasher {
         let mut random = Random::new(seed);
         // Odd, so that no factor is ever zero for lack of key bits alone.
-        KeyHasher { k: std::array::from_fn(|_| random.next() | 1) }
+        KeyHasher {
+            k: std::array::from_fn(|_| random.next() | 1),
+        }
     }
 
     #[inline]
@@ -46,7 +48,8 @@ impl KeyHasher {
         let k = &self.k;
         let (sh, sl) = ((key.src.0 >> 64) as u64, key.src.0 as u64);
         let (dh, dl) = ((key.dst.0 >> 64) as u64, key.dst.0 as u64);
-        let ports = u64::from(key.src_port) << 32 | u64::from(key.dst_port) << 16 | u64::from(key.proto);
+        let ports =
+            u64::from(key.src_port) << 32 | u64::from(key.dst_port) << 16 | u64::from(key.proto);
         let a = mix(sl ^ k[0], sh ^ ports ^ k[1]);
         let b = mix(dl ^ k[2], dh ^ ports.rotate_left(24) ^ k[3]);
         mix(a ^ k[4], b ^ k[5])
@@ -88,17 +91,32 @@ mod tests {
 
     #[test]
     fn every_field_counts_and_the_seed_too() {
-        let key = Key { src: Addr::v4(1), dst: Addr::v4(2), src_port: 3, dst_port: 4, proto: 6 };
+        let key = Key {
+            src: Addr::v4(1),
+            dst: Addr::v4(2),
+            src_port: 3,
+            dst_port: 4,
+            proto: 6,
+        };
         let hasher = KeyHasher::new(1);
         let base = hasher.hash(&key);
         for other in [
-            Key { src: Addr::v4(9), ..key },
-            Key { dst: Addr::v4(9), ..key },
+            Key {
+                src: Addr::v4(9),
+                ..key
+            },
+            Key {
+                dst: Addr::v4(9),
+                ..key
+            },
             Key { src_port: 9, ..key },
             Key { dst_port: 9, ..key },
             Key { proto: 17, ..key },
             key.reversed(),
-            Key { src: Addr(1), ..key },
+            Key {
+                src: Addr(1),
+                ..key
+            },
         ] {
             assert_ne!(hasher.hash(&other), base, "{other:?}");
         }
@@ -110,8 +128,13 @@ mod tests {
         let hasher = KeyHasher::new(7);
         let mut buckets = vec![0u32; 1024];
         for port in 0..=u16::MAX {
-            let key =
-                Key { src: Addr::v4(1), dst: Addr::v4(2), src_port: port, dst_port: 443, proto: 6 };
+            let key = Key {
+                src: Addr::v4(1),
+                dst: Addr::v4(2),
+                src_port: port,
+                dst_port: 443,
+                proto: 6,
+            };
             buckets[(hasher.hash(&key) >> 54) as usize] += 1;
         }
         // 64 expected in each; a spread of ten standard deviations would be 80.

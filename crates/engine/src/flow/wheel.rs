@@ -34,7 +34,12 @@ pub(crate) struct Wheel {
 
 impl Wheel {
     pub(crate) fn new(capacity: usize) -> io::Result<Wheel> {
-        Ok(Wheel { heads: vec![NONE; SLOTS], links: Table::new(capacity)?, free: NONE, cursor: 0 })
+        Ok(Wheel {
+            heads: vec![NONE; SLOTS],
+            links: Table::new(capacity)?,
+            free: NONE,
+            cursor: 0,
+        })
     }
 
     /// Begins to count at `now`; to be called before anything is placed.
@@ -57,7 +62,10 @@ impl Wheel {
 
     /// Puts a place that is in no slot where it comes up at `deadline`, at most one turn ahead.
     pub(crate) fn place(&mut self, place: u32, now: Tick, deadline: Tick) {
-        let ahead = deadline.since(now).div_ceil(1 << SLOT_SHIFT).clamp(1, SLOTS as u32 - 2);
+        let ahead = deadline
+            .since(now)
+            .div_ceil(1 << SLOT_SHIFT)
+            .clamp(1, SLOTS as u32 - 2);
         let slot = ((now.0 >> SLOT_SHIFT).wrapping_add(ahead)) as usize % SLOTS;
         let head = self.heads[slot];
         self.links[place as usize] = [head, HEAD | slot as u32];
@@ -149,7 +157,10 @@ mod tests {
         assert_eq!(wheel.take_free(), None);
         wheel.put_free(2);
         wheel.put_free(0);
-        assert_eq!([wheel.take_free(), wheel.take_free(), wheel.take_free()], [Some(0), Some(2), None]);
+        assert_eq!(
+            [wheel.take_free(), wheel.take_free(), wheel.take_free()],
+            [Some(0), Some(2), None]
+        );
     }
 
     proptest! {

@@ -2,6 +2,7 @@
 //! inside and out, and passed on (RFC 5508 §4); and those that we send ourselves.
 
 use super::{Pipeline, Step};
+use crate::DropReason;
 use crate::address::Addr;
 use crate::clock::Now;
 use crate::counters::Direction;
@@ -14,7 +15,6 @@ use crate::tcp::End;
 use crate::wire::checksum::{self, Delta};
 use crate::wire::icmp::Kind;
 use crate::wire::{ethernet, get16, icmp, ipv4, ipv6, proto, put16, tcp, udp};
-use crate::DropReason;
 
 /// A packet quoted in an ICMP error: its key, and where its parts sit in the frame.
 struct Quoted {
@@ -33,7 +33,11 @@ impl Pipeline {
         direction: &mut Direction,
     ) -> Result<Step, DropReason> {
         let side = self.snapshot.source_side(port, p.key.src);
-        *direction = if side == Side::Inside { Direction::Outbound } else { Direction::Inbound };
+        *direction = if side == Side::Inside {
+            Direction::Outbound
+        } else {
+            Direction::Inbound
+        };
         let message = &frame.bytes()[usize::from(p.l4)..p.end as usize];
         let sum = match p.is_v4() {
             true => !checksum::fold(checksum::sum(message)),
@@ -73,11 +77,25 @@ impl Pipeline {
             match from {
                 End::Client => {
                     translate_outer(bytes, p, Which::Source, flow.nat);
-                    translate_quoted(bytes, p.end as usize, &quoted, Which::Destination, flow.nat, flow.nat_port);
+                    translate_quoted(
+                        bytes,
+                        p.end as usize,
+                        &quoted,
+                        Which::Destination,
+                        flow.nat,
+                        flow.nat_port,
+                    );
                 }
                 End::Server => {
                     translate_outer(bytes, p, Which::Destination, flow.client);
-                    translate_quoted(bytes, p.end as usize, &quoted, Which::Source, flow.client, flow.client_port);
+                    translate_quoted(
+                        bytes,
+                        p.end as usize,
+                        &quoted,
+                        Which::Source,
+                        flow.client,
+                        flow.client_port,
+                    );
                 }
             }
             let (src, dst) = match from {
@@ -102,17 +120,25 @@ impl Pipeline {
         error: (u8, u8),
         rest: u32,
     ) {
-        let Some(src) = self.snapshot.address_towards(port, p.key.src) else { return };
+        let Some(src) = self.snapshot.address_towards(port, p.key.src) else {
+            return;
+        };
         if p.content == crate::parse::Content::IcmpError {
             return;
         }
-        if !self.icmp_limit.take(now, self.snapshot.settings().limits.icmp_errors_per_s) {
+        if !self
+            .icmp_limit
+            .take(now, self.snapshot.settings().limits.icmp_errors_per_s)
+        {
             self.counters.replies_limited.inc();
             return;
         }
         let link = self.back(port, frame);
         let quoted = &frame[ethernet::LEN..p.end as usize];
-        if self.outbox.icmp_error(link, src, p.key.src, error, rest, quoted) {
+        if self
+            .outbox
+            .icmp_error(link, src, p.key.src, error, rest, quoted)
+        {
             self.counters.icmp_errors_sent.inc();
         }
     }
@@ -133,7 +159,13 @@ fn parse_quoted(frame: &[u8], p: &Parsed) -> Result<Quoted, DropReason> {
         return Err(DropReason::IcmpNoFlow);
     }
     let transport = packet.get(header_len..).unwrap_or_default();
-    let mut key = Key { src, dst, src_port: 0, dst_port: 0, proto };
+    let mut key = Key {
+        src,
+        dst,
+        src_port: 0,
+        dst_port: 0,
+        proto,
+    };
     if matches!(proto, proto::TCP | proto::UDP | proto::ICMP4 | proto::ICMP6) {
         if transport.len() < 8 {
             return Err(DropReason::Truncated);
@@ -148,12 +180,20 @@ fn parse_quoted(frame: &[u8], p: &Parsed) -> Result<Quoted, DropReason> {
             }
         }
     }
-    Ok(Quoted { key, ip, l4: ip + header_len })
+    Ok(Quoted {
+        key,
+        ip,
+        l4: ip + header_len,
+    })
 }
 
 /// Rewrites an address of the error itself, and its IPv4 header checksum.
 fn translate_outer(frame: &mut [u8], p: &Parsed, which: Which, new: Addr) {
-    let old = if which == Which::Source { p.key.src } else { p.key.dst };
+    let old = if which == Which::Source {
+        p.key.src
+    } else {
+        p.key.dst
+    };
     rewrite::put_address(frame, p.is_v4(), which, new);
     if p.is_v4() {
         let mut delta = Delta::default();
@@ -165,7 +205,14 @@ fn translate_outer(frame: &mut [u8], p: &Parsed, which: Which, new: Addr) {
 
 /// Rewrites one end of the quoted packet to what its sender had written, with those checksums of
 /// it that are within the quotation.
-fn translate_quoted(frame: &mut [u8], end: usize, q: &Quoted, which: Which, address: Addr, port: u16) {
+fn translate_quoted(
+    frame: &mut [u8],
+    end: usize,
+    q: &Quoted,
+    which: Which,
+    address: Addr,
+    port: u16,
+) {
     let v4 = q.key.src.is_v4();
     let (old_addr, old_port) = match which {
         Which::Source => (q.key.src, q.key.src_port),
@@ -182,8 +229,16 @@ fn translate_quoted(frame: &mut [u8], end: usize, q: &Quoted, which: Which, addr
     delta.replace16(old_port, port);
     let field = match q.key.proto {
         proto::TCP | proto::UDP => {
-            put16(frame, q.l4 + if which == Which::Source { 0 } else { 2 }, port);
-            q.l4 + if q.key.proto == proto::UDP { udp::CHECKSUM } else { tcp::CHECKSUM }
+            put16(
+                frame,
+                q.l4 + if which == Which::Source { 0 } else { 2 },
+                port,
+            );
+            q.l4 + if q.key.proto == proto::UDP {
+                udp::CHECKSUM
+            } else {
+                tcp::CHECKSUM
+            }
         }
         proto::ICMP4 | proto::ICMP6 => {
             put16(frame, q.l4 + 4, port);

@@ -1,6 +1,7 @@
 //! Our part of ARP and neighbour discovery: answering for our addresses, asking for others.
 
 use super::{Pipeline, Step};
+use crate::DropReason;
 use crate::address::Addr;
 use crate::clock::Now;
 use crate::neighbor::{Due, NeighborId};
@@ -11,10 +12,14 @@ use crate::wire::arp::{Arp, Operation};
 use crate::wire::ethernet;
 use crate::wire::ndp::{self, Message};
 use crate::wire::{checksum, proto};
-use crate::DropReason;
 
 impl Pipeline {
-    pub(super) fn handle_arp(&mut self, now: Now, port: PortId, frame: &[u8]) -> Result<Step, DropReason> {
+    pub(super) fn handle_arp(
+        &mut self,
+        now: Now,
+        port: PortId,
+        frame: &[u8],
+    ) -> Result<Step, DropReason> {
         self.counters.arp_handled.inc();
         let arp = Arp::parse(&frame[ethernet::LEN..])?;
         if ethernet::is_group(arp.sender_mac) || self.snapshot.is_ours(arp.sender) {
@@ -26,7 +31,14 @@ impl Pipeline {
         // speaks to us. A probe (RFC 5227) has no sender address and teaches nothing.
         if self.is_on_link(port, arp.sender) {
             let answers = arp.operation == Operation::Reply && arp.target_mac == mac;
-            self.learn(port, arp.sender, arp.sender_mac, now, for_us, answers || for_us);
+            self.learn(
+                port,
+                arp.sender,
+                arp.sender_mac,
+                now,
+                for_us,
+                answers || for_us,
+            );
         }
         if arp.operation != Operation::Request {
             return Ok(Step::Consumed);
@@ -34,7 +46,11 @@ impl Pipeline {
         if !for_us {
             return Err(DropReason::Arp);
         }
-        let link = Link { port, src: mac, dst: arp.sender_mac };
+        let link = Link {
+            port,
+            src: mac,
+            dst: arp.sender_mac,
+        };
         let answer = Arp {
             operation: Operation::Reply,
             sender_mac: mac,
@@ -64,7 +80,10 @@ impl Pipeline {
         }
         let mac = self.capabilities(port).mac;
         match Message::parse(message)? {
-            Message::Solicitation { target, mac: source } => {
+            Message::Solicitation {
+                target,
+                mac: source,
+            } => {
                 if !self.answers_for(port, target) {
                     return Err(DropReason::NeighborDiscovery);
                 }
@@ -75,7 +94,9 @@ impl Pipeline {
                 {
                     self.learn(port, p.key.src, source, now, true, true);
                 }
-                let asker = ethernet::Header::parse(frame).map(|h| h.src).unwrap_or_default();
+                let asker = ethernet::Header::parse(frame)
+                    .map(|h| h.src)
+                    .unwrap_or_default();
                 let (to, dst) = match probing {
                     true => (ndp::ALL_NODES, ndp::multicast_mac(ndp::ALL_NODES)),
                     false => (p.key.src, source.unwrap_or(asker)),
@@ -86,9 +107,23 @@ impl Pipeline {
                     solicited: !probing,
                     overriding: true,
                 };
-                self.outbox.neighbor(Link { port, src: mac, dst }, target, to, answer);
+                self.outbox.neighbor(
+                    Link {
+                        port,
+                        src: mac,
+                        dst,
+                    },
+                    target,
+                    to,
+                    answer,
+                );
             }
-            Message::Advertisement { target, mac: Some(theirs), solicited, overriding } => {
+            Message::Advertisement {
+                target,
+                mac: Some(theirs),
+                solicited,
+                overriding,
+            } => {
                 if self.answers_for(port, target) {
                     return Err(DropReason::NeighborDiscovery);
                 }
@@ -120,8 +155,10 @@ impl Pipeline {
         address: Addr,
         now: Now,
     ) -> Result<NeighborId, DropReason> {
-        let (id, new) =
-            self.neighbors.find_or_add(port, address, now).ok_or(DropReason::NeighborQueueFull)?;
+        let (id, new) = self
+            .neighbors
+            .find_or_add(port, address, now)
+            .ok_or(DropReason::NeighborQueueFull)?;
         if new {
             self.ask(id);
         }
@@ -151,7 +188,9 @@ impl Pipeline {
     }
 
     fn ask(&mut self, id: NeighborId) {
-        let Some(n) = self.neighbors.get(id).copied() else { return };
+        let Some(n) = self.neighbors.get(id).copied() else {
+            return;
+        };
         let mac = self.capabilities(n.port).mac;
         let from = match self.snapshot.address_towards(n.port, n.address) {
             Some(from) if !n.address.is_link_local6() => from,
@@ -161,11 +200,22 @@ impl Pipeline {
         self.outbox.ask(n.port, mac, from, n.address, n.mac);
     }
 
-    fn learn(&mut self, port: PortId, address: Addr, mac: ethernet::Mac, now: Now, create: bool, confirm: bool) {
+    fn learn(
+        &mut self,
+        port: PortId,
+        address: Addr,
+        mac: ethernet::Mac,
+        now: Now,
+        create: bool,
+        confirm: bool,
+    ) {
         if ethernet::is_group(mac) || address.is_martian_source() {
             return;
         }
-        if let Some(id) = self.neighbors.learn(port, address, mac, now, create, confirm) {
+        if let Some(id) = self
+            .neighbors
+            .learn(port, address, mac, now, create, confirm)
+        {
             self.settled.push((id, true));
         }
     }
@@ -177,6 +227,10 @@ impl Pipeline {
 
     fn is_on_link(&self, port: PortId, a: Addr) -> bool {
         a.is_link_local6()
-            || self.snapshot.own_addresses().iter().any(|o| o.port == port && o.prefix.contains(a))
+            || self
+                .snapshot
+                .own_addresses()
+                .iter()
+                .any(|o| o.port == port && o.prefix.contains(a))
     }
 }

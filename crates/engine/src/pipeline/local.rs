@@ -57,12 +57,20 @@ impl Pipeline {
     /// Decides on a frame from the host, and rewrites it.
     pub(crate) fn process_lane<K: Packet>(&mut self, now: Now, frame: &mut K, p: &Parsed) -> Step {
         let bytes = frame.bytes().len();
-        let step = self.send_from_lane(now, frame, p).unwrap_or_else(Step::Drop);
-        self.counters.count_verdict(step.verdict(), Direction::Inbound, p.key.proto, bytes);
+        let step = self
+            .send_from_lane(now, frame, p)
+            .unwrap_or_else(Step::Drop);
+        self.counters
+            .count_verdict(step.verdict(), Direction::Inbound, p.key.proto, bytes);
         step
     }
 
-    fn send_from_lane<K: Packet>(&mut self, now: Now, frame: &mut K, p: &Parsed) -> Result<Step, DropReason> {
+    fn send_from_lane<K: Packet>(
+        &mut self,
+        now: Now,
+        frame: &mut K,
+        p: &Parsed,
+    ) -> Result<Step, DropReason> {
         if self.snapshot.service(p.key.src, p.key.src_port) != Some(true) {
             return Err(DropReason::LaneSource);
         }
@@ -76,6 +84,7 @@ impl Pipeline {
     /// Counts a frame for the host that could not be handed over after all.
     pub(crate) fn refuse_lane(&mut self, bytes: usize) {
         let verdict = Verdict::Drop(DropReason::LaneUnavailable);
-        self.counters.count_verdict(verdict, Direction::Outbound, 0, bytes);
+        self.counters
+            .count_verdict(verdict, Direction::Outbound, 0, bytes);
     }
 }
