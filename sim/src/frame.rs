@@ -83,26 +83,76 @@ const WINDOW: u16 = 0xfff0;
 
 impl Frame {
     fn new(src: IpAddr, dst: IpAddr, body: Body) -> Frame {
-        Frame { dst_mac: [0; 6], src_mac: [0; 6], src, dst, ttl: 64, df: src.is_ipv6(), body }
+        Frame {
+            dst_mac: [0; 6],
+            src_mac: [0; 6],
+            src,
+            dst,
+            ttl: 64,
+            df: src.is_ipv6(),
+            body,
+        }
     }
 
     /// A UDP datagram.
     pub fn udp(src: SocketAddr, dst: SocketAddr, payload: &[u8]) -> Frame {
         let payload = payload.to_vec();
         let (src_port, dst_port) = (src.port(), dst.port());
-        Frame::new(src.ip(), dst.ip(), Body::Udp { src_port, dst_port, payload })
+        Frame::new(
+            src.ip(),
+            dst.ip(),
+            Body::Udp {
+                src_port,
+                dst_port,
+                payload,
+            },
+        )
     }
 
     /// A TCP segment.
-    pub fn tcp(src: SocketAddr, dst: SocketAddr, flags: u8, seq: u32, ack: u32, payload: &[u8]) -> Frame {
+    pub fn tcp(
+        src: SocketAddr,
+        dst: SocketAddr,
+        flags: u8,
+        seq: u32,
+        ack: u32,
+        payload: &[u8],
+    ) -> Frame {
         let payload = payload.to_vec();
         let (src_port, dst_port) = (src.port(), dst.port());
-        Frame::new(src.ip(), dst.ip(), Body::Tcp { src_port, dst_port, seq, ack, flags, payload })
+        Frame::new(
+            src.ip(),
+            dst.ip(),
+            Body::Tcp {
+                src_port,
+                dst_port,
+                seq,
+                ack,
+                flags,
+                payload,
+            },
+        )
     }
 
     /// An ICMP message of the family of its addresses.
-    pub fn icmp(src: IpAddr, dst: IpAddr, icmp_type: u8, code: u8, rest: u32, payload: &[u8]) -> Frame {
-        Frame::new(src, dst, Body::Icmp { icmp_type, code, rest, payload: payload.to_vec() })
+    pub fn icmp(
+        src: IpAddr,
+        dst: IpAddr,
+        icmp_type: u8,
+        code: u8,
+        rest: u32,
+        payload: &[u8],
+    ) -> Frame {
+        Frame::new(
+            src,
+            dst,
+            Body::Icmp {
+                icmp_type,
+                code,
+                rest,
+                payload: payload.to_vec(),
+            },
+        )
     }
 
     /// An echo request, or its reply.
@@ -113,12 +163,26 @@ impl Frame {
             (false, false) => 128,
             (false, true) => 129,
         };
-        Frame::icmp(src, dst, icmp_type, 0, u32::from(id) << 16 | u32::from(seq), b"abcdefgh")
+        Frame::icmp(
+            src,
+            dst,
+            icmp_type,
+            0,
+            u32::from(id) << 16 | u32::from(seq),
+            b"abcdefgh",
+        )
     }
 
     /// A packet of another protocol.
     pub fn other(src: IpAddr, dst: IpAddr, proto: u8, payload: &[u8]) -> Frame {
-        Frame::new(src, dst, Body::Other { proto, payload: payload.to_vec() })
+        Frame::new(
+            src,
+            dst,
+            Body::Other {
+                proto,
+                payload: payload.to_vec(),
+            },
+        )
     }
 
     /// The same between these stations.
@@ -150,7 +214,16 @@ impl Frame {
                 b.extend(0x0800u16.to_be_bytes());
                 let mut ip = vec![0x45, 0];
                 ip.extend((20 + l4.len() as u16).to_be_bytes());
-                ip.extend([0, 0, if self.df { 0x40 } else { 0 }, 0, self.ttl, proto, 0, 0]);
+                ip.extend([
+                    0,
+                    0,
+                    if self.df { 0x40 } else { 0 },
+                    0,
+                    self.ttl,
+                    proto,
+                    0,
+                    0,
+                ]);
                 ip.extend(src.octets());
                 ip.extend(dst.octets());
                 let sum = checksum(&ip);
@@ -174,7 +247,14 @@ impl Frame {
     fn emit_transport(&self) -> (u8, Vec<u8>) {
         let mut b = Vec::new();
         let (proto, field) = match &self.body {
-            Body::Tcp { src_port, dst_port, seq, ack, flags, payload } => {
+            Body::Tcp {
+                src_port,
+                dst_port,
+                seq,
+                ack,
+                flags,
+                payload,
+            } => {
                 b.extend(src_port.to_be_bytes());
                 b.extend(dst_port.to_be_bytes());
                 b.extend(seq.to_be_bytes());
@@ -185,7 +265,11 @@ impl Frame {
                 b.extend(payload);
                 (6, 16)
             }
-            Body::Udp { src_port, dst_port, payload } => {
+            Body::Udp {
+                src_port,
+                dst_port,
+                payload,
+            } => {
                 b.extend(src_port.to_be_bytes());
                 b.extend(dst_port.to_be_bytes());
                 b.extend((8 + payload.len() as u16).to_be_bytes());
@@ -193,7 +277,12 @@ impl Frame {
                 b.extend(payload);
                 (17, 6)
             }
-            Body::Icmp { icmp_type, code, rest, payload } => {
+            Body::Icmp {
+                icmp_type,
+                code,
+                rest,
+                payload,
+            } => {
                 b.extend([*icmp_type, *code, 0, 0]);
                 b.extend(rest.to_be_bytes());
                 b.extend(payload);
@@ -237,19 +326,28 @@ impl Frame {
     pub fn parse(b: &[u8]) -> Result<Frame, String> {
         let at = |i: usize| b.get(i).copied().ok_or(format!("ends before byte {i}"));
         let ethertype = u16::from_be_bytes([at(12)?, at(13)?]);
-        let (src, dst, ttl, df, proto, l4): (IpAddr, IpAddr, u8, bool, u8, &[u8]) = match ethertype {
+        let (src, dst, ttl, df, proto, l4): (IpAddr, IpAddr, u8, bool, u8, &[u8]) = match ethertype
+        {
             0x0800 => {
                 at(33)?;
                 let ip = &b[14..34];
                 if checksum(ip) != 0 {
                     return Err("IPv4 header checksum".into());
                 }
-                if b[14] != 0x45 || usize::from(u16::from_be_bytes([ip[2], ip[3]])) != b.len() - 14 {
+                if b[14] != 0x45 || usize::from(u16::from_be_bytes([ip[2], ip[3]])) != b.len() - 14
+                {
                     return Err("IPv4 lengths".into());
                 }
                 let src: [u8; 4] = ip[12..16].try_into().expect("four bytes");
                 let dst: [u8; 4] = ip[16..20].try_into().expect("four bytes");
-                (src.into(), dst.into(), ip[8], ip[6] == 0x40, ip[9], &b[34..])
+                (
+                    src.into(),
+                    dst.into(),
+                    ip[8],
+                    ip[6] == 0x40,
+                    ip[9],
+                    &b[34..],
+                )
             }
             0x86dd => {
                 at(53)?;
@@ -266,7 +364,13 @@ impl Frame {
         let mac = |i: usize| -> [u8; 6] { b[i..i + 6].try_into().expect("six bytes") };
         let word = |i: usize| u16::from_be_bytes([l4[i], l4[i + 1]]);
         let long = |i: usize| u32::from_be_bytes([l4[i], l4[i + 1], l4[i + 2], l4[i + 3]]);
-        let need = |n: usize| if l4.len() < n { Err("transport header is cut") } else { Ok(()) };
+        let need = |n: usize| {
+            if l4.len() < n {
+                Err("transport header is cut")
+            } else {
+                Ok(())
+            }
+        };
         let (is_checked, body) = match proto {
             6 => {
                 need(20)?;
@@ -274,21 +378,60 @@ impl Frame {
                 need(header)?;
                 let (src_port, dst_port) = (word(0), word(2));
                 let payload = l4[header..].to_vec();
-                (true, Body::Tcp { src_port, dst_port, seq: long(4), ack: long(8), flags: l4[13], payload })
+                (
+                    true,
+                    Body::Tcp {
+                        src_port,
+                        dst_port,
+                        seq: long(4),
+                        ack: long(8),
+                        flags: l4[13],
+                        payload,
+                    },
+                )
             }
             17 => {
                 need(8)?;
                 let (src_port, dst_port) = (word(0), word(2));
-                (word(6) != 0, Body::Udp { src_port, dst_port, payload: l4[8..].to_vec() })
+                (
+                    word(6) != 0,
+                    Body::Udp {
+                        src_port,
+                        dst_port,
+                        payload: l4[8..].to_vec(),
+                    },
+                )
             }
             1 | 58 => {
                 need(8)?;
                 let payload = l4[8..].to_vec();
-                (true, Body::Icmp { icmp_type: l4[0], code: l4[1], rest: long(4), payload })
+                (
+                    true,
+                    Body::Icmp {
+                        icmp_type: l4[0],
+                        code: l4[1],
+                        rest: long(4),
+                        payload,
+                    },
+                )
             }
-            _ => (false, Body::Other { proto, payload: l4.to_vec() }),
+            _ => (
+                false,
+                Body::Other {
+                    proto,
+                    payload: l4.to_vec(),
+                },
+            ),
         };
-        let frame = Frame { dst_mac: mac(0), src_mac: mac(6), src, dst, ttl, df, body };
+        let frame = Frame {
+            dst_mac: mac(0),
+            src_mac: mac(6),
+            src,
+            dst,
+            ttl,
+            df,
+            body,
+        };
         if is_checked && checksum(&frame.summed(proto, l4)) != 0 {
             return Err(format!("transport checksum of {frame:?}"));
         }
