@@ -11,11 +11,26 @@ pub const PRIVATE: u32 = 0o600;
 /// Permissions of what everybody may read.
 pub const PUBLIC: u32 = 0o644;
 
+/// What the temporary name of a file that is being replaced ends with.
+pub const UNFINISHED: &str = ".new";
+
 /// Writes `content` under a temporary name beside `path`, syncs it, renames it over `path` and syncs the directory.
 ///
 /// # Errors
 /// Whatever the file system says; `path` then still holds what it held, or already the new content.
 pub fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    replace_parts(path, [content], mode)
+}
+
+/// [`replace`] with content in several parts.
+///
+/// # Errors
+/// As [`replace`].
+pub fn replace_parts<'a>(
+    path: &Path,
+    parts: impl IntoIterator<Item = &'a [u8]>,
+    mode: u32,
+) -> io::Result<()> {
     let directory = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -24,7 +39,7 @@ pub fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
         .file_name()
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not the name of a file"))?;
     let mut temporary = name.to_os_string();
-    temporary.push(".new");
+    temporary.push(UNFINISHED);
     let temporary = directory.join(temporary);
     // A leftover of a crash may have other permissions: begin afresh.
     match fs::remove_file(&temporary) {
@@ -38,7 +53,9 @@ pub fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
         .open(&temporary)?;
     // The mode above is subject to the umask.
     file.set_permissions(fs::Permissions::from_mode(mode))?;
-    file.write_all(content)?;
+    for part in parts {
+        file.write_all(part)?;
+    }
     file.sync_all()?;
     drop(file);
     fs::rename(&temporary, path)?;

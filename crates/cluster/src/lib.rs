@@ -9,6 +9,8 @@ pub mod forward;
 pub mod id;
 pub mod identity;
 pub mod join;
+pub mod lkg;
+pub mod meta;
 pub mod node;
 pub mod pem;
 mod raft;

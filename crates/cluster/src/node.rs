@@ -121,13 +121,16 @@ impl NodeConfig {
 /// The feature level of this version.
 pub const FEATURE_LEVEL: u32 = 1;
 
+/// Fills a buffer with unpredictable bytes.
+pub type Random = Arc<dyn Fn(&mut [u8]) + Send + Sync>;
+
 /// What a node needs of the world besides network and disk.
 #[derive(Clone)]
 pub struct Environment {
     /// Wall clock, milliseconds since 1970.
     pub wall_clock_ms: Arc<dyn Fn() -> u64 + Send + Sync>,
     /// Fills a buffer with unpredictable bytes.
-    pub random: Arc<dyn Fn(&mut [u8]) + Send + Sync>,
+    pub random: Random,
     /// Free bytes where the log is; none if that cannot be told.
     pub free_bytes: Arc<dyn Fn() -> Option<u64> + Send + Sync>,
 }

@@ -148,10 +148,6 @@ impl<R: AsyncRuntime> Client<R> {
 type Answers = BoxStream<'static, Result<Bytes, TransportError>>;
 
 /// The next answer of an append stream; an error if one is due and none comes, for the network may swallow either.
-#[expect(
-    clippy::type_complexity,
-    reason = "the shape that stream::unfold asks for"
-)]
 async fn next_answer<R: AsyncRuntime>(
     (mut answers, received, sent, ended): (Answers, u64, Arc<AtomicU64>, bool),
 ) -> Option<(

@@ -1,14 +1,15 @@
 //! Small files that are replaced as a whole: snapshots, last-known-good policy, metadata.
 //!
-//! A write is a temporary file, synced, renamed over the old one, and the directory synced: after a loss of power there
-//! is the old content or the new one, never a mixture.
+//! After a loss of power there is the old content or the new one, never a mixture.
 
 use std::collections::BTreeMap;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
+
+use crate::durable::{self, PRIVATE, UNFINISHED};
 
 /// A flat directory of such files.
 pub trait Directory: Send + Sync + 'static {
@@ -25,9 +26,6 @@ pub trait Directory: Send + Sync + 'static {
     fn remove(&self, name: &str) -> io::Result<()>;
 }
 
-/// Suffix of a file that is not complete yet.
-const UNFINISHED: &str = ".tmp";
-
 /// A directory on disk, readable by its owner only.
 #[derive(Debug, Clone)]
 pub struct DiskDirectory {
@@ -40,12 +38,8 @@ impl DiskDirectory {
     /// # Errors
     /// The directory cannot be created or read.
     pub fn open(path: impl Into<PathBuf>) -> io::Result<Self> {
-        use std::os::unix::fs::DirBuilderExt;
         let path = path.into();
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&path)?;
+        durable::create_directory(&path)?;
         for item in std::fs::read_dir(&path)? {
             let item = item?;
             if item.file_name().to_string_lossy().ends_with(UNFINISHED) {
@@ -59,28 +53,12 @@ impl DiskDirectory {
     pub fn path(&self) -> &Path {
         &self.path
     }
-
-    fn sync(&self) -> io::Result<()> {
-        std::fs::File::open(&self.path)?.sync_all()
-    }
 }
 
 impl Directory for DiskDirectory {
     fn write(&self, name: &str, parts: &[Bytes]) -> io::Result<()> {
-        use std::os::unix::fs::OpenOptionsExt;
-        let unfinished = self.path.join(format!("{name}{UNFINISHED}"));
-        let mut file = std::fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&unfinished)?;
-        for part in parts {
-            file.write_all(part)?;
-        }
-        file.sync_all()?;
-        std::fs::rename(&unfinished, self.path.join(name))?;
-        self.sync()
+        let parts = parts.iter().map(|part| &part[..]);
+        durable::replace_parts(&self.path.join(name), parts, PRIVATE)
     }
 
     fn read(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
@@ -106,7 +84,7 @@ impl Directory for DiskDirectory {
 
     fn remove(&self, name: &str) -> io::Result<()> {
         match std::fs::remove_file(self.path.join(name)) {
-            Ok(()) => self.sync(),
+            Ok(()) => durable::sync_directory(&self.path),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(error),
         }
@@ -187,9 +165,9 @@ mod tests {
     #[test]
     fn an_interrupted_write_leaves_nothing() {
         let temporary = tempfile::tempdir().expect("a directory");
-        std::fs::write(temporary.path().join("a.tmp"), b"half").expect("writes");
+        std::fs::write(temporary.path().join("a.new"), b"half").expect("writes");
         let directory = DiskDirectory::open(temporary.path()).expect("opens");
         assert!(directory.list().expect("lists").is_empty());
-        assert!(!temporary.path().join("a.tmp").exists());
+        assert!(!temporary.path().join("a.new").exists());
     }
 }

@@ -1,0 +1,185 @@
+//! The last-known-good policy: what this node enforced when it stopped, and enforces again before anything else.
+//!
+//! Kept twice, each copy with its checksum. A directory in which neither copy is intact is an error and not "no policy":
+//! a node that has enforced one must not quietly fall back to another.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
+
+use crate::id::Digest;
+use crate::replay::Target;
+use crate::store::files::{Directory, DiskDirectory};
+
+/// Directory below the cluster's data directory.
+const DIRECTORY: &str = "lkg";
+
+const COPIES: [&str; 2] = ["policy-a", "policy-b"];
+
+const MAGIC: &[u8; 8] = b"NWLKG\0\0\x01";
+
+/// Why there is no last-known-good policy to enforce although there should be.
+#[derive(Debug, thiserror::Error)]
+pub enum LkgError {
+    /// The file system failed.
+    #[error("{}", path.display())]
+    Io {
+        /// The directory.
+        path: PathBuf,
+        /// What the file system said.
+        #[source]
+        source: io::Error,
+    },
+    /// Neither copy is intact.
+    #[error("both copies of the last-known-good policy in {0} are damaged: restore one from a backup, or start without \
+        (everything is denied until a policy arrives) after: rm -r {0}", path.display())]
+    Damaged {
+        /// The directory.
+        path: PathBuf,
+    },
+}
+
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    index: u64,
+    revision: u64,
+    hash: Digest,
+    document: ByteBuf,
+}
+
+/// Writes `target` as the last-known-good policy, durably.
+///
+/// # Errors
+/// [`LkgError::Io`]; the policy kept before is still there then.
+pub fn write(data_dir: &Path, target: &Target) -> Result<(), LkgError> {
+    let path = data_dir.join(DIRECTORY);
+    let content = encode(target);
+    DiskDirectory::open(&path)
+        .and_then(|directory| {
+            COPIES
+                .iter()
+                .try_for_each(|copy| directory.write(copy, std::slice::from_ref(&content)))
+        })
+        .map_err(|source| LkgError::Io { path, source })
+}
+
+/// The last-known-good policy; none if this node never enforced one.
+///
+/// # Errors
+/// Any [`LkgError`].
+pub fn read(data_dir: &Path) -> Result<Option<Target>, LkgError> {
+    let path = data_dir.join(DIRECTORY);
+    let at_path = |source| LkgError::Io {
+        path: path.clone(),
+        source,
+    };
+    if !path.exists() {
+        return Ok(None);
+    }
+    let directory = DiskDirectory::open(&path).map_err(at_path)?;
+    let mut found = false;
+    let mut newest: Option<Target> = None;
+    // After a crash between the two writes, the copies are of two policies.
+    for copy in COPIES {
+        if let Some(content) = directory.read(copy).map_err(at_path)? {
+            found = true;
+            if let Some(target) = decode(&content)
+                && newest
+                    .as_ref()
+                    .is_none_or(|newest| newest.index < target.index)
+            {
+                newest = Some(target);
+            }
+        }
+    }
+    match newest {
+        None if found => Err(LkgError::Damaged { path }),
+        newest => Ok(newest),
+    }
+}
+
+fn encode(target: &Target) -> Bytes {
+    let kept = Kept {
+        index: target.index,
+        revision: target.revision,
+        hash: Digest(target.hash),
+        document: ByteBuf::from(&*target.document),
+    };
+    let body =
+        rmp_serde::to_vec_named(&kept).expect("a policy has no value that MessagePack lacks");
+    let sum = Digest::of_parts([&MAGIC[..], &body]);
+    Bytes::from([&MAGIC[..], &sum.0, &body].concat())
+}
+
+fn decode(content: &[u8]) -> Option<Target> {
+    let rest = content.strip_prefix(MAGIC)?;
+    let (sum, body) = rest.split_at_checked(32)?;
+    if Digest::of_parts([&MAGIC[..], body]).0 != sum {
+        return None;
+    }
+    let kept: Kept = rmp_serde::from_slice(body).ok()?;
+    Some(Target {
+        index: kept.index,
+        revision: kept.revision,
+        hash: kept.hash.0,
+        document: kept.document.into_vec().into(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn target(index: u64) -> Target {
+        let document = format!("policy {index}").into_bytes();
+        Target {
+            index,
+            revision: index,
+            hash: Digest::of(&document).0,
+            document: document.into(),
+        }
+    }
+
+    fn damage(dir: &Path, copy: &str) {
+        let file = dir.join(DIRECTORY).join(copy);
+        let mut content = std::fs::read(&file).expect("reads");
+        *content.last_mut().expect("has content") ^= 1;
+        std::fs::write(&file, content).expect("writes");
+    }
+
+    #[test]
+    fn the_newest_intact_copy_counts() {
+        let temporary = tempfile::tempdir().expect("a directory");
+        let dir = temporary.path();
+        assert_eq!(read(dir).expect("reads"), None);
+        write(dir, &target(1)).expect("writes");
+        write(dir, &target(2)).expect("writes");
+        assert_eq!(read(dir).expect("reads"), Some(target(2)));
+        damage(dir, COPIES[0]);
+        assert_eq!(read(dir).expect("reads"), Some(target(2)));
+
+        let older = encode(&target(1));
+        std::fs::write(dir.join(DIRECTORY).join(COPIES[0]), older).expect("writes");
+        assert_eq!(read(dir).expect("reads"), Some(target(2)));
+    }
+
+    #[test]
+    fn damage_to_both_is_an_error_with_a_remedy() {
+        let temporary = tempfile::tempdir().expect("a directory");
+        let dir = temporary.path();
+        write(dir, &target(1)).expect("writes");
+        for copy in COPIES {
+            damage(dir, copy);
+        }
+        let error = read(dir).expect_err("is damaged");
+        assert!(matches!(error, LkgError::Damaged { .. }));
+        assert!(error.to_string().contains("rm -r"), "{error}");
+        for copy in COPIES {
+            std::fs::write(dir.join(DIRECTORY).join(copy), b"").expect("writes");
+        }
+        assert!(read(dir).is_err());
+    }
+}
