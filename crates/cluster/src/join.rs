@@ -12,6 +12,7 @@ pub mod client;
 pub mod listener;
 pub mod protocol;
 pub mod secret;
+mod throttle;
 
 use serde::{Deserialize, Serialize};
 

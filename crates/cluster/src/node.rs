@@ -211,8 +211,9 @@ pub enum Failure {
 pub type Handler =
     Arc<dyn Fn(NodeId, Bytes) -> BoxFuture<'static, Result<Bytes, ServiceError>> + Send + Sync>;
 
-/// Answers forwarded management requests.
-pub type HttpHandler = Arc<dyn Fn(HttpRequest) -> BoxFuture<'static, HttpResponse> + Send + Sync>;
+/// Answers management requests that the named member forwards.
+pub type HttpHandler =
+    Arc<dyn Fn(NodeId, HttpRequest) -> BoxFuture<'static, HttpResponse> + Send + Sync>;
 
 /// When and from whom a follower last heard.
 pub(crate) struct Contact<R: AsyncRuntime> {
@@ -423,12 +424,12 @@ impl<R: AsyncRuntime> Node<R> {
     pub fn set_http_handler(&self, handler: HttpHandler) {
         self.set_handler(
             Kind::Http,
-            Arc::new(move |_from, body| {
+            Arc::new(move |from, body| {
                 let handler = handler.clone();
                 Box::pin(async move {
                     let request = rmp_serde::from_slice(&body)
                         .map_err(|error| ServiceError(format!("unreadable request: {error}")))?;
-                    let response = handler(request).await;
+                    let response = handler(from, request).await;
                     Ok(Bytes::from(
                         rmp_serde::to_vec_named(&response)
                             .expect("a response has no value that MessagePack lacks"),

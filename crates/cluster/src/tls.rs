@@ -22,7 +22,6 @@ use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, DnsName, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
-use tokio_util::sync::CancellationToken;
 
 use crate::id::{ClusterId, Digest, Lineage, NodeId};
 use crate::identity::Identity;
@@ -232,19 +231,14 @@ impl Trust {
         Arc::new(config)
     }
 
-    /// Registers a connection whose handshake is complete, so that it is closed when its peer is removed, or when
-    /// `within` is cancelled.
+    /// Registers a connection whose handshake is complete, so that it is closed when its peer is removed.
     ///
     /// # Errors
     /// [`Denied`] when the membership has changed since the handshake.
-    pub fn admit(
-        &self,
-        certificate: &CertificateDer<'_>,
-        within: &CancellationToken,
-    ) -> Result<Admission, Denied> {
+    pub fn admit(&self, certificate: &CertificateDer<'_>) -> Result<Admission, Denied> {
         let spki = crate::ca::spki_of(certificate).ok_or(Denied::Unreadable)?;
         let (_, node_id) = crate::ca::member_of(certificate).ok_or(Denied::ForeignCluster)?;
-        Connections::admit(&self.connections, (node_id, spki), within, || {
+        Connections::admit(&self.connections, node_id, spki, || {
             self.judge.load().pinned(node_id, spki)
         })
     }

@@ -4,7 +4,6 @@
 //! side. Both ends are authenticated: a transport delivers to the member that was named or fails, and tells the service
 //! who is asking. Bodies are MessagePack made by this crate.
 
-pub mod grpc;
 pub mod memory;
 
 use std::time::Duration;
@@ -46,12 +45,16 @@ pub enum Kind {
     Enrol = 8,
     /// Certificate renewal, asked of the leader.
     Renew = 9,
+    /// An API token, asked of any member by another one's root.
+    Mint = 10,
 }
 
 impl Kind {
     /// The kind with this number.
     pub fn from_u8(number: u8) -> Option<Kind> {
-        use Kind::{Append, Enrol, Http, PreVote, ReadIndex, Renew, Report, TransferLeader, Vote};
+        use Kind::{
+            Append, Enrol, Http, Mint, PreVote, ReadIndex, Renew, Report, TransferLeader, Vote,
+        };
         [
             Vote,
             PreVote,
@@ -62,6 +65,7 @@ impl Kind {
             Http,
             Enrol,
             Renew,
+            Mint,
         ]
         .into_iter()
         .find(|kind| *kind as u8 == number)

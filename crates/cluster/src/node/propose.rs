@@ -234,10 +234,11 @@ impl<R: AsyncRuntime> Node<R> {
             Role::NoLeader { reason } => return Err(reason.into()),
         };
         let mut state = self.watch();
-        let arrived = state.wait_for(|state| state.index() >= index);
+        // The state itself is not carried out of the wait, so that the future can move between threads.
+        let arrived = async { state.wait_for(|state| state.index() >= index).await.is_ok() };
         match Types::<R>::timeout(READ_DEADLINE, arrived).await {
-            Ok(Ok(_)) => Ok(index),
-            Ok(Err(_)) => Err(NoLeader::Stopped.into()),
+            Ok(true) => Ok(index),
+            Ok(false) => Err(NoLeader::Stopped.into()),
             Err(_) => Err(ForwardError::Lost("this node is behind".into())),
         }
     }
