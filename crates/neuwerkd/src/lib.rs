@@ -2,4 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod auth;
 pub mod config;
+pub mod http;
+pub mod metrics;
+pub mod readiness;

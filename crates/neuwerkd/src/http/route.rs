@@ -1,0 +1,165 @@
+//! The table of routes: what there is, who may use it, and who answers it.
+//!
+//! The router, the OpenAPI document and the access test are made from this table, so that a route
+//! cannot exist without its row.
+
+use std::sync::Arc;
+
+use axum::routing::{MethodRouter, delete, get, post, put};
+use http::Method;
+
+use super::openapi::Doc;
+use super::{App, account, health, members, openapi, policy, session, stats};
+
+/// Who may use a route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Anybody.
+    Public,
+    /// Any valid credential.
+    Any,
+    /// A credential with the role `admin`.
+    Admin,
+    /// Root on this node, over the control socket.
+    Node,
+}
+
+/// Which node answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answered {
+    /// The node that was asked, from what it has; consistency does not apply.
+    Here,
+    /// The node that was asked, unless `?consistency=linearizable`.
+    LocalRead,
+    /// The leader, after it has made sure that it is one, unless `?consistency=local`.
+    LinearizableRead,
+    /// The leader.
+    Write,
+}
+
+/// How large a body may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Body {
+    /// [`SMALL_BODY_BYTES`].
+    Small,
+    /// [`POLICY_BODY_BYTES`].
+    Policy,
+}
+
+/// Largest body of any request but a policy: 2 MiB.
+pub const SMALL_BODY_BYTES: usize = 2 * 1024 * 1024;
+/// Largest policy document: 64 MiB.
+pub const POLICY_BODY_BYTES: usize = 64 * 1024 * 1024;
+
+impl Body {
+    /// The limit in bytes.
+    pub fn limit_bytes(self) -> usize {
+        match self {
+            Body::Small => SMALL_BODY_BYTES,
+            Body::Policy => POLICY_BODY_BYTES,
+        }
+    }
+}
+
+/// One route.
+pub struct Row {
+    /// Method.
+    pub method: Method,
+    /// Path, with parameters in braces.
+    pub path: &'static str,
+    /// Who may use it.
+    pub access: Access,
+    /// Which node answers.
+    pub answered: Answered,
+    /// How large its body may be.
+    pub body: Body,
+    /// Name of the operation, unique.
+    pub name: &'static str,
+    /// Its handler.
+    pub handler: fn() -> MethodRouter<Arc<App>>,
+    /// What the OpenAPI document says of it.
+    pub doc: &'static Doc,
+}
+
+use Access::{Admin, Any, Node, Public};
+use Answered::{Here, LinearizableRead, LocalRead, Write};
+
+/// Every route of the management API.
+#[rustfmt::skip] // A table reads better in columns.
+pub static ROUTES: &[Row] = &[
+    row(Method::GET,    api::paths::HEALTH,                 Public, Here,             "health",               || get(health::health),               &health::HEALTH),
+    row(Method::GET,    api::paths::READY,                  Public, Here,             "ready",                || get(health::ready),                &health::READY),
+    row(Method::GET,    api::paths::READY_TRAFFIC,          Public, Here,             "readyTraffic",         || get(health::ready_traffic),        &health::READY_TRAFFIC),
+    row(Method::GET,    api::paths::OPENAPI,                Public, Here,             "openapi",              || get(openapi::serve),               &openapi::SERVE),
+    row(Method::POST,   api::paths::TOKEN_LOGIN,            Public, Here,             "tokenLogin",           || post(session::login),              &session::LOGIN),
+    row(Method::POST,   api::paths::LOGOUT,                 Public, Here,             "logout",               || post(session::logout),             &session::LOGOUT),
+    row(Method::GET,    api::paths::WHOAMI,                 Any,    Here,             "whoami",               || get(session::whoami),              &session::WHOAMI),
+    row(Method::POST,   api::paths::MINT,                   Node,   Here,             "mintToken",            || post(session::mint),               &session::MINT),
+    row(Method::GET,    api::paths::POLICY,                 Any,    LocalRead,        "getPolicy",            || get(policy::read),                 &policy::READ),
+    row(Method::PUT,    api::paths::POLICY,                 Admin,  Write,            "putPolicy",            || put(policy::replace),              &policy::REPLACE).with(Body::Policy),
+    row(Method::GET,    api::paths::STATS,                  Any,    LocalRead,        "stats",                || get(stats::read),                  &stats::READ),
+    row(Method::GET,    api::paths::MEMBERS,                Any,    LocalRead,        "clusterMembers",       || get(members::list),                &members::LIST),
+    row(Method::GET,    api::paths::SERVICE_ACCOUNTS,       Any,    LinearizableRead, "listServiceAccounts",  || get(account::list),                &account::LIST),
+    row(Method::POST,   api::paths::SERVICE_ACCOUNTS,       Admin,  Write,            "createServiceAccount", || post(account::create),             &account::CREATE),
+    row(Method::PUT,    api::paths::SERVICE_ACCOUNT,        Admin,  Write,            "updateServiceAccount", || put(account::update),              &account::UPDATE),
+    row(Method::DELETE, api::paths::SERVICE_ACCOUNT,        Admin,  Write,            "disableServiceAccount",|| delete(account::disable),          &account::DISABLE),
+    row(Method::GET,    api::paths::SERVICE_ACCOUNT_TOKENS, Any,    LinearizableRead, "listTokens",           || get(account::list_tokens),         &account::LIST_TOKENS),
+    row(Method::POST,   api::paths::SERVICE_ACCOUNT_TOKENS, Admin,  Write,            "createToken",          || post(account::create_token),       &account::CREATE_TOKEN),
+    row(Method::DELETE, api::paths::SERVICE_ACCOUNT_TOKEN,  Admin,  Write,            "revokeToken",          || delete(account::revoke_token),     &account::REVOKE_TOKEN),
+];
+
+const fn row(
+    method: Method,
+    path: &'static str,
+    access: Access,
+    answered: Answered,
+    name: &'static str,
+    handler: fn() -> MethodRouter<Arc<App>>,
+    doc: &'static Doc,
+) -> Row {
+    Row {
+        method,
+        path,
+        access,
+        answered,
+        body: Body::Small,
+        name,
+        handler,
+        doc,
+    }
+}
+
+impl Row {
+    const fn with(mut self, body: Body) -> Self {
+        self.body = body;
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn no_route_and_no_name_stands_twice() {
+        let routes: BTreeSet<_> = ROUTES
+            .iter()
+            .map(|row| (row.path, row.method.as_str()))
+            .collect();
+        assert_eq!(routes.len(), ROUTES.len());
+        let names: BTreeSet<_> = ROUTES.iter().map(|row| row.name).collect();
+        assert_eq!(names.len(), ROUTES.len());
+    }
+
+    #[test]
+    fn only_admins_and_this_node_change_records() {
+        for row in ROUTES {
+            if row.answered == Write {
+                assert_eq!(row.access, Admin, "{}", row.name);
+                assert_ne!(row.method, Method::GET, "{}", row.name);
+            }
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! Counters of this node, and the cluster as this node sees it.
+
+use std::sync::Arc;
+
+use api::stats::{
+    ClusterNodeCatchup, ClusterStats, DataplaneStats, DecisionCounters, StatsSnapshot,
+};
+use axum::Json;
+use axum::extract::State;
+use cluster::{MemberStatus, Node, PolicyMark, Role};
+use engine::counters::{Direction, Protocol, Volume};
+use engine::{DropReason, WorkerCounters};
+
+use super::error::Answer;
+use super::members::role_name;
+use super::openapi::{self, Doc};
+use super::{App, rfc3339};
+
+pub(super) static READ: Doc = Doc::new("Read counters and the state of the cluster").answers(&[(
+    200,
+    "This node's counters, and the cluster as this node sees it",
+    Some(openapi::json("StatsSnapshot")),
+)]);
+
+pub(super) async fn read(State(app): State<Arc<App>>) -> Answer<Json<StatsSnapshot>> {
+    let node = app.node()?;
+    Ok(Json(StatsSnapshot {
+        dataplane: dataplane(&app.counters.load()),
+        cluster: cluster(&node),
+        ..StatsSnapshot::default()
+    }))
+}
+
+/// The sum over all workers.
+fn dataplane(workers: &[Arc<WorkerCounters>]) -> DataplaneStats {
+    let sum =
+        |value: &dyn Fn(&WorkerCounters) -> u64| workers.iter().map(|worker| value(worker)).sum();
+    let volumes = |value: &dyn Fn(&WorkerCounters, Direction, Protocol) -> (u64, u64)| {
+        let mut total = (0, 0);
+        for worker in workers {
+            for direction in [Direction::Outbound, Direction::Inbound] {
+                for protocol in [
+                    Protocol::Tcp,
+                    Protocol::Udp,
+                    Protocol::Icmp,
+                    Protocol::Other,
+                ] {
+                    let (packets, bytes) = value(worker, direction, protocol);
+                    total = (total.0 + packets, total.1 + bytes);
+                }
+            }
+        }
+        total
+    };
+    let both = |volume: &Volume| (volume.packets.get(), volume.bytes.get());
+    let allow = volumes(&|worker, direction, protocol| both(worker.allowed(direction, protocol)));
+    let deny = volumes(&|worker, direction, protocol| both(worker.denied(direction, protocol)));
+    let drops_of = |reason: DropReason| sum(&|worker| worker.dropped(reason).packets.get());
+    let drops = DropReason::ALL
+        .iter()
+        .map(|reason| (reason.name().to_owned(), drops_of(*reason)))
+        .filter(|(_, packets)| *packets > 0)
+        .collect();
+    let (nat, capacity) = (sum(&|w| w.nat_active.get()), sum(&|w| w.nat_capacity.get()));
+    DataplaneStats {
+        active_flows: sum(&|worker| worker.flows_active.get()),
+        active_nat_entries: nat,
+        flows_opened: sum(&|worker| worker.flows_opened.get()),
+        flows_closed: sum(&|worker| worker.flows_closed()),
+        nat_port_utilization: if capacity == 0 {
+            0.0
+        } else {
+            nat as f64 / capacity as f64
+        },
+        ipv4_fragments_dropped: drops_of(DropReason::Fragment),
+        ipv4_ttl_exceeded: drops_of(DropReason::TtlExceeded),
+        packets: decisions(allow.0, deny.0),
+        bytes: decisions(allow.1, deny.1),
+        drops,
+        workers: workers.len() as u64,
+    }
+}
+
+fn decisions(allow: u64, deny: u64) -> DecisionCounters {
+    DecisionCounters {
+        allow,
+        deny,
+        pending_tls: 0,
+    }
+}
+
+fn cluster(node: &Node) -> ClusterStats {
+    let (status, state) = (node.status(), node.state());
+    let is_leader = matches!(status.role, Role::Leader { .. });
+    let leader_id = match status.role {
+        Role::Leader { .. } => Some(status.node_id),
+        Role::Follower { leader_id, .. } => Some(leader_id),
+        Role::NoLeader { .. } => None,
+    };
+    let newest = state.policy().map(|policy| PolicyMark {
+        index: policy.index,
+        revision: policy.revision,
+        hash: policy.hash,
+    });
+    let members = node.members();
+    let nodes: Vec<_> = members
+        .iter()
+        .map(|member| catchup(member, newest, is_leader))
+        .collect();
+    let followers = nodes.iter().filter(|node| node.role != "leader");
+    ClusterStats {
+        is_leader,
+        current_term: status.term,
+        last_log_index: status.last_index,
+        last_applied: status.applied_index,
+        node_count: nodes.len() as u64,
+        follower_count: followers.clone().count() as u64,
+        followers_caught_up: followers.filter(|node| node.caught_up).count() as u64,
+        node_id: status.node_id.to_string(),
+        leader_id: leader_id.map(|id| id.to_string()),
+        failure_tolerance: status.failure_tolerance.map(u64::from),
+        cluster_id: status
+            .cluster_id
+            .map(|id| id.to_string())
+            .unwrap_or_default(),
+        lineage: status
+            .lineage
+            .map(|lineage| lineage.to_string())
+            .unwrap_or_default(),
+        policy_revision: newest.map_or(0, |mark| mark.revision),
+        nodes,
+    }
+}
+
+fn catchup(member: &MemberStatus, newest: Option<PolicyMark>, known: bool) -> ClusterNodeCatchup {
+    let report = member.report.as_ref();
+    let enforces = match (newest, report) {
+        (None, _) => true,
+        (Some(newest), Some(report)) => report.enforced.revision >= newest.revision,
+        (Some(_), None) => false,
+    };
+    let quarantine = report.and_then(|report| report.quarantine.clone());
+    let filled = |text: &String| Some(text.clone()).filter(|text| !text.is_empty());
+    ClusterNodeCatchup {
+        node_id: member.node_id.to_string(),
+        addr: member.address.clone(),
+        role: role_name(member.role).into(),
+        caught_up: known && member.lag == 0,
+        matched_index: known.then_some(member.matched_index),
+        lag_entries: known.then_some(member.lag),
+        voter: member.voter,
+        healthy: member.live && quarantine.is_none() && enforces,
+        version: report.and_then(|report| filled(&report.version)),
+        mode: report.and_then(|report| filled(&report.mode)),
+        configuration_hash: report.and_then(|report| filled(&report.configuration_hash)),
+        last_contact_ms: member.last_contact_ms,
+        applied_index: report.map(|_| member.applied_index),
+        desired_revision: newest.map(|mark| mark.revision),
+        desired_hash: newest.map(|mark| mark.hash.to_string()),
+        enforced_revision: report.map(|report| report.enforced.revision),
+        enforced_hash: report.map(|report| report.enforced.hash.to_string()),
+        replay_failure: report.and_then(|report| report.compile_error.clone()),
+        quarantine_reason: quarantine,
+        certificate_expires_at: report
+            .and_then(|report| report.certificate_expires_ms)
+            .map(rfc3339),
+        clock_offset_ms: None,
+    }
+}
