@@ -10,7 +10,7 @@ mod dependencies;
 mod licence;
 mod test;
 
-use std::process::{Command, ExitCode};
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
@@ -27,32 +27,25 @@ enum Task {
     Fix,
 }
 
-fn main() -> ExitCode {
-    let done = match Task::parse() {
+fn main() -> Result<()> {
+    match Task::parse() {
         Task::Test => test::run(),
         Task::Ci => ci::run(),
-        Task::Fix => fix(),
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
+        Task::Fix => {
+            cargo(
+                &[
+                    "clippy",
+                    "--workspace",
+                    "--all-targets",
+                    "--fix",
+                    "--allow-dirty",
+                    "--allow-staged",
+                ],
+                &[],
+            )?;
+            cargo(&["fmt", "--all"], &[])
         }
     }
-}
-
-fn fix() -> Result<()> {
-    let clippy = [
-        "clippy",
-        "--workspace",
-        "--all-targets",
-        "--fix",
-        "--allow-dirty",
-        "--allow-staged",
-    ];
-    cargo(&clippy, &[])?;
-    cargo(&["fmt", "--all"], &[])
 }
 
 /// Runs cargo in the workspace, saying so.

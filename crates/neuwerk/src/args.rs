@@ -260,6 +260,8 @@ pub(crate) enum Shell {
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub(crate) enum Document {
     Configuration,
+    /// The management API, `docs/openapi.json`.
+    Openapi,
 }
 
 /// Reads a command line. `neuwerk [flags]` is `neuwerk run [flags]`.

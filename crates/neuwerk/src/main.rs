@@ -58,6 +58,9 @@ fn perform(cli: Cli, matches: &clap::ArgMatches) -> Result<ExitCode, Failure> {
         Verb::Reference {
             document: Document::Configuration,
         } => print::to_stdout(&neuwerkd::config::reference()),
+        Verb::Reference {
+            document: Document::Openapi,
+        } => print::to_stdout(&neuwerkd::http::openapi::document_text()),
     };
     done.map(|()| ExitCode::SUCCESS)
 }
