@@ -10,7 +10,7 @@ mod dependencies;
 mod licence;
 mod test;
 
-use std::process::Command;
+use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
@@ -27,25 +27,32 @@ enum Task {
     Fix,
 }
 
-fn main() -> Result<()> {
-    match Task::parse() {
+fn main() -> ExitCode {
+    let done = match Task::parse() {
         Task::Test => test::run(),
         Task::Ci => ci::run(),
-        Task::Fix => {
-            cargo(
-                &[
-                    "clippy",
-                    "--workspace",
-                    "--all-targets",
-                    "--fix",
-                    "--allow-dirty",
-                    "--allow-staged",
-                ],
-                &[],
-            )?;
-            cargo(&["fmt", "--all"], &[])
+        Task::Fix => fix(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
         }
     }
+}
+
+fn fix() -> Result<()> {
+    let clippy = [
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--fix",
+        "--allow-dirty",
+        "--allow-staged",
+    ];
+    cargo(&clippy, &[])?;
+    cargo(&["fmt", "--all"], &[])
 }
 
 /// Runs cargo in the workspace, saying so.

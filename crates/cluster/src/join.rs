@@ -12,7 +12,6 @@ pub mod client;
 pub mod listener;
 pub mod protocol;
 pub mod secret;
-mod throttle;
 
 use serde::{Deserialize, Serialize};
 

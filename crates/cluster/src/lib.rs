@@ -18,6 +18,7 @@ pub mod replay;
 pub mod state;
 pub mod status;
 pub mod store;
+mod throttle;
 pub mod tls;
 pub mod transport;
 mod wire;

@@ -22,6 +22,7 @@ use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, DnsName, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use tokio_util::sync::CancellationToken;
 
 use crate::id::{ClusterId, Digest, Lineage, NodeId};
 use crate::identity::Identity;
@@ -231,14 +232,19 @@ impl Trust {
         Arc::new(config)
     }
 
-    /// Registers a connection whose handshake is complete, so that it is closed when its peer is removed.
+    /// Registers a connection whose handshake is complete, so that it is closed when its peer is removed, or when
+    /// `within` is cancelled.
     ///
     /// # Errors
     /// [`Denied`] when the membership has changed since the handshake.
-    pub fn admit(&self, certificate: &CertificateDer<'_>) -> Result<Admission, Denied> {
+    pub fn admit(
+        &self,
+        certificate: &CertificateDer<'_>,
+        within: &CancellationToken,
+    ) -> Result<Admission, Denied> {
         let spki = crate::ca::spki_of(certificate).ok_or(Denied::Unreadable)?;
         let (_, node_id) = crate::ca::member_of(certificate).ok_or(Denied::ForeignCluster)?;
-        Connections::admit(&self.connections, node_id, spki, || {
+        Connections::admit(&self.connections, (node_id, spki), within, || {
             self.judge.load().pinned(node_id, spki)
         })
     }

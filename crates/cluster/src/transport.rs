@@ -4,6 +4,7 @@
 //! side. Both ends are authenticated: a transport delivers to the member that was named or fails, and tells the service
 //! who is asking. Bodies are MessagePack made by this crate.
 
+pub mod grpc;
 pub mod memory;
 
 use std::time::Duration;

@@ -22,8 +22,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::protocol::{Acceptor, Binding, ProtocolError};
 use super::secret::{Secret, SecretError};
-use super::throttle::Throttle;
 use super::{ALPN_JOIN, EXPORTER_LABEL, EnrolGrant, EnrolRefusal, EnrolRequest};
+use crate::throttle::Throttle;
 
 /// Enrolments at a time.
 pub const MAX_ENROLMENTS: usize = 4;

@@ -27,15 +27,15 @@ impl Connections {
     /// Registers a connection if `check` agrees. No change of the membership comes between the two.
     pub(super) fn admit(
         this: &Arc<Self>,
-        node_id: NodeId,
-        spki: Digest,
+        (node_id, spki): (NodeId, Digest),
+        within: &CancellationToken,
         check: impl FnOnce() -> Result<(), Denied>,
     ) -> Result<Admission, Denied> {
         let mut open = this.lock();
         check()?;
         let id = open.next;
         open.next += 1;
-        let closed = CancellationToken::new();
+        let closed = within.child_token();
         open.by_id.insert((node_id, id), (spki, closed.clone()));
         Ok(Admission {
             node_id,
@@ -122,7 +122,7 @@ impl<S> PeerStream<S> {
         match self.closed.as_mut().poll(cx) {
             Poll::Ready(()) => Err(io::Error::new(
                 io::ErrorKind::ConnectionAborted,
-                "the peer is not a member any more",
+                "the peer is not a member any more, or this node stops",
             )),
             Poll::Pending => Ok(()),
         }

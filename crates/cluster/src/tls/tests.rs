@@ -11,8 +11,8 @@ use crate::ca::{Ca, Csr, Purpose};
 use crate::identity::NodeKey;
 
 const CLUSTER: ClusterId = ClusterId([0xc1; 16]);
-const A: NodeId = NodeId(0xa);
-const B: NodeId = NodeId(0xb);
+pub(crate) const A: NodeId = NodeId(0xa);
+pub(crate) const B: NodeId = NodeId(0xb);
 
 #[tokio::test]
 async fn members_let_each_other_in() {
@@ -133,8 +133,7 @@ fn dates_decide_nothing_but_are_told() {
 
 #[tokio::test]
 async fn an_expired_member_is_let_in_with_an_alert() {
-    let mut world = World::new();
-    world.now -= Duration::from_secs(60 * 24 * 60 * 60);
+    let world = World::new().aged(Duration::from_secs(60 * 24 * 60 * 60));
     let (a, b) = (world.member(A).trust, world.member(B).trust);
     assert_eq!(handshake(&a, &b, B).await, Ok((A, B)));
     assert_eq!(b.alerts().out_of_date.load(Ordering::Relaxed), 1);
@@ -177,9 +176,15 @@ fn a_member_removed_during_its_handshake_is_not_admitted() {
     let world = World::new();
     let b = world.member(B).trust;
     let certificate = world.identity(A).certificate;
-    drop(b.admit(&certificate).expect("a member"));
+    drop(
+        b.admit(&certificate, &CancellationToken::new())
+            .expect("a member"),
+    );
     b.set_pins(pins(&world, &[B])).expect("usable");
-    assert_eq!(b.admit(&certificate).err(), Some(Denied::Unknown(A)));
+    assert_eq!(
+        b.admit(&certificate, &CancellationToken::new()).err(),
+        Some(Denied::Unknown(A))
+    );
     assert_eq!(b.connections(A), 0);
 }
 
@@ -307,8 +312,18 @@ async fn connect(
     let server_shown = shown(near.get_ref().1.peer_certificates());
     let client_shown = shown(far.get_ref().1.peer_certificates());
     Ok((
-        PeerStream::new(near, client.admit(&server_shown).expect("a member")),
-        PeerStream::new(far, server.admit(&client_shown).expect("a member")),
+        PeerStream::new(
+            near,
+            client
+                .admit(&server_shown, &CancellationToken::new())
+                .expect("a member"),
+        ),
+        PeerStream::new(
+            far,
+            server
+                .admit(&client_shown, &CancellationToken::new())
+                .expect("a member"),
+        ),
     ))
 }
 
@@ -350,7 +365,7 @@ impl World {
     }
 
     /// The same cluster and CA, with other keys.
-    fn new_keys(other: &World) -> Self {
+    pub(crate) fn new_keys(other: &World) -> Self {
         World {
             ca: Ca::from_authority(&other.ca.authority()).expect("usable"),
             keys: (0..16).map(|id| (NodeId(id), fresh())).collect(),
@@ -359,11 +374,17 @@ impl World {
     }
 
     /// The same cluster and keys, with another CA.
-    fn with_other_ca(&self) -> Self {
+    pub(crate) fn with_other_ca(&self) -> Self {
         World {
             keys: self.keys.clone(),
             ..Self::of(self.cluster_id, self.lineage)
         }
+    }
+
+    /// The same world, in which certificates were issued that long ago.
+    pub(crate) fn aged(mut self, by: Duration) -> Self {
+        self.now = SystemTime::now() - by;
+        self
     }
 
     /// The member `node_id`, which trusts A, B and itself.

@@ -125,6 +125,25 @@ mod tests {
     use super::*;
 
     #[test]
+    fn configurations_in_documents_are_valid() {
+        let readme = concat!(env!("CARGO_MANIFEST_DIR"), "/../../README.md");
+        let readme = std::fs::read_to_string(readme).expect("the repository has a README");
+        for (name, text) in [("the preface", PREFACE), ("README.md", readme.as_str())] {
+            let blocks = text.split("```yaml\n").skip(1);
+            let blocks: Vec<&str> = blocks.filter_map(|rest| rest.split("```").next()).collect();
+            let files: Vec<_> = blocks
+                .iter()
+                .filter(|block| block.contains("version: 1"))
+                .collect();
+            assert!(!files.is_empty(), "{name} shows no configuration");
+            for file in files {
+                let read = Config::parse(Some(file), &crate::config::Flags::default());
+                read.unwrap_or_else(|invalid| panic!("{name}: {invalid}"));
+            }
+        }
+    }
+
+    #[test]
     fn the_committed_page_is_fresh() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/configuration.md");
         let committed = std::fs::read_to_string(path).unwrap_or_default();

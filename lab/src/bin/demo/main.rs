@@ -22,7 +22,17 @@ use nix::sys::signal::{SigSet, Signal};
 
 use report::Report;
 
-fn main() -> Result<ExitCode> {
+fn main() -> ExitCode {
+    match show() {
+        Ok(code) => code,
+        Err(error) => {
+            println!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn show() -> Result<ExitCode> {
     end_on_signal()?;
     let once = std::env::var_os("ONCE").is_some_and(|value| value != "0");
     let mut report = Report::new();

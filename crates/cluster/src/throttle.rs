@@ -1,4 +1,5 @@
-//! How often a source may try: a few failures are free, then each one doubles the wait.
+//! How often a source may try: a few failures are free, then each one doubles the wait. Used by listeners that
+//! strangers reach.
 //!
 //! Bounded in memory. Time is an argument.
 
@@ -22,7 +23,7 @@ const FORGOTTEN_AFTER: Duration = Duration::from_secs(10 * 60);
 const MAX_SOURCES: usize = 4096;
 
 #[derive(Debug, Default)]
-pub(super) struct Throttle {
+pub(crate) struct Throttle {
     sources: HashMap<IpAddr, Source>,
 }
 
@@ -53,7 +54,7 @@ impl Source {
 
 impl Throttle {
     /// Whether `address` may try now. If so, [`Throttle::close`] must follow.
-    pub(super) fn open(&mut self, address: IpAddr, at_most: usize, now: Instant) -> bool {
+    pub(crate) fn open(&mut self, address: IpAddr, at_most: usize, now: Instant) -> bool {
         let key = source(address);
         if !self.sources.contains_key(&key) && self.sources.len() >= MAX_SOURCES {
             self.forget(now);
@@ -83,7 +84,7 @@ impl Throttle {
     }
 
     /// An attempt of `address` has ended, well or not.
-    pub(super) fn close(&mut self, address: IpAddr, well: bool, now: Instant) {
+    pub(crate) fn close(&mut self, address: IpAddr, well: bool, now: Instant) {
         let Some(source) = self.sources.get_mut(&source(address)) else {
             return;
         };

@@ -1,0 +1,260 @@
+//! ARP, neighbour discovery, and malformed frames of every protocol.
+
+use std::time::Duration;
+
+use super::bench::*;
+use engine::DropReason;
+use engine::port::Packet;
+use engine::port::memory::MemoryPacket;
+use proptest::prelude::*;
+use sim::frame::{ACK, Body, Frame, SYN};
+
+fn arp_request(target: [u8; 4]) -> Vec<u8> {
+    let mut b = vec![0xff; 6];
+    b.extend(PEER);
+    b.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
+    b.extend(PEER);
+    b.extend([10, 0, 0, 2, 0, 0, 0, 0, 0, 0]);
+    b.extend(target);
+    b
+}
+
+/// Everything the worker sends in one turn after this frame.
+fn raw(bench: &mut Bench, port: usize, bytes: Vec<u8>) -> Vec<Vec<u8>> {
+    bench.worker.ports_mut()[port]
+        .rx
+        .push_back(MemoryPacket::new(bytes));
+    bench.worker.poll(bench.now);
+    bench.worker.ports_mut()[port]
+        .tx
+        .drain(..)
+        .map(|p| p.bytes().to_vec())
+        .collect()
+}
+
+#[test]
+fn arp_is_answered_for_our_addresses_only() {
+    fn check(target: [u8; 4], answered: bool) {
+        let mut bench = Bench::new(&allow_all(), two_arms());
+        let sent = raw(&mut bench, INSIDE, arp_request(target));
+        assert_eq!(sent.len(), usize::from(answered), "{target:?}");
+        if let Some(answer) = sent.first() {
+            assert_eq!(answer[..14], [&PEER[..], &MACS[INSIDE], &[8, 6]].concat());
+            assert_eq!(
+                answer[20..42],
+                [&[0, 2][..], &MACS[INSIDE], &target, &PEER, &[10, 0, 0, 2]].concat()
+            );
+        }
+    }
+    check([10, 0, 0, 1], true);
+    check([10, 0, 0, 53], true);
+    check([192, 0, 2, 1], true);
+    check([10, 0, 0, 9], false);
+}
+
+#[test]
+fn a_solicitation_is_answered() {
+    let mut bench = Bench::new(&allow_all(), two_arms());
+    let ours: std::net::Ipv6Addr = "fd00::1".parse().unwrap();
+    let solicit = |ttl: u8| {
+        let mut payload = ours.octets().to_vec();
+        payload.extend([1, 1]);
+        payload.extend(PEER);
+        let group = ip("ff02::1:ff00:1");
+        Frame::icmp(ip("fd00::2"), group, 135, 0, 0, &payload)
+            .with_ttl(ttl)
+            .between(PEER, [0x33, 0x33, 0xff, 0, 0, 1])
+            .emit()
+    };
+    let sent = raw(&mut bench, INSIDE, solicit(255));
+    let answer = Frame::parse(&sent[0]).unwrap();
+    assert_eq!(
+        (answer.src, answer.dst, answer.ttl),
+        (ip("fd00::1"), ip("fd00::2"), 255)
+    );
+    let Body::Icmp {
+        icmp_type: 136,
+        rest,
+        ..
+    } = answer.body
+    else {
+        panic!("{answer:?}")
+    };
+    assert_eq!(rest, 0xe000_0000, "router, solicited, override");
+
+    assert!(
+        raw(&mut bench, INSIDE, solicit(254)).is_empty(),
+        "a message from afar"
+    );
+    assert_eq!(
+        bench
+            .counters
+            .dropped(DropReason::NeighborDiscovery)
+            .packets
+            .get(),
+        1
+    );
+}
+
+#[test]
+fn packets_wait_for_their_next_hop_in_order() {
+    let mut bench = Bench::new(&allow_all(), two_arms());
+    for i in 0..3u8 {
+        let frame = Frame::udp(at("10.0.0.2:5000"), at("198.51.100.1:53"), &[i])
+            .between(PEER, MACS[INSIDE]);
+        bench.worker.ports_mut()[INSIDE]
+            .rx
+            .push_back(MemoryPacket::new(frame.emit()));
+    }
+    bench.worker.poll(bench.now);
+    let asked = bench.worker.ports_mut()[OUTSIDE].tx.drain(..).count();
+    assert_eq!(asked, 1, "one question, and nothing else");
+    let mut answer = arp_request([192, 0, 2, 1]);
+    answer[21] = 2;
+    answer[28..32].copy_from_slice(&[192, 0, 2, 254]);
+    answer[32..38].copy_from_slice(&MACS[OUTSIDE]);
+    let payloads: Vec<u8> = raw(&mut bench, OUTSIDE, answer)
+        .iter()
+        .map(|b| *b.last().unwrap())
+        .collect();
+    assert_eq!(payloads, [0, 1, 2]);
+}
+
+#[test]
+fn what_waits_in_vain_is_dropped_and_counted() {
+    let mut bench = Bench::new(&allow_all(), two_arms());
+    for i in 0..100 {
+        let frame = Frame::udp(
+            (ip("10.0.0.2"), 5000 + i).into(),
+            at("198.51.100.1:53"),
+            b"",
+        );
+        let bytes = frame.between(PEER, MACS[INSIDE]).emit();
+        bench.worker.ports_mut()[INSIDE]
+            .rx
+            .push_back(MemoryPacket::new(bytes));
+    }
+    let mut questions = 0;
+    for _ in 0..20 {
+        bench.worker.poll(bench.now);
+        bench.now = bench.now + Duration::from_millis(500);
+        questions += bench.worker.ports_mut()[OUTSIDE].tx.drain(..).count();
+    }
+    assert_eq!(questions, 3);
+    assert_eq!(
+        bench
+            .counters
+            .dropped(DropReason::NeighborQueueFull)
+            .packets
+            .get(),
+        36
+    );
+    assert_eq!(
+        bench
+            .counters
+            .dropped(DropReason::NeighborUnreachable)
+            .packets
+            .get(),
+        64
+    );
+}
+
+#[test]
+fn frames_that_are_not_ours_to_handle() {
+    fn check(change: impl Fn(&mut Vec<u8>), expected: DropReason) {
+        let mut bench = Bench::new(&allow_all(), two_arms());
+        let frame = Frame::udp(at("10.0.0.2:5000"), at("198.51.100.1:53"), b"x");
+        let mut bytes = frame.between(PEER, MACS[INSIDE]).emit();
+        change(&mut bytes);
+        assert_eq!(bench.send_bytes(INSIDE, bytes), []);
+        assert_eq!(
+            bench.counters.dropped(expected).packets.get(),
+            1,
+            "{expected:?} {:?}",
+            bench.moved()
+        );
+    }
+    check(|b| b[5] = 9, DropReason::NotForUs);
+    check(|b| b[..6].fill(0xff), DropReason::Multicast);
+    check(|b| b[12] = 0x99, DropReason::UnknownEthertype);
+    check(
+        |b| b[12..14].copy_from_slice(&[0x81, 0]),
+        DropReason::VlanTagged,
+    );
+    check(|b| b.truncate(13), DropReason::Truncated);
+    check(|b| b.truncate(30), DropReason::Truncated);
+    check(|b| b[22] = 0, DropReason::BadChecksum);
+    check(
+        |b| {
+            // More fragments, and the header checksum made good.
+            b[20] = 0x20;
+            let sum = u16::from_be_bytes([b[24], b[25]]);
+            let sum = (u32::from(!sum) + 0x2000) % 0xffff;
+            b[24..26].copy_from_slice(&(!(sum as u16)).to_be_bytes());
+        },
+        DropReason::Fragment,
+    );
+}
+
+fn valid_frame() -> impl Strategy<Value = Vec<u8>> {
+    let v4 = (at("10.0.0.2:5000"), at("198.51.100.1:53"));
+    let v6 = (at("[fd00::2]:5000"), at("[2001:db8:1::1]:53"));
+    let both = [v4, v6].into_iter().flat_map(|(c, s)| {
+        let error = if c.is_ipv4() { (3, 1) } else { (1, 4) };
+        let quoted = Frame::udp(s, c, b"12345678").emit()[14..].to_vec();
+        let mut solicit = "fd00::1"
+            .parse::<std::net::Ipv6Addr>()
+            .unwrap()
+            .octets()
+            .to_vec();
+        solicit.extend([1, 1, 2, 0, 0, 0, 0, 9]);
+        [
+            Frame::udp(c, s, b"some payload"),
+            Frame::tcp(c, s, SYN, 1, 0, b""),
+            Frame::tcp(c, s, ACK, 2, 1, b"data"),
+            Frame::echo(c.ip(), s.ip(), false, 7, 1),
+            Frame::icmp(c.ip(), s.ip(), error.0, error.1, 0, &quoted),
+            Frame::icmp(ip("fd00::2"), ip("fd00::1"), 135, 0, 0, &solicit).with_ttl(255),
+            Frame::other(c.ip(), s.ip(), 47, b"gre"),
+        ]
+    });
+    let mut frames: Vec<Vec<u8>> = both.map(|f| f.between(PEER, MACS[INSIDE]).emit()).collect();
+    frames.push(arp_request([10, 0, 0, 1]));
+    proptest::sample::select(frames)
+}
+
+proptest! {
+    /// Whatever bytes come, each frame gets one verdict and the worker lives.
+    #[test]
+    fn mutated_frames_are_counted_and_do_no_harm(
+        frames in proptest::collection::vec(
+            (valid_frame(), proptest::collection::vec((0usize..90, any::<u8>()), 0..4), 0usize..120, 0usize..2),
+            1..20,
+        ),
+    ) {
+        let mut bench = Bench::new(&allow_all(), two_arms());
+        let sent = frames.len() as u64;
+        for (mut bytes, changes, len, port) in frames {
+            for (at, value) in changes {
+                if let Some(byte) = bytes.get_mut(at) {
+                    *byte = value;
+                }
+            }
+            if len < 100 {
+                bytes.truncate(len);
+            }
+            bench.worker.ports_mut()[port].rx.push_back(MemoryPacket::new(bytes));
+        }
+        bench.worker.poll(bench.now);
+        let c = &bench.counters;
+        let mut verdicts = c.replied.get();
+        for reason in DropReason::ALL {
+            verdicts += c.dropped(*reason).packets.get();
+        }
+        for d in [engine::counters::Direction::Outbound, engine::counters::Direction::Inbound] {
+            use engine::counters::Protocol::*;
+            verdicts += [Tcp, Udp, Icmp, Other].iter().map(|p| c.allowed(d, *p).packets.get()).sum::<u64>();
+        }
+        prop_assert_eq!(verdicts, sent);
+    }
+}

@@ -1,0 +1,267 @@
+//! Source NAT: the way out and the way back.
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+
+use super::bench::*;
+use engine::DropReason;
+use engine::port::{Checksum, Gso, GsoKind, Meta, Packet};
+use engine::snapshot::Snat;
+use proptest::prelude::*;
+use sim::frame::{ACK, Body, Frame, SYN};
+
+fn source(frame: &Frame) -> SocketAddr {
+    match frame.body {
+        Body::Tcp { src_port, .. } | Body::Udp { src_port, .. } => (frame.src, src_port).into(),
+        Body::Icmp { rest, .. } => (frame.src, (rest >> 16) as u16).into(),
+        Body::Other { .. } => (frame.src, 0).into(),
+    }
+}
+
+#[test]
+fn ports_are_shared_between_destinations_but_not_on_one() {
+    let mut bench = Bench::new(&allow_all(), two_arms());
+    let mut shown = |client: &str, server: &str| {
+        source(&bench.one(INSIDE, Frame::udp(at(client), at(server), b"")).1).port()
+    };
+    assert_eq!(shown("10.0.0.2:5000", "198.51.100.1:53"), 5000);
+    assert_eq!(shown("10.0.0.3:5000", "198.51.100.2:53"), 5000);
+    assert_eq!(shown("10.0.0.3:5000", "198.51.100.1:54"), 5000);
+    let other = shown("10.0.0.3:5000", "198.51.100.1:53");
+    assert!(other != 5000 && other >= 1024, "{other}");
+}
+
+#[test]
+fn modes() {
+    fn check(snat: Snat, client: &str, expected: &[&str]) {
+        let mut settings = two_arms();
+        settings.snat = snat;
+        let mut bench = Bench::new(&allow_all(), settings);
+        let (_, out) = bench.one(INSIDE, Frame::udp(at(client), at("198.51.100.1:53"), b""));
+        assert!(
+            expected.contains(&out.src.to_string().as_str()),
+            "{}",
+            out.src
+        );
+        let answer = Frame::udp(at("198.51.100.1:53"), source(&out), b"");
+        assert_eq!(bench.one(OUTSIDE, answer).1.dst, at(client).ip());
+    }
+    check(Snat::None, "10.0.0.2:5000", &["10.0.0.2"]);
+    check(Snat::Auto, "10.0.0.2:5000", &["192.0.2.1"]);
+    check(
+        Snat::Static(ip("192.0.2.77")),
+        "10.0.0.2:5000",
+        &["192.0.2.77"],
+    );
+    let pool = Snat::Pool(vec![ip("192.0.2.77"), ip("192.0.2.78")]);
+    check(pool, "10.0.0.2:5000", &["192.0.2.77", "192.0.2.78"]);
+}
+
+#[test]
+fn nat66_by_key() {
+    let (client, server) = (at("[fd00::2]:5000"), at("[2001:db8:1::1]:53"));
+    let mut settings = two_arms();
+    settings.nat66 = true;
+    let mut bench = Bench::new(&allow_all(), settings);
+    let (_, out) = bench.one(INSIDE, Frame::udp(client, server, b""));
+    assert_eq!(source(&out), at("[2001:db8::1]:5000"));
+    assert_eq!(
+        bench
+            .one(OUTSIDE, Frame::udp(server, source(&out), b""))
+            .1
+            .dst,
+        client.ip()
+    );
+}
+
+#[test]
+fn echo_is_told_apart_by_its_identifier() {
+    let mut bench = Bench::new(&allow_all(), two_arms());
+    let server = ip("198.51.100.1");
+    let ids: Vec<u16> = ["10.0.0.2", "10.0.0.3"]
+        .map(|c| {
+            source(
+                &bench
+                    .one(INSIDE, Frame::echo(ip(c), server, false, 77, 1))
+                    .1,
+            )
+            .port()
+        })
+        .to_vec();
+    assert!(ids[0] == 77 && ids[1] != 77);
+    for (client, id) in ["10.0.0.2", "10.0.0.3"].iter().zip(ids) {
+        let (_, back) = bench.one(OUTSIDE, Frame::echo(server, ip("192.0.2.1"), true, id, 1));
+        assert_eq!((back.dst, source(&back).port()), (ip(client), 77));
+    }
+}
+
+#[test]
+fn a_udp_checksum_that_was_never_computed_stays_so() {
+    let mut bench = Bench::new(&allow_all(), two_arms());
+    let frame =
+        Frame::udp(at("10.0.0.2:5000"), at("198.51.100.1:53"), b"x").between(PEER, MACS[INSIDE]);
+    let mut bytes = frame.emit();
+    bytes[40..42].fill(0);
+    let sent = bench.send_packet(INSIDE, engine::port::memory::MemoryPacket::new(bytes));
+    assert_eq!(sent[0].1.bytes()[40..42], [0, 0]);
+}
+
+/// Ones' complement sum of words, folded.
+fn sum(bytes: &[u8]) -> u16 {
+    let mut sum = 0u32;
+    for pair in bytes.chunks(2) {
+        sum += u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0));
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    sum as u16
+}
+
+/// A super-packet with a partial checksum, as the kernel hands it over.
+fn super_packet(len: usize) -> engine::port::memory::MemoryPacket {
+    let segment = Frame::tcp(
+        at("10.0.0.2:5000"),
+        at("198.51.100.1:80"),
+        ACK,
+        101,
+        501,
+        &vec![7; len],
+    );
+    let meta = Meta {
+        checksum: Checksum::Partial {
+            start: 34,
+            offset: 16,
+        },
+        gso: Some(Gso {
+            kind: GsoKind::Tcp4,
+            size: 1448,
+            header_len: 54,
+            ecn: false,
+        }),
+        ..Meta::default()
+    };
+    let mut packet = with_meta(INSIDE, segment, meta);
+    let bytes = packet.bytes_mut();
+    let mut pseudo = bytes[26..34].to_vec();
+    pseudo.extend([0, 6]);
+    pseudo.extend(((bytes.len() - 34) as u16).to_be_bytes());
+    let partial = sum(&pseudo).to_be_bytes();
+    bytes[50..52].copy_from_slice(&partial);
+    packet
+}
+
+#[test]
+fn a_super_packet_with_a_partial_checksum_is_rewritten_whole() {
+    let mut bench = Bench::new(&allow_all(), two_arms());
+    super::tcp::establish(&mut bench, 5000);
+    // One in the way of the port, so that the port is rewritten as well.
+    for len in [20_000, 60_001] {
+        let packet = super_packet(len);
+        let meta = *packet.meta();
+        let mut sent = bench.send_packet(INSIDE, packet);
+        let (port, mut out) = sent.pop().unwrap();
+        assert_eq!((port, out.meta(), sent.len()), (OUTSIDE, &meta, 0));
+        // What the network card would do: sum from `start` on, the field included.
+        let whole = !sum(&out.bytes()[34..]);
+        out.bytes_mut()[50..52].copy_from_slice(&whole.to_be_bytes());
+        let frame = Frame::parse(out.bytes()).unwrap();
+        assert_eq!(source(&frame), at("192.0.2.1:5000"));
+    }
+}
+
+#[test]
+fn a_port_that_cannot_segment_gets_no_super_packets() {
+    let mut bench = Bench::new(&allow_all(), two_arms());
+    super::tcp::establish(&mut bench, 5000);
+    let mut packet = super_packet(20_000);
+    packet.meta_mut().gso = Some(Gso {
+        kind: GsoKind::Tcp4,
+        size: 8000,
+        header_len: 54,
+        ecn: false,
+    });
+    assert!(bench.send_packet(INSIDE, packet).is_empty());
+    assert_eq!(bench.counters.dropped(DropReason::TooBig).packets.get(), 1);
+}
+
+#[test]
+fn the_limit_on_bindings_holds() {
+    let mut bench = Bench::new(&allow_all(), two_arms());
+    bench.reconfigure(|s| s.limits.max_nat_bindings = 2);
+    for port in [5000, 5001] {
+        bench.one(
+            INSIDE,
+            Frame::udp((ip("10.0.0.2"), port).into(), at("198.51.100.1:53"), b""),
+        );
+    }
+    let third = Frame::udp(at("10.0.0.2:5002"), at("198.51.100.1:53"), b"");
+    bench.dropped(INSIDE, third, DropReason::NatTableFull);
+    bench.one(
+        INSIDE,
+        Frame::udp(at("10.0.0.2:5002"), at("10.0.0.9:53"), b""),
+    );
+}
+
+#[test]
+fn outside_addresses_on_the_inside_are_not_believed() {
+    let mut bench = Bench::new(&allow_all(), two_arms());
+    let (_, out) = bench.one(
+        INSIDE,
+        Frame::udp(at("10.0.0.2:5000"), at("198.51.100.1:53"), b""),
+    );
+    bench.dropped(
+        INSIDE,
+        Frame::udp(at("198.51.100.1:53"), source(&out), b""),
+        DropReason::Martian,
+    );
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    /// Any set of flows: what comes back to each binding reaches its client unchanged (identity),
+    /// and no two flows to one server share a binding (bijection).
+    #[test]
+    fn out_and_back_is_the_identity(
+        flows in proptest::collection::vec((2u8..6, 1u16..2000, 1u8..4, 53u16..55, 0u8..3), 1..60),
+        v6: bool,
+        payload in proptest::collection::vec(any::<u8>(), 0..40),
+    ) {
+        let mut settings = two_arms();
+        settings.nat66 = true;
+        let mut bench = Bench::new(&allow_all(), settings);
+        let mut bindings = HashSet::new();
+        let mut seen = HashSet::new();
+        for (client, client_port, server, server_port, kind) in flows {
+            let (client, server) = match v6 {
+                false => (ip(&format!("10.0.0.{client}")), ip(&format!("198.51.100.{server}"))),
+                true => (ip(&format!("fd00::{client}")), ip(&format!("2001:db8:1::{server}"))),
+            };
+            let (c, s): (SocketAddr, SocketAddr) = ((client, client_port).into(), (server, server_port).into());
+            if !seen.insert((kind, c, if kind == 2 { (server, 0).into() } else { s })) {
+                continue;
+            }
+            let packet = match kind {
+                0 => Frame::udp(c, s, &payload),
+                1 => Frame::tcp(c, s, SYN, 9, 0, b""),
+                _ => Frame::echo(client, server, false, client_port, 3),
+            };
+            let (port, out) = bench.one(INSIDE, packet.clone());
+            prop_assert_eq!(port, OUTSIDE);
+            let shown = source(&out);
+            let remote: SocketAddr = if kind == 2 { (server, 0).into() } else { s };
+            prop_assert!(bindings.insert((kind, remote, shown)), "{:?} twice", shown);
+
+            let reply = match kind {
+                0 => Frame::udp(s, shown, &payload),
+                1 => Frame::tcp(s, shown, SYN | ACK, 1, 10, b""),
+                _ => Frame::echo(server, shown.ip(), true, shown.port(), 3),
+            };
+            let expected = match kind {
+                0 => Frame::udp(s, c, &payload),
+                1 => Frame::tcp(s, c, SYN | ACK, 1, 10, b""),
+                _ => Frame::echo(server, client, true, client_port, 3),
+            };
+            let (port, back) = bench.one(OUTSIDE, reply);
+            prop_assert_eq!((port, back), (INSIDE, expected.with_ttl(63).between(MACS[INSIDE], PEER)));
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! TCP from the first SYN to the end of TIME_WAIT.
+
+use std::time::Duration;
+
+use super::bench::*;
+use engine::{DropReason, Now};
+use sim::frame::{ACK, Body, FIN, Frame, RST, SYN};
+
+const SERVER: &str = "198.51.100.1:80";
+
+fn out(port: u16, flags: u8, seq: u32, ack: u32, payload: &[u8]) -> Frame {
+    Frame::tcp(
+        (ip("10.0.0.2"), port).into(),
+        at(SERVER),
+        flags,
+        seq,
+        ack,
+        payload,
+    )
+}
+
+fn back(port: u16, flags: u8, seq: u32, ack: u32, payload: &[u8]) -> Frame {
+    Frame::tcp(
+        at(SERVER),
+        (ip("192.0.2.1"), port).into(),
+        flags,
+        seq,
+        ack,
+        payload,
+    )
+}
+
+/// Opens a connection: the client's next byte is 101, the server's 501.
+pub(crate) fn establish(bench: &mut Bench, port: u16) {
+    bench.one(INSIDE, out(port, SYN, 100, 0, b""));
+    bench.one(OUTSIDE, back(port, SYN | ACK, 500, 101, b""));
+    bench.one(INSIDE, out(port, ACK, 101, 501, b""));
+}
+
+fn secs(s: u64) -> Duration {
+    Duration::from_secs(s)
+}
+
+/// Whether the flow still stands after this time, shown by a segment from the server.
+fn stands_after(bench: &mut Bench, time: u64, port: u16) -> bool {
+    bench.pass(secs(time));
+    !bench
+        .send(OUTSIDE, back(port, ACK, 501, 101, b""))
+        .is_empty()
+}
+
+#[test]
+fn idle_times_by_state() {
+    fn check(steps: &[(usize, u8, u32, u32)], lives: u64) {
+        for (time, expected) in [(lives - 1, true), (lives + 1, false)] {
+            let mut bench = Bench::new(&allow_all(), two_arms());
+            for (port, flags, seq, ack) in steps {
+                let frame = if *port == INSIDE {
+                    out(5000, *flags, *seq, *ack, b"")
+                } else {
+                    back(5000, *flags, *seq, *ack, b"")
+                };
+                bench.one(*port, frame);
+            }
+            assert_eq!(
+                stands_after(&mut bench, time, 5000),
+                expected,
+                "{steps:?} {time}"
+            );
+            bench.pass(secs(10_000));
+            assert_eq!(bench.counters.flows_active.get(), 0, "timers clean up");
+        }
+    }
+    let syn = (INSIDE, SYN, 100, 0);
+    let syn_ack = (OUTSIDE, SYN | ACK, 500, 101);
+    let ack = (INSIDE, ACK, 101, 501);
+    let fin = (INSIDE, FIN | ACK, 101, 501);
+    check(&[syn], 30);
+    check(&[syn, syn_ack], 60);
+    check(&[syn, syn_ack, ack], 7440);
+    check(&[syn, syn_ack, ack, fin], 240);
+    let fin_back = (OUTSIDE, FIN | ACK, 501, 102);
+    check(&[syn, syn_ack, ack, fin, fin_back], 240);
+    check(
+        &[syn, syn_ack, ack, fin, fin_back, (INSIDE, ACK, 102, 502)],
+        120,
+    );
+    // Simultaneous close: the FINs cross.
+    let crossing = (OUTSIDE, FIN | ACK, 501, 101);
+    check(
+        &[syn, syn_ack, ack, fin, crossing, (INSIDE, ACK, 102, 502)],
+        240,
+    );
+    check(
+        &[
+            syn,
+            syn_ack,
+            ack,
+            fin,
+            crossing,
+            (INSIDE, ACK, 102, 502),
+            (OUTSIDE, ACK, 502, 102),
+        ],
+        120,
+    );
+    check(&[syn, syn_ack, ack, (OUTSIDE, RST, 501, 0)], 10);
+}
+
+#[test]
+fn data_flows_after_one_side_has_closed() {
+    let mut bench = Bench::new(&allow_all(), two_arms());
+    establish(&mut bench, 5000);
+    bench.one(INSIDE, out(5000, FIN | ACK, 101, 501, b""));
+    for i in 0..5 {
+        bench.pass(secs(200));
+        bench.one(OUTSIDE, back(5000, ACK, 501 + i, 102, b"x"));
+        bench.one(INSIDE, out(5000, ACK, 102, 502 + i, b""));
+    }
+}
+
+#[test]
+fn a_forged_reset_does_not_end_a_connection_that_goes_on() {
+    let mut bench = Bench::new(&allow_all(), two_arms());
+    establish(&mut bench, 5000);
+    bench.one(OUTSIDE, back(5000, RST, 999_999, 0, b""));
+    bench.one(INSIDE, out(5000, ACK, 101, 501, b"x"));
+    assert!(stands_after(&mut bench, 3000, 5000));
+}
+
+#[test]
+fn a_port_may_be_used_again_after_the_end() {
+    let mut bench = Bench::new(&allow_all(), two_arms());
+    establish(&mut bench, 5000);
+    bench.one(INSIDE, out(5000, FIN | ACK, 101, 501, b""));
+    bench.one(OUTSIDE, back(5000, FIN | ACK, 501, 102, b""));
+    bench.one(INSIDE, out(5000, ACK, 102, 502, b""));
+    bench.moved();
+    bench.one(INSIDE, out(5000, SYN, 70_000, 0, b""));
+    assert_eq!(
+        bench.moved(),
+        ["allow out tcp +1", "closed reused +1", "opened +1"]
+    );
+}
+
+#[test]
+fn the_middle_of_an_unknown_connection_is_refused() {
+    let mut bench = Bench::new(&allow_all(), two_arms());
+    let (port, reply) = bench.one(INSIDE, out(5000, ACK, 101, 501, b"x"));
+    assert_eq!(
+        (port, reply.src, reply.dst),
+        (INSIDE, ip("198.51.100.1"), ip("10.0.0.2"))
+    );
+    assert!(
+        matches!(
+            reply.body,
+            Body::Tcp {
+                seq: 501,
+                flags: RST,
+                ..
+            }
+        ),
+        "{reply:?}"
+    );
+    assert_eq!(bench.moved(), ["drop no_flow +1", "resets +1"]);
+    bench.dropped(INSIDE, out(5000, RST, 101, 0, b""), DropReason::NoFlow);
+    assert_eq!(bench.send(INSIDE, out(5000, SYN | ACK, 1, 1, b"")).len(), 1);
+    bench.dropped(
+        OUTSIDE,
+        back(5000, ACK, 501, 101, b""),
+        DropReason::FromOutside,
+    );
+}
+
+#[test]
+fn refusals_are_limited() {
+    let mut bench = Bench::new(&allow_all(), two_arms());
+    bench.reconfigure(|s| s.limits.resets_per_s = 100);
+    let replies: usize = (0..50)
+        .map(|i| bench.send(INSIDE, out(5000 + i, ACK, 1, 1, b"")).len())
+        .sum();
+    assert_eq!((replies, bench.counters.replies_limited.get()), (10, 40));
+}
+
+#[test]
+fn the_middle_of_a_connection_is_picked_up_while_that_is_allowed() {
+    let mut bench = Bench::new(&allow_all(), two_arms());
+    let until = Now(bench.now.0 + 5_000_000_000);
+    bench.reconfigure(|s| s.pick_up_until = until);
+    bench.one(INSIDE, out(5000, ACK, 101, 501, b"x"));
+    assert_eq!(bench.counters.picked_up.get(), 1);
+    assert!(
+        stands_after(&mut bench, 7000, 5000),
+        "it counts as established"
+    );
+    bench.send(INSIDE, out(5001, ACK, 101, 501, b"x"));
+    assert_eq!(bench.counters.dropped(DropReason::NoFlow).packets.get(), 1);
+}
+
+#[test]
+fn window_check() {
+    let mut bench = Bench::new(&allow_all(), two_arms());
+    bench.reconfigure(|s| s.tcp_window_check = true);
+    establish(&mut bench, 5000);
+    bench.one(INSIDE, out(5000, ACK, 101, 501, b"fine"));
+    bench.one(OUTSIDE, back(5000, ACK, 501, 105, b"fine"));
+    bench.one(OUTSIDE, back(5000, ACK, 501, 105, b"fine"));
+    for forged in [
+        back(5000, ACK, 501 + 200_000, 105, b"ahead"),
+        back(5000, ACK, 501u32.wrapping_sub(200_000), 105, b"behind"),
+        back(
+            5000,
+            ACK,
+            505,
+            105 + 100,
+            b"acknowledges what was never sent",
+        ),
+        back(5000, RST, 501 + 200_000, 0, b""),
+    ] {
+        bench.dropped(OUTSIDE, forged, DropReason::TcpWindow);
+    }
+    bench.one(OUTSIDE, back(5000, ACK, 505, 105, b"still fine"));
+}
+
+#[test]
+fn flags_that_no_stack_sends() {
+    let mut bench = Bench::new(&allow_all(), two_arms());
+    for flags in [0, SYN | FIN, SYN | RST, FIN | RST, 0x20] {
+        bench.dropped(INSIDE, out(5000, flags, 1, 1, b""), DropReason::BadTcpFlags);
+    }
+}
