@@ -434,3 +434,6 @@ impl State {
         self.changes.iter()
     }
 }
+
+#[cfg(test)]
+mod tests;
