@@ -6,6 +6,8 @@ pub mod ca;
 pub mod command;
 pub mod durable;
 pub mod forward;
+#[cfg(test)]
+mod golden;
 pub mod id;
 pub mod identity;
 pub mod join;

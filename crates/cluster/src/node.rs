@@ -5,7 +5,7 @@
 //! it is.
 
 mod propose;
-mod report;
+pub(crate) mod report;
 mod steward;
 
 use std::collections::BTreeMap;
