@@ -23,6 +23,12 @@ pub struct NodeId(pub u64);
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Lineage(pub u64);
 
+impl From<u64> for NodeId {
+    fn from(id: u64) -> Self {
+        NodeId(id)
+    }
+}
+
 macro_rules! hex_u64 {
     ($name:ident) => {
         impl fmt::Display for $name {

@@ -115,6 +115,8 @@ struct View {
     vote: Option<Vote>,
     committed: Option<LogId>,
     purged: Option<LogId>,
+    /// Index of the first entry; meaningless while there is none.
+    first: u64,
     last: Option<LogId>,
     /// The newest entries; all that are not on disk yet are here.
     tail: BTreeMap<u64, Cached>,
@@ -125,6 +127,9 @@ struct View {
 
 impl View {
     fn push(&mut self, entry: Entry, bytes: usize) {
+        if self.last == self.purged {
+            self.first = entry.index();
+        }
         self.last = Some(entry.log_id());
         if let Some(old) = self.tail.insert(entry.index(), Cached { entry, bytes }) {
             self.tail_bytes -= old.bytes;
@@ -146,7 +151,7 @@ impl View {
     }
 
     fn first_index(&self) -> u64 {
-        self.purged.map_or(0, |id| id.index + 1)
+        self.purged.map_or(self.first, |id| id.index + 1)
     }
 
     fn next_index(&self) -> u64 {
@@ -202,6 +207,7 @@ impl Store {
                     vote: stored.vote,
                     committed: stored.committed,
                     purged: stored.purged,
+                    first: stored.first,
                     last: stored.last,
                     flushed,
                     ..View::default()
@@ -251,3 +257,6 @@ impl Store {
             .map_err(|_| io::Error::other("the log store is closed"))?
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -45,6 +45,8 @@ pub(super) struct Stored {
     pub(super) vote: Option<Vote>,
     pub(super) committed: Option<LogId>,
     pub(super) purged: Option<LogId>,
+    /// Index of the first entry; 0 if there is none.
+    pub(super) first: u64,
     pub(super) last: Option<LogId>,
 }
 
@@ -149,6 +151,7 @@ impl Disk {
         let purged: Option<LogId> = read_record(meta, PURGED)?;
         let mut next = purged.map(|id| id.index + 1);
         let mut last = purged;
+        let mut first = None;
         for item in log.iter().map_err(storage_error)? {
             let (index, value) = item.map_err(storage_error)?;
             let index = index.value();
@@ -159,6 +162,7 @@ impl Disk {
                 )));
             }
             let entry = open_entry(index, value.value())?;
+            first = first.or(Some(index));
             last = Some(entry.log_id());
             next = Some(index + 1);
         }
@@ -166,6 +170,7 @@ impl Disk {
             vote: read_record(meta, VOTE)?,
             committed: read_record(meta, COMMITTED)?,
             purged,
+            first: first.unwrap_or(0),
             last,
         })
     }
@@ -242,7 +247,7 @@ pub(super) fn entry_record(entry: &Entry) -> Vec<u8> {
     sealed(&entry.index().to_be_bytes(), packed(entry))
 }
 
-fn open_entry(index: u64, record: &[u8]) -> Result<Entry, StoreError> {
+pub(super) fn open_entry(index: u64, record: &[u8]) -> Result<Entry, StoreError> {
     let entry: Entry = opened(&index.to_be_bytes(), record)
         .and_then(|content| rmp_serde::from_slice(content).ok())
         .ok_or_else(|| corrupt(format!("entry {index} does not match its checksum")))?;

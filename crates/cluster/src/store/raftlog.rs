@@ -15,7 +15,7 @@ use crate::raft::{Entry, LogId, Types, Vote};
 
 /// A [`Store`] bound to a runtime.
 pub struct LogStore<R> {
-    store: Store,
+    pub(super) store: Store,
     runtime: std::marker::PhantomData<fn() -> R>,
 }
 
@@ -199,7 +199,9 @@ impl<R: AsyncRuntime> RaftLogStorage<Types<R>> for LogStore<R> {
             let mut view = self.store.view();
             let cut = view.tail.split_off(&from);
             view.tail_bytes -= cut.values().map(|cached| cached.bytes).sum::<usize>();
-            view.last = last_log_id;
+            if view.next_index() > from {
+                view.last = last_log_id;
+            }
         }
         self.store
             .settle(|done| Job {
