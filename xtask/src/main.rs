@@ -1,4 +1,4 @@
-//! Development commands: `cargo xtask test | ci | fix`. `ci` and `test` never write into the working tree.
+//! Development commands: `cargo xtask test | ci | bench | fix`. `ci` and `test` never write into the working tree.
 #![forbid(unsafe_code)]
 #![expect(
     clippy::print_stderr,
@@ -23,6 +23,8 @@ enum Task {
     Test,
     /// Check formatting, lints, documentation and dependencies.
     Ci,
+    /// Measure forwarding and compare it with the kernel's; needs root. The result goes to `target/bench`.
+    Bench,
     /// Format, and apply what the lints suggest.
     Fix,
 }
@@ -31,6 +33,7 @@ fn main() -> ExitCode {
     let done = match Task::parse() {
         Task::Test => test::run(),
         Task::Ci => ci::run(),
+        Task::Bench => cargo(&["bench", "-p", "io", "--bench", "forwarding"], &[]),
         Task::Fix => fix(),
     };
     match done {
