@@ -54,18 +54,6 @@ pub(crate) enum Dimension {
     IcmpCode,
 }
 
-impl Dimension {
-    pub(crate) const ALL: [Self; DIMENSIONS] = [
-        Self::Source,
-        Self::Destination,
-        Self::Protocol,
-        Self::SourcePort,
-        Self::DestinationPort,
-        Self::IcmpType,
-        Self::IcmpCode,
-    ];
-}
-
 /// Values of one dimension, from and to inclusive.
 pub(crate) type Span<K> = (K, K);
 

@@ -327,18 +327,31 @@ fn regex(decoder: &mut Decoder, value: Option<&Value<'_>>, path: &Path<'_>) -> O
     Some(pattern.to_owned())
 }
 
+/// Reports a part with nothing in it. Parts of it that are empty maps report that themselves.
+fn some_part_of(decoder: &mut Decoder, fields: Fields<'_, '_>, path: &Path<'_>, keys: &[&str]) {
+    some(decoder, fields, path, keys, true);
+}
+
 /// Reports a matcher with nothing in it.
 fn some_of(decoder: &mut Decoder, fields: Fields<'_, '_>, path: &Path<'_>, keys: &[&str]) {
+    some(decoder, fields, path, keys, false);
+}
+
+fn some(
+    decoder: &mut Decoder,
+    fields: Fields<'_, '_>,
+    path: &Path<'_>,
+    keys: &[&str],
+    empty_map_is_some: bool,
+) {
     let given = |key: &&str| match fields.get(key) {
         Some(Value::List(items)) => !items.is_empty(),
-        Some(Value::Map(entries)) => !entries.is_empty(),
+        Some(Value::Map(entries)) => empty_map_is_some || !entries.is_empty(),
         other => other.is_some(),
     };
     if !keys.iter().any(given) {
-        decoder.add(
-            path,
-            format!("empty: give at least one of {}", keys.join(", ")),
-        );
+        let keys = keys.join(", ");
+        decoder.add(path, format!("empty: give at least one of {keys}"));
     }
 }
 
@@ -429,7 +442,7 @@ fn trust_anchor(text: &str) -> Result<String, Refused> {
 fn http_policy(decoder: &mut Decoder, value: &Value<'_>, path: &Path<'_>) -> Option<HttpPolicy> {
     let known = ["request", "response"];
     let fields = decoder.fields(value, path, &known)?;
-    some_of(decoder, fields, path, &known);
+    some_part_of(decoder, fields, path, &known);
     Some(HttpPolicy {
         request: fields
             .get("request")
@@ -443,7 +456,7 @@ fn http_policy(decoder: &mut Decoder, value: &Value<'_>, path: &Path<'_>) -> Opt
 fn http_request(decoder: &mut Decoder, value: &Value<'_>, path: &Path<'_>) -> Option<HttpRequest> {
     let known = ["host", "methods", "path", "query", "headers"];
     let fields = decoder.fields(value, path, &known)?;
-    some_of(decoder, fields, path, &known);
+    some_part_of(decoder, fields, path, &known);
     Some(HttpRequest {
         host: fields
             .get("host")
@@ -469,7 +482,7 @@ fn http_response(
     path: &Path<'_>,
 ) -> Option<HttpResponse> {
     let fields = decoder.fields(value, path, &["headers"])?;
-    some_of(decoder, fields, path, &["headers"]);
+    some_part_of(decoder, fields, path, &["headers"]);
     Some(HttpResponse {
         headers: fields
             .get("headers")
