@@ -1,3 +1,4 @@
 //! Reference models and seeded harnesses. Development only.
 
+pub mod frame;
 pub mod policy;
