@@ -17,32 +17,24 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
-use super::{Kind, Peer, Transport, TransportError};
+use super::{Kind, Peer, Service, Transport, TransportError};
 use crate::command::MAX_DOCUMENT_BYTES;
 use crate::id::{Digest, NodeId};
 use crate::tls::Trust;
 use crate::wire::cluster as wire;
 use dial::{DialError, Dialer};
 
-pub use serve::serve;
-
 /// Largest message: a forwarded request with the largest document, and room for what is around it.
 pub const MAX_MESSAGE_BYTES: usize = MAX_DOCUMENT_BYTES as usize + 8 * 1024 * 1024;
 
-/// A ping goes out when this long nothing came in.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);
-
-/// A connection ends when a ping is not answered for this long.
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// A connection ends when what was sent is not acknowledged for this long.
-const TCP_USER_TIMEOUT: Duration = Duration::from_secs(4);
+/// A connection ends when what was sent is not acknowledged, or not taken, for this long.
+const TCP_USER_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// HTTP/2 flow-control windows: what may be under way on a fast link with some delay.
 const STREAM_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
@@ -67,7 +59,32 @@ enum Lane {
 
 impl Lane {
     const ALL: [Lane; 3] = [Lane::Urgent, Lane::Append, Lane::Bulk];
+
+    fn keepalive(self) -> Keepalive {
+        match self {
+            // After a cut is mended, or a machine has come back, these must not wait for TCP to try again.
+            Lane::Urgent | Lane::Append => Keepalive {
+                interval: Duration::from_secs(1),
+                timeout: Duration::from_secs(3),
+            },
+            Lane::Bulk => PATIENT,
+        }
+    }
 }
+
+/// How a silent connection is noticed.
+struct Keepalive {
+    /// A ping goes out when nothing came in for this long.
+    interval: Duration,
+    /// The connection ends when it is not answered for this long.
+    timeout: Duration,
+}
+
+/// Where a ping may have to wait behind megabytes that a busy peer has yet to take.
+const PATIENT: Keepalive = Keepalive {
+    interval: Duration::from_secs(5),
+    timeout: Duration::from_secs(20),
+};
 
 type Client = wire::member_client::MemberClient<Channel>;
 
@@ -83,7 +100,7 @@ struct Lines {
     forgotten: BTreeSet<NodeId>,
 }
 
-/// The client side: this node's connections to its peers. They end when it is dropped.
+/// This node's connections to its peers, which end when it is dropped, and its answers to theirs.
 pub struct GrpcTransport {
     shared: Arc<Shared>,
     _stop: DropGuard,
@@ -97,16 +114,30 @@ struct Shared {
 
 impl GrpcTransport {
     /// Connects as, and with whom, `trust` says.
-    pub fn new(trust: Arc<Trust>) -> Self {
+    pub fn new(trust: Arc<Trust>) -> Arc<Self> {
         let stop = CancellationToken::new();
-        GrpcTransport {
+        Arc::new(GrpcTransport {
             _stop: stop.clone().drop_guard(),
             shared: Arc::new(Shared {
                 trust,
                 lines: Mutex::default(),
                 stop,
             }),
-        }
+        })
+    }
+
+    /// The server side: answers members on `listener` until `stop`; then every connection is closed.
+    ///
+    /// # Errors
+    /// gRPC cannot go on.
+    pub fn serve(
+        &self,
+        listener: TcpListener,
+        service: Arc<dyn Service>,
+        stop: CancellationToken,
+    ) -> BoxFuture<'static, Result<(), tonic::transport::Error>> {
+        let trust = Arc::clone(&self.shared.trust);
+        Box::pin(serve::serve(listener, trust, service, stop))
     }
 }
 
@@ -125,7 +156,7 @@ impl Shared {
         let dialer = Dialer::new(Arc::clone(&self.trust), peer.clone(), self.stop.clone());
         let line = Line {
             address: peer.address.clone(),
-            lanes: Lane::ALL.map(|_| connect_lazily(&dialer)),
+            lanes: Lane::ALL.map(|lane| connect_lazily(&dialer, &lane.keepalive())),
         };
         let client = line.lanes[lane as usize].clone();
         lines.by_node.insert(peer.node_id, line);
@@ -138,11 +169,11 @@ impl Shared {
     }
 }
 
-fn connect_lazily(dialer: &Dialer) -> Client {
+fn connect_lazily(dialer: &Dialer, keepalive: &Keepalive) -> Client {
     // The name is not used: the dialer knows whom to dial.
     let channel = Endpoint::from_static("http://member")
-        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .http2_keep_alive_interval(keepalive.interval)
+        .keep_alive_timeout(keepalive.timeout)
         .keep_alive_while_idle(true)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)

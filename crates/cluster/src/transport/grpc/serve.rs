@@ -20,8 +20,7 @@ use tonic::transport::server::Connected;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
-    CONNECTION_WINDOW_BYTES, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MAX_MESSAGE_BYTES,
-    STREAM_WINDOW_BYTES, SnapshotSum, tune,
+    CONNECTION_WINDOW_BYTES, MAX_MESSAGE_BYTES, PATIENT, STREAM_WINDOW_BYTES, SnapshotSum, tune,
 };
 use crate::id::NodeId;
 use crate::throttle::Throttle;
@@ -43,11 +42,8 @@ const LOG_INTERVAL: Duration = Duration::from_secs(60);
 /// Most reasons that are told apart within that time.
 const MAX_REASONS: usize = 64;
 
-/// Answers members on `listener` until `stop`; then every connection is closed.
-///
-/// # Errors
-/// gRPC cannot go on.
-pub async fn serve(
+/// See [`GrpcTransport::serve`](super::GrpcTransport::serve).
+pub(super) async fn serve(
     listener: TcpListener,
     trust: Arc<Trust>,
     service: Arc<dyn Service>,
@@ -70,8 +66,8 @@ pub async fn serve(
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
     Server::builder()
-        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .http2_keepalive_interval(Some(PATIENT.interval))
+        .http2_keepalive_timeout(Some(PATIENT.timeout))
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .add_service(member)

@@ -4,15 +4,14 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
 use super::*;
 use crate::tls::tests::{A, B, World, pins};
-use crate::transport::{Service, ServiceError};
+use crate::transport::ServiceError;
 
 const C: NodeId = NodeId(0xc);
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(120);
 
 #[tokio::test]
 async fn every_kind_of_request_is_answered() {
@@ -132,7 +131,7 @@ async fn an_expired_member_is_served() {
     let pair = Pair::new(&World::new().aged(days)).await;
     pair.call(Kind::Vote, "hello").await.expect("answered");
     assert_eq!(
-        pair.server_trust
+        pair.server_trust()
             .alerts()
             .out_of_date
             .load(Ordering::Relaxed),
@@ -213,14 +212,14 @@ async fn removal_cuts_what_is_open() {
     let mut answers = pair.open_append(requests).await.expect("opens");
     send.send(Bytes::from("one")).expect("open");
     answers.next().await.expect("open").expect("answered");
-    pair.server_trust
+    pair.server_trust()
         .set_pins(pins(&world, &[B]))
         .expect("usable");
     assert!(matches!(
         answers.next().await,
         None | Some(Err(TransportError::Lost(_)))
     ));
-    assert_eq!(pair.server_trust.connections(A), 0);
+    assert_eq!(pair.server_trust().connections(A), 0);
     let before = pair.service.calls.load(Ordering::Relaxed);
     assert!(pair.call(Kind::Vote, "hello").await.is_err());
     assert_eq!(pair.service.calls.load(Ordering::Relaxed), before);
@@ -302,9 +301,9 @@ async fn an_unknown_kind_is_refused() {
 
 /// A's transport, and B's server.
 struct Pair {
-    transport: GrpcTransport,
+    transport: Arc<GrpcTransport>,
     peer: Peer,
-    server_trust: Arc<Trust>,
+    server: Arc<GrpcTransport>,
     service: Arc<Echo>,
     stop: CancellationToken,
     serving: Option<tokio::task::JoinHandle<Result<(), tonic::transport::Error>>>,
@@ -318,7 +317,7 @@ impl Pair {
                 node_id: B,
                 address: "127.0.0.1:0".into(),
             },
-            server_trust: world.member(B).trust,
+            server: GrpcTransport::new(world.member(B).trust),
             service: Arc::default(),
             stop: CancellationToken::new(),
             serving: None,
@@ -334,12 +333,16 @@ impl Pair {
         let address: SocketAddr = listener.local_addr().expect("bound");
         self.peer.address = address.to_string();
         self.stop = CancellationToken::new();
-        self.serving = Some(tokio::spawn(serve(
+        let service = Arc::new(Served(Arc::clone(&self.service)));
+        self.serving = Some(tokio::spawn(self.server.serve(
             listener,
-            Arc::clone(&self.server_trust),
-            Arc::new(Served(Arc::clone(&self.service))),
+            service,
             self.stop.clone(),
         )));
+    }
+
+    fn server_trust(&self) -> &Trust {
+        &self.server.shared.trust
     }
 
     async fn stop(&mut self) {
