@@ -166,6 +166,11 @@ impl FlowTable {
         self.active
     }
 
+    /// Whether no more flows fit.
+    pub(crate) fn is_full(&self) -> bool {
+        self.active as usize == self.flows.capacity()
+    }
+
     #[inline]
     pub(crate) fn hash(&self, key: &Key) -> u64 {
         self.hasher.hash(key)

@@ -280,7 +280,7 @@ impl Pipeline {
             self.close(id, reason);
             return None;
         }
-        let begins_anew = p.segment.has(SYN) && !p.segment.has(ACK) && from == End::Client;
+        let begins_anew = p.segment.is_initial() && from == End::Client;
         if begins_anew && p.key.proto == proto::TCP && flow.tcp.may_be_reused() {
             self.close(id, CloseReason::Reused);
             return None;
@@ -356,7 +356,7 @@ impl Pipeline {
             return Err(DropReason::Martian);
         }
         let is_tcp = key.proto == proto::TCP;
-        let picks_up = is_tcp && !(p.segment.has(SYN) && !p.segment.has(ACK));
+        let picks_up = is_tcp && !p.segment.is_initial();
         if picks_up && (now >= snapshot.settings().pick_up_until || p.segment.has(SYN | RST)) {
             self.refuse_segment(now, port, frame, p);
             return Err(DropReason::NoFlow);
@@ -412,17 +412,17 @@ impl Pipeline {
         if snapshot.settings().draining {
             return Err(DropReason::Draining);
         }
-        if self.flows.active() >= limits.max_flows && !self.evict(now.tick()) {
+        let full = self.flows.active() >= limits.max_flows || self.flows.is_full();
+        if full && !self.evict(now.tick()) {
             return Err(DropReason::FlowTableFull);
         }
         if snapshot.destination_side(hop.port, key.dst) == Side::Outside {
             self.translate_outgoing(&mut flow)?;
         }
-        let mut id = self.flows.insert(flow, snapshot.idle());
-        if id.is_none() && self.evict(now.tick()) {
-            id = self.flows.insert(flow, snapshot.idle());
-        }
-        let id = id.ok_or(DropReason::FlowTableFull)?;
+        let id = self
+            .flows
+            .insert(flow, snapshot.idle())
+            .ok_or(DropReason::FlowTableFull)?;
 
         self.counters.flows_opened.inc();
         self.counters

@@ -70,6 +70,12 @@ impl Segment {
         self.flags & flag != 0
     }
 
+    /// Whether it asks for a new connection.
+    #[inline]
+    pub(crate) fn is_initial(&self) -> bool {
+        self.flags & (SYN | ACK) == SYN
+    }
+
     /// The sequence number behind the segment: SYN and FIN count one each.
     pub(crate) fn end(&self) -> u32 {
         let extra = u32::from(self.has(SYN)) + u32::from(self.has(FIN));

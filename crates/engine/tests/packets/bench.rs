@@ -27,11 +27,11 @@ pub(crate) const OUTSIDE: usize = 1;
 pub(crate) const LANE: usize = 2;
 
 pub(crate) fn ip(s: &str) -> IpAddr {
-    s.parse().unwrap()
+    s.parse().expect("a constant")
 }
 
 pub(crate) fn at(s: &str) -> SocketAddr {
-    s.parse().unwrap()
+    s.parse().expect("a constant")
 }
 
 /// Policy with this default and one group of all clients with these rules (JSON).
@@ -48,7 +48,11 @@ pub(crate) fn allow_all() -> String {
 
 /// Two arms, both families, SNAT on the way out.
 pub(crate) fn two_arms() -> Settings {
-    let nets = |list: &[&str]| list.iter().map(|s| s.parse().unwrap()).collect();
+    let nets = |list: &[&str]| {
+        list.iter()
+            .map(|s| s.parse().expect("a constant"))
+            .collect()
+    };
     Settings {
         ports: vec![
             PortSettings {
@@ -74,7 +78,7 @@ pub(crate) fn one_arm() -> Settings {
     let mut settings = two_arms();
     settings.ports.truncate(1);
     settings.ports[0].gateways = vec![ip("10.0.0.254"), ip("fd00::fe")];
-    settings.internal = vec!["10.0.0.0/16".parse().unwrap()];
+    settings.internal = vec!["10.0.0.0/16".parse().expect("valid by construction")];
     settings
 }
 
@@ -88,8 +92,8 @@ pub(crate) struct Bench {
 }
 
 pub(crate) fn compile(policy: &str, revision: u64) -> Arc<Compiled> {
-    let document = Document::parse_json(policy.as_bytes()).unwrap();
-    Arc::new(Compiled::compile(&document, revision).unwrap())
+    let document = Document::parse_json(policy.as_bytes()).expect("valid by construction");
+    Arc::new(Compiled::compile(&document, revision).expect("valid by construction"))
 }
 
 impl Bench {
@@ -104,7 +108,8 @@ impl Bench {
             .zip(MACS)
             .map(|(_, mac)| MemoryPort::new(mac, 1500))
             .collect();
-        let snapshot = Snapshot::new(1, compile(policy, 1), settings).unwrap();
+        let snapshot =
+            Snapshot::new(1, compile(policy, 1), settings).expect("valid by construction");
         let published = Arc::new(ArcSwap::from_pointee(snapshot));
         let counters = Arc::new(WorkerCounters::default());
         let (sender, events) = sync_channel(1024);
@@ -123,7 +128,7 @@ impl Bench {
             config,
             Arc::clone(&counters),
         )
-        .unwrap();
+        .expect("valid by construction");
         let now = Now(1_000_000_000);
         let mut bench = Bench {
             worker,
@@ -152,7 +157,8 @@ impl Bench {
         let mut settings = old.settings().clone();
         change(&mut settings);
         self.published.store(Arc::new(
-            old.with_settings(old.generation() + 1, settings).unwrap(),
+            old.with_settings(old.generation() + 1, settings)
+                .expect("valid by construction"),
         ));
     }
 
@@ -191,7 +197,11 @@ impl Bench {
         packet: MemoryPacket,
     ) -> Vec<(usize, MemoryPacket)> {
         if port == LANE {
-            self.worker.lane_mut().unwrap().rx.push_back(packet);
+            self.worker
+                .lane_mut()
+                .expect("made with a lane")
+                .rx
+                .push_back(packet);
         } else {
             self.worker.ports_mut()[port].rx.push_back(packet);
         }
@@ -202,7 +212,7 @@ impl Bench {
     pub(crate) fn one(&mut self, port: usize, frame: Frame) -> (usize, Frame) {
         let mut sent = self.send(port, frame);
         assert_eq!(sent.len(), 1, "{sent:?} {:?}", self.moved());
-        sent.pop().unwrap()
+        sent.pop().expect("valid by construction")
     }
 
     /// Asserts that nothing comes out and that this is why.
@@ -235,7 +245,13 @@ impl Bench {
                     }
                 }
             }
-            while let Some(packet) = self.worker.lane_mut().unwrap().tx.pop_front() {
+            while let Some(packet) = self
+                .worker
+                .lane_mut()
+                .expect("made with a lane")
+                .tx
+                .pop_front()
+            {
                 sent.push((LANE, packet));
             }
             if idle {
@@ -320,13 +336,13 @@ fn neighbor_answer(frame: &[u8]) -> Option<Option<Vec<u8>>> {
             Some(Some(answer))
         }
         ([0x86, 0xdd], Some(58)) if frame[54] == 135 => {
-            let target: [u8; 16] = frame[62..78].try_into().unwrap();
-            let asker: [u8; 16] = frame[22..38].try_into().unwrap();
+            let target: [u8; 16] = frame[62..78].try_into().expect("as long as the array");
+            let asker: [u8; 16] = frame[22..38].try_into().expect("as long as the array");
             let mut payload = target.to_vec();
             payload.extend([2, 1]);
             payload.extend(PEER);
             let answer = Frame::icmp(target.into(), asker.into(), 136, 0, 0x6000_0000, &payload);
-            let mac: [u8; 6] = frame[6..12].try_into().unwrap();
+            let mac: [u8; 6] = frame[6..12].try_into().expect("as long as the array");
             Some(Some(answer.with_ttl(255).between(PEER, mac).emit()))
         }
         ([0x86, 0xdd], Some(58)) if frame[54] == 136 => Some(None),
