@@ -32,8 +32,8 @@ pub struct PacketPort {
     pool: Rc<Pool>,
     rx: RxBatch,
     tx: TxBatch,
-    /// Buffers that wait to be filled.
-    empty: Vec<Frame>,
+    /// Bytes of the Ethernet header that the wire does not carry.
+    synthetic: usize,
     stats: PortStats,
     /// The kernel resets its count whenever it is read.
     kernel_dropped: Cell<u64>,
@@ -47,44 +47,26 @@ impl PacketPort {
 
     /// Makes a port of an open socket, with a pool of buffers of this thread.
     pub fn new(socket: Socket) -> Self {
+        let synthetic = if socket.capabilities().layer3 {
+            ETHERNET_LEN
+        } else {
+            0
+        };
         Self {
             pool: Pool::new(socket.buffers()),
             socket,
-            rx: RxBatch::new(BATCH),
+            rx: RxBatch::new(BATCH, synthetic),
             tx: TxBatch::new(BATCH),
-            empty: Vec::with_capacity(BATCH),
+            synthetic,
             stats: PortStats::default(),
             kernel_dropped: Cell::new(0),
         }
     }
 
-    /// Bytes of the Ethernet header that the wire does not carry.
-    fn synthetic_len(&self) -> usize {
-        if self.socket.capabilities().layer3 {
-            ETHERNET_LEN
-        } else {
-            0
-        }
-    }
-
     /// Receives one batch; none are left (or the device fails) if it returns less than `max`.
     fn receive(&mut self, burst: &mut Vec<Frame>, max: usize) -> usize {
-        while self.empty.len() < max {
-            let Some(frame) = self.pool.take(0) else {
-                break;
-            };
-            self.empty.push(frame);
-        }
-        let max = max.min(self.empty.len());
-        if max == 0 {
-            return 0;
-        }
-        let at = self.synthetic_len();
-        let filled = match self
-            .rx
-            .receive(self.socket.as_fd(), &mut self.empty[..max], at)
-        {
-            Ok(filled) => filled,
+        let received = match self.rx.receive(self.socket.as_fd(), &self.pool, max) {
+            Ok(received) => received,
             Err(error) => {
                 // Nothing there, or the device went down (told by `link`). What is left over is
                 // a frame that the kernel could not describe: it is lost.
@@ -95,20 +77,21 @@ impl PacketPort {
                 return 0;
             }
         };
-        for (i, mut frame) in self.empty.drain(..filled).enumerate() {
-            let received = self.rx.received(i, &mut frame, at);
-            let vlan = match received.vlan {
+        let synthetic = self.synthetic;
+        for i in 0..received {
+            let Some((mut frame, with)) = self.rx.take(i) else {
+                break;
+            };
+            let vlan = match with.vlan {
                 None => Ok(None),
                 Some((tci, TPID_8021Q)) => Ok(Some(tci)),
                 Some(_) => Err(vnet::Unusable),
             };
-            let meta = vnet::parse(received.vnet, frame.bytes(), at);
+            let meta = vnet::parse(with.vnet, frame.bytes(), synthetic);
             match (meta, vlan) {
-                (Ok(mut meta), Ok(vlan)) if !received.truncated => {
-                    if at > 0 && !frame.put_synthetic_ethernet() {
-                        self.stats.rx_errors += 1;
-                        continue;
-                    }
+                (Ok(mut meta), Ok(vlan))
+                    if !with.truncated && (synthetic == 0 || frame.put_synthetic_ethernet()) =>
+                {
                     meta.vlan = vlan;
                     frame.set_meta(meta);
                     self.stats.rx_frames += 1;
@@ -118,7 +101,7 @@ impl PacketPort {
                 _ => self.stats.rx_errors += 1,
             }
         }
-        filled
+        received
     }
 
     /// Counts a frame that was not taken, for the error that the kernel gave. Returns whether
@@ -164,7 +147,7 @@ impl Port for PacketPort {
     }
 
     fn tx_burst(&mut self, burst: &mut Vec<Frame>) -> usize {
-        let synthetic = self.synthetic_len();
+        let synthetic = self.synthetic;
         burst.retain_mut(|frame| {
             let sound = frame.bytes().len() >= ETHERNET_LEN;
             if sound {

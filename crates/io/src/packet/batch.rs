@@ -4,10 +4,11 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
+use std::rc::Rc;
 
 use engine::port::Packet;
 
-use crate::buffer::{FRAME_LEN_MAX, Frame};
+use crate::buffer::{FRAME_LEN_MAX, Frame, Pool};
 use crate::vnet;
 
 /// Room for one control message with a `tpacket_auxdata`.
@@ -29,11 +30,20 @@ pub(crate) struct Received {
     pub(crate) vlan: Option<(u16, u16)>,
 }
 
-/// A batch of buffers for `recvmmsg`.
+/// A batch of buffers for `recvmmsg`, which stay in their slots until they are filled: a turn in
+/// which nothing has come costs no more than the system call.
 pub(crate) struct RxBatch {
     headers: Vec<libc::mmsghdr>,
     vectors: Vec<libc::iovec>,
     controls: Vec<Control>,
+    /// The buffers that the vectors of the same index name.
+    slots: Vec<Option<Frame>>,
+    /// No slot from here on is empty, up to `ready_end`.
+    taken_end: usize,
+    /// Slots from here on were never filled, or the pool was empty.
+    ready_end: usize,
+    /// Where in a frame the wire's first byte goes.
+    at: usize,
 }
 
 /// A batch of frames for `sendmmsg`.
@@ -53,46 +63,41 @@ fn empty_header() -> libc::mmsghdr {
 }
 
 impl RxBatch {
-    pub(crate) fn new(max: usize) -> Self {
+    /// Room for `max` frames. The virtio header goes just in front of byte `at` of each frame,
+    /// what the wire carried from there on.
+    pub(crate) fn new(max: usize, at: usize) -> Self {
         Self {
             headers: vec![empty_header(); max],
             vectors: vec![EMPTY_VECTOR; max],
             controls: vec![Control([0; CONTROL_LEN]); max],
+            slots: (0..max).map(|_| None).collect(),
+            taken_end: 0,
+            ready_end: 0,
+            at,
         }
     }
 
-    /// Receives into the front of `frames`, at most as many as there are, without waiting: the
-    /// virtio header just in front of byte `at` of each frame, what the wire carried from there
-    /// on. Returns how many were filled; their lengths are set.
+    /// Receives at most `max` frames into buffers of the pool, without waiting. Returns how many
+    /// can be [taken](Self::take); none also if the pool is empty.
     pub(crate) fn receive(
         &mut self,
         fd: BorrowedFd<'_>,
-        frames: &mut [Frame],
-        at: usize,
+        pool: &Rc<Pool>,
+        max: usize,
     ) -> io::Result<usize> {
-        let count = frames.len().min(self.headers.len());
-        let slots = self.headers.iter_mut().zip(&mut self.vectors);
-        for ((frame, control), (header, vector)) in
-            frames.iter_mut().zip(&mut self.controls).zip(slots)
-        {
-            frame.set_len(FRAME_LEN_MAX);
-            let buffer = frame.bytes_from_mut(at as isize - vnet::LEN as isize);
-            vector.iov_base = buffer.as_mut_ptr().cast();
-            vector.iov_len = buffer.len();
-            let header = &mut header.msg_hdr;
-            header.msg_iov = vector;
-            header.msg_iovlen = 1;
-            header.msg_control = ptr::from_mut(control).cast();
-            header.msg_controllen = CONTROL_LEN as _;
+        let max = max.min(self.slots.len());
+        let ready = self.fill(pool, max);
+        if ready == 0 {
+            return Ok(0);
         }
-        // SAFETY: the first `count` headers each name one vector, which names a buffer that a
-        // distinct frame of `frames` owns exclusively, and one control buffer of the given
-        // length. All of it outlives the call.
+        // SAFETY: each of the first `ready` headers names one vector and one control buffer of
+        // this batch, whose vectors are never resized, and the vector names the buffer that the
+        // frame in the slot of the same index owns, which nothing else borrows.
         let received = unsafe {
             libc::recvmmsg(
                 fd.as_raw_fd(),
                 self.headers.as_mut_ptr(),
-                count as libc::c_uint,
+                ready as libc::c_uint,
                 libc::MSG_DONTWAIT as _,
                 ptr::null_mut(),
             )
@@ -100,24 +105,66 @@ impl RxBatch {
         if received < 0 {
             return Err(io::Error::last_os_error());
         }
-        let received = received as usize;
-        for (frame, header) in frames.iter_mut().zip(&self.headers[..received]) {
-            frame.set_len(at + (header.msg_len as usize).saturating_sub(vnet::LEN));
-        }
-        Ok(received)
+        self.taken_end = received as usize;
+        Ok(received as usize)
     }
 
-    /// What came with the frame `i` of the last batch, received at byte `at`.
-    pub(crate) fn received(&self, i: usize, frame: &mut Frame, at: usize) -> Received {
+    /// Puts buffers into the slots that were taken, and into as many as `max` asks for; returns
+    /// how many at the front are ready.
+    fn fill(&mut self, pool: &Rc<Pool>, max: usize) -> usize {
+        let Self {
+            headers,
+            vectors,
+            controls,
+            slots,
+            ..
+        } = self;
+        let mut prepare = |i: usize| {
+            if slots[i].is_none() {
+                let Some(mut frame) = pool.take(FRAME_LEN_MAX) else {
+                    return false;
+                };
+                let buffer = frame.bytes_from_mut(self.at as isize - vnet::LEN as isize);
+                vectors[i].iov_base = buffer.as_mut_ptr().cast();
+                vectors[i].iov_len = buffer.len();
+                slots[i] = Some(frame);
+            }
+            let header = &mut headers[i].msg_hdr;
+            header.msg_iov = &raw mut vectors[i];
+            header.msg_iovlen = 1;
+            header.msg_control = (&raw mut controls[i]).cast();
+            header.msg_controllen = CONTROL_LEN as _;
+            true
+        };
+        while self.taken_end > 0 {
+            // From the back, so that what is missing when the pool is empty is at the front,
+            // where it is seen.
+            if !prepare(self.taken_end - 1) {
+                return 0;
+            }
+            self.taken_end -= 1;
+        }
+        while self.ready_end < max && prepare(self.ready_end) {
+            self.ready_end += 1;
+        }
+        self.ready_end.min(max)
+    }
+
+    /// The frame `i` of the last batch, and what came with it. Each is taken once.
+    pub(crate) fn take(&mut self, i: usize) -> Option<(Frame, Received)> {
+        let mut frame = self.slots[i].take()?;
+        let len = self.headers[i].msg_len as usize;
+        frame.set_len(self.at + len.saturating_sub(vnet::LEN));
         let mut vnet = [0; vnet::LEN];
-        let front = frame.bytes_from_mut(at as isize - vnet::LEN as isize);
+        let front = frame.bytes_from_mut(self.at as isize - vnet::LEN as isize);
         vnet.copy_from_slice(&front[..vnet::LEN]);
         let header = &self.headers[i].msg_hdr;
-        Received {
+        let received = Received {
             vnet,
             truncated: header.msg_flags & libc::MSG_TRUNC != 0,
             vlan: stripped_vlan(&self.controls[i].0[..header.msg_controllen]),
-        }
+        };
+        Some((frame, received))
     }
 }
 
