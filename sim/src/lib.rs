@@ -1,4 +1,5 @@
 //! Reference models and seeded harnesses. Development only.
 
+pub mod engine;
 pub mod frame;
 pub mod policy;

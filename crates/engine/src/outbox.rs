@@ -2,6 +2,7 @@
 //! memory reserved once; the worker copies them into buffers of the port.
 
 use crate::address::Addr;
+use crate::neighbor::NeighborId;
 use crate::port::PortId;
 use crate::wire::arp::{self, Arp, Operation};
 use crate::wire::ethernet::{self, BROADCAST, Mac};
@@ -15,7 +16,7 @@ const CAPACITY: usize = 256 * 1024;
 #[derive(Debug)]
 pub(crate) struct Outbox {
     bytes: Vec<u8>,
-    frames: Vec<(PortId, usize, usize)>,
+    frames: Vec<(Link, usize, usize)>,
     /// Frames for which there was no room.
     refused: u64,
 }
@@ -26,6 +27,27 @@ pub(crate) struct Link {
     pub(crate) port: PortId,
     pub(crate) src: Mac,
     pub(crate) dst: Mac,
+    /// The neighbour whose address has yet to be found out, and takes the place of `dst`.
+    pub(crate) waits_for: Option<NeighborId>,
+}
+
+impl Link {
+    pub(crate) fn new(port: PortId, src: Mac, dst: Mac) -> Link {
+        Link {
+            port,
+            src,
+            dst,
+            waits_for: None,
+        }
+    }
+}
+
+/// A frame in the outbox.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Originated<'a> {
+    pub(crate) port: PortId,
+    pub(crate) waits_for: Option<NeighborId>,
+    pub(crate) bytes: &'a [u8],
 }
 
 impl Outbox {
@@ -37,10 +59,12 @@ impl Outbox {
         }
     }
 
-    pub(crate) fn frames(&self) -> impl Iterator<Item = (PortId, &[u8])> {
-        self.frames
-            .iter()
-            .map(|(port, start, end)| (*port, &self.bytes[*start..*end]))
+    pub(crate) fn frames(&self) -> impl Iterator<Item = Originated<'_>> {
+        self.frames.iter().map(|(link, start, end)| Originated {
+            port: link.port,
+            waits_for: link.waits_for,
+            bytes: &self.bytes[*start..*end],
+        })
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -62,7 +86,7 @@ impl Outbox {
             return None;
         }
         self.bytes.resize(end, 0);
-        self.frames.push((link.port, start, end));
+        self.frames.push((link, start, end));
         let frame = &mut self.bytes[start..];
         ethernet::Header {
             dst: link.dst,
@@ -131,11 +155,7 @@ impl Outbox {
         known: Option<Mac>,
     ) {
         if target.is_v4() {
-            let link = Link {
-                port,
-                src: mac,
-                dst: known.unwrap_or(BROADCAST),
-            };
+            let link = Link::new(port, mac, known.unwrap_or(BROADCAST));
             let operation = Operation::Request;
             self.arp(
                 link,
@@ -157,27 +177,14 @@ impl Outbox {
                 target,
                 mac: Some(mac),
             };
-            self.neighbor(
-                Link {
-                    port,
-                    src: mac,
-                    dst,
-                },
-                from,
-                to,
-                message,
-            );
+            self.neighbor(Link::new(port, mac, dst), from, to, message);
         }
     }
 
     /// Tells all stations that an address is ours (RFC 5227 §3, RFC 4861 §7.2.6).
     pub(crate) fn announce(&mut self, port: PortId, mac: Mac, address: Addr) {
         if address.is_v4() {
-            let link = Link {
-                port,
-                src: mac,
-                dst: BROADCAST,
-            };
+            let link = Link::new(port, mac, BROADCAST);
             let operation = Operation::Request;
             self.arp(
                 link,
@@ -197,16 +204,7 @@ impl Outbox {
                 solicited: false,
                 overriding: true,
             };
-            self.neighbor(
-                Link {
-                    port,
-                    src: mac,
-                    dst,
-                },
-                address,
-                ndp::ALL_NODES,
-                message,
-            );
+            self.neighbor(Link::new(port, mac, dst), address, ndp::ALL_NODES, message);
         }
     }
 
@@ -297,6 +295,7 @@ mod tests {
         port: PortId(1),
         src: [2, 0, 0, 0, 0, 1],
         dst: [2, 0, 0, 0, 0, 2],
+        waits_for: None,
     };
 
     fn pairs() -> [(Addr, Addr); 2] {
@@ -321,10 +320,13 @@ mod tests {
             assert!(outbox.tcp(LINK, src, dst, &reset));
             let frames: Vec<_> = outbox.frames().collect();
             assert_eq!(
-                frames[0].1.len(),
+                frames[0].bytes.len(),
                 ethernet::LEN + if src.is_v4() { 576 } else { 1280 }
             );
-            for (port, frame) in frames {
+            for Originated {
+                port, bytes: frame, ..
+            } in frames
+            {
                 assert_eq!(port, LINK.port);
                 let parsed = parse(frame, Station::Mac(LINK.dst), None).unwrap();
                 let segment = &frame[usize::from(parsed.l4)..];

@@ -250,7 +250,7 @@ impl Pipeline {
         hash: u64,
         direction: &mut Direction,
     ) -> Result<Step, DropReason> {
-        if let Some((id, from)) = self.find_live(now, p, hash) {
+        if let Some((id, from)) = self.find_live(now, port, p, hash)? {
             *direction = if from == End::Client {
                 Direction::Outbound
             } else {
@@ -266,10 +266,18 @@ impl Pipeline {
         self.forward(now, port, frame, p, id, End::Client)
     }
 
-    /// The flow of a packet, if it is there and not over.
+    /// The flow of a packet, if it is there and not over, and the end that the packet is from.
     #[inline]
-    fn find_live(&mut self, now: Now, p: &Parsed, hash: u64) -> Option<(FlowId, End)> {
-        let (id, from) = self.flows.find(&p.key, hash)?;
+    fn find_live(
+        &mut self,
+        now: Now,
+        port: PortId,
+        p: &Parsed,
+        hash: u64,
+    ) -> Result<Option<(FlowId, End)>, DropReason> {
+        let Some((id, from)) = self.flows.find(&p.key, hash) else {
+            return Ok(None);
+        };
         let flow = self.flows.get(id);
         if flow.has_expired(now.tick(), self.snapshot.idle()) {
             let reason = if flow.is_finished() {
@@ -278,14 +286,18 @@ impl Pipeline {
                 CloseReason::Idle
             };
             self.close(id, reason);
-            return None;
+            return Ok(None);
         }
-        let begins_anew = p.segment.is_initial() && from == End::Client;
-        if begins_anew && p.key.proto == proto::TCP && flow.tcp.may_be_reused() {
+        if self.snapshot.two_arms() && flow.sides[from as usize] != port {
+            // Addresses of one side on the other: somebody pretends.
+            return Err(DropReason::Martian);
+        }
+        let is_new = p.key.proto == proto::TCP && p.segment.is_initial() && from == End::Client;
+        if is_new && flow.tcp.may_be_reused() {
             self.close(id, CloseReason::Reused);
-            return None;
+            return Ok(None);
         }
-        Some((id, from))
+        Ok(Some((id, from)))
     }
 
     /// Judges a flow again if the snapshot has changed since it was judged.
@@ -486,10 +498,6 @@ impl Pipeline {
     ) -> Result<Step, DropReason> {
         self.check_ttl(now, port, frame.bytes(), p)?;
         let flow = self.flows.get_mut(id);
-        if self.snapshot.two_arms() && flow.sides[from as usize] != port {
-            // Addresses of one side on the other: somebody pretends.
-            return Err(DropReason::Martian);
-        }
         let (to, translation) = match from {
             End::Client => (
                 flow.server,
@@ -782,16 +790,14 @@ impl Pipeline {
         let Ok(hop) = self.next_hop(to, now) else {
             return;
         };
-        let Some(dst) = hop
+        let mac = hop
             .neighbor
-            .map_or(Some(Mac::default()), |id| self.neighbors.use_mac(id))
-        else {
-            return;
-        };
+            .map_or(Some(Mac::default()), |id| self.neighbors.use_mac(id));
         let link = Link {
             port: hop.port,
             src: self.capabilities(hop.port).mac,
-            dst,
+            dst: mac.unwrap_or_default(),
+            waits_for: if mac.is_none() { hop.neighbor } else { None },
         };
         if self.outbox.tcp(link, key.src, key.dst, &segment) {
             self.counters.resets_sent.inc();
@@ -803,11 +809,7 @@ impl Pipeline {
         let dst = ethernet::Header::parse(frame)
             .map(|h| h.src)
             .unwrap_or_default();
-        Link {
-            port,
-            src: self.capabilities(port).mac,
-            dst,
-        }
+        Link::new(port, self.capabilities(port).mac, dst)
     }
 }
 

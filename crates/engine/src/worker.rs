@@ -228,14 +228,19 @@ impl<P: Port, L: Port> Worker<P, L> {
             return;
         }
         let mut no_buffer = 0;
-        for (port, bytes) in self.pipeline.outbox().frames() {
-            let i = usize::from(port.0);
-            match self.ports[i].alloc(bytes.len()) {
-                Some(mut frame) => {
-                    frame.bytes_mut()[..bytes.len()].copy_from_slice(bytes);
-                    self.tx[i].push(frame);
+        for originated in self.pipeline.outbox().frames() {
+            let (i, bytes) = (usize::from(originated.port.0), originated.bytes);
+            let Some(mut frame) = self.ports[i].alloc(bytes.len()) else {
+                no_buffer += 1;
+                continue;
+            };
+            frame.bytes_mut()[..bytes.len()].copy_from_slice(bytes);
+            match originated.waits_for {
+                None => self.tx[i].push(frame),
+                Some(id) if self.waiting.len() < MAX_WAITING => {
+                    self.waiting.push_back((originated.port, id, frame));
                 }
-                None => no_buffer += 1,
+                Some(_) => no_buffer += 1,
             }
         }
         let refused = self.pipeline.outbox().clear();

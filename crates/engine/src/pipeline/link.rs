@@ -46,11 +46,7 @@ impl Pipeline {
         if !for_us {
             return Err(DropReason::Arp);
         }
-        let link = Link {
-            port,
-            src: mac,
-            dst: arp.sender_mac,
-        };
+        let link = Link::new(port, mac, arp.sender_mac);
         let answer = Arp {
             operation: Operation::Reply,
             sender_mac: mac,
@@ -107,16 +103,8 @@ impl Pipeline {
                     solicited: !probing,
                     overriding: true,
                 };
-                self.outbox.neighbor(
-                    Link {
-                        port,
-                        src: mac,
-                        dst,
-                    },
-                    target,
-                    to,
-                    answer,
-                );
+                self.outbox
+                    .neighbor(Link::new(port, mac, dst), target, to, answer);
             }
             Message::Advertisement {
                 target,

@@ -1,0 +1,524 @@
+//! A reference for the packet engine: verdict, state and NAT, written straight from the contract,
+//! with a list of flows instead of a table and whole frames instead of rewriting in place.
+//!
+//! What the contract leaves open is left open: where the client's port is not free on the way out,
+//! any free one will do.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use engine::DropReason;
+use policy::{Compiled, Facts, OnDeny};
+
+use crate::frame::{ACK, Body, FIN, Frame, RST, SYN};
+
+/// Our stations, inside and outside.
+pub const MACS: [[u8; 6]; 2] = [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]];
+/// The station of every other address.
+pub const PEER: [u8; 6] = [2, 0, 0, 0, 0, 0x99];
+
+/// What the reference node is: two arms, an address of each family on either, everything that is
+/// not on the inside link reached through the outside one.
+#[derive(Debug, Clone)]
+pub struct Node {
+    /// Addresses on the inside; hosts of its link share the first eight or 64 bits.
+    pub inside: [IpAddr; 2],
+    /// Addresses on the outside, to which clients are translated.
+    pub outside: [IpAddr; 2],
+}
+
+/// What must come of a frame.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Expected {
+    /// It leaves by this port, exactly so.
+    Sent(usize, Frame),
+    /// It opens a flow and leaves by the outside port, like this but from any free port.
+    SentFromAnyPort(Frame),
+    /// It is dropped for this reason, and these frames are sent.
+    Dropped(DropReason, Vec<(usize, Frame)>),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum TcpState {
+    SynSent,
+    SynReceived,
+    Established,
+    Closing,
+    TimeWait,
+    Reset,
+}
+
+#[derive(Debug, Clone)]
+struct Tcp {
+    state: TcpState,
+    /// Behind the last byte of client and server.
+    end: [u32; 2],
+    fin: [bool; 2],
+    fin_acked: [bool; 2],
+}
+
+#[derive(Debug, Clone)]
+struct Flow {
+    proto: u8,
+    icmp: Option<(u8, u8)>,
+    client: SocketAddr,
+    server: SocketAddr,
+    shown: SocketAddr,
+    /// Ports of the node that lead to client and server.
+    sides: [usize; 2],
+    judged_by: u64,
+    last_seen: u64,
+    tcp: Option<Tcp>,
+}
+
+/// The reference itself.
+#[derive(Debug)]
+pub struct Reference {
+    node: Node,
+    policy: Arc<Compiled>,
+    flows: Vec<Flow>,
+}
+
+/// A moment as the engine counts it: 2^26 ns.
+fn tick(now_ns: u64) -> u64 {
+    now_ns >> 26
+}
+
+fn ticks(time: Duration) -> u64 {
+    (time.as_nanos() as u64).div_ceil(1 << 26)
+}
+
+impl Flow {
+    /// The default idle times.
+    fn idle(&self) -> Duration {
+        Duration::from_secs(match (self.proto, self.tcp.as_ref().map(|t| t.state)) {
+            (_, Some(TcpState::SynSent)) => 30,
+            (_, Some(TcpState::SynReceived)) => 60,
+            (_, Some(TcpState::Established)) => 7440,
+            (_, Some(TcpState::Closing)) => 240,
+            (_, Some(TcpState::TimeWait)) => 120,
+            (_, Some(TcpState::Reset)) => 10,
+            (17, _) => 300,
+            (1 | 58, _) => 60,
+            _ => 600,
+        })
+    }
+}
+
+/// The tuple of a frame; an ICMP identifier stands for the port of the side that asks.
+fn tuple(f: &Frame) -> (u8, SocketAddr, SocketAddr) {
+    let (proto, s, d) = match &f.body {
+        Body::Tcp {
+            src_port, dst_port, ..
+        } => (6, *src_port, *dst_port),
+        Body::Udp {
+            src_port, dst_port, ..
+        } => (17, *src_port, *dst_port),
+        Body::Icmp {
+            icmp_type, rest, ..
+        } => {
+            let id = (rest >> 16) as u16;
+            let proto = if f.src.is_ipv4() { 1 } else { 58 };
+            if matches!(icmp_type, 8 | 128) {
+                (proto, id, 0)
+            } else {
+                (proto, 0, id)
+            }
+        }
+        Body::Other { proto, .. } => (*proto, 0, 0),
+    };
+    (proto, (f.src, s).into(), (f.dst, d).into())
+}
+
+/// The same frame between other ends.
+fn between(f: &Frame, src: SocketAddr, dst: SocketAddr) -> Frame {
+    let mut f = f.clone();
+    (f.src, f.dst) = (src.ip(), dst.ip());
+    match &mut f.body {
+        Body::Tcp {
+            src_port, dst_port, ..
+        }
+        | Body::Udp {
+            src_port, dst_port, ..
+        } => {
+            (*src_port, *dst_port) = (src.port(), dst.port());
+        }
+        Body::Icmp {
+            icmp_type, rest, ..
+        } => {
+            let id = if matches!(*icmp_type, 8 | 128) {
+                src.port()
+            } else {
+                dst.port()
+            };
+            *rest = *rest & 0xffff | u32::from(id) << 16;
+        }
+        Body::Other { .. } => {}
+    }
+    f
+}
+
+impl Reference {
+    /// A node without flows.
+    pub fn new(node: Node, policy: Arc<Compiled>) -> Reference {
+        Reference {
+            node,
+            policy,
+            flows: Vec::new(),
+        }
+    }
+
+    /// Another policy from now on.
+    pub fn publish(&mut self, policy: Arc<Compiled>) {
+        self.policy = policy;
+    }
+
+    /// Takes the port that the engine chose for the flow that was opened last.
+    pub fn learn_port(&mut self, port: u16) -> Result<(), String> {
+        let flow = self.flows.pop().ok_or("no flow was opened")?;
+        let shown: SocketAddr = (flow.shown.ip(), port).into();
+        let taken = self.is_taken(flow.proto, flow.server, shown);
+        self.flows.push(Flow { shown, ..flow });
+        if taken || port < 1024 {
+            Err(format!("port {port} is not to be had"))
+        } else {
+            Ok(())
+        }
+    }
+
+    fn is_taken(&self, proto: u8, server: SocketAddr, shown: SocketAddr) -> bool {
+        self.flows.iter().any(|f| {
+            f.proto == proto
+                && (f.server == server && f.shown == shown
+                    || f.client == server && f.server == shown)
+        })
+    }
+
+    fn is_inside(&self, a: IpAddr) -> bool {
+        match (a, self.node.inside) {
+            (IpAddr::V4(a), [IpAddr::V4(n), _]) => a.octets()[0] == n.octets()[0],
+            (IpAddr::V6(a), [_, IpAddr::V6(n)]) => a.octets()[..8] == n.octets()[..8],
+            _ => false,
+        }
+    }
+
+    fn is_ours(&self, a: IpAddr) -> bool {
+        self.node.inside.contains(&a) || self.node.outside.contains(&a)
+    }
+
+    /// What must come of a frame that arrives on a port.
+    pub fn receive(&mut self, now_ns: u64, port: usize, f: &Frame) -> Expected {
+        let now = tick(now_ns);
+        let (proto, src, dst) = tuple(f);
+        self.flows.retain(|f| now - f.last_seen < ticks(f.idle()));
+
+        let find = |flows: &[Flow]| {
+            flows
+                .iter()
+                .position(|f| f.proto == proto && (f.client, f.server) == (src, dst))
+                .map(|i| (i, 0))
+                .or(flows
+                    .iter()
+                    .position(|f| f.proto == proto && (f.server, f.shown) == (src, dst))
+                    .map(|i| (i, 1)))
+        };
+        if let Some((i, from)) = find(&self.flows) {
+            let flow = &self.flows[i];
+            if flow.sides[from] != port {
+                return Expected::Dropped(DropReason::Martian, Vec::new());
+            }
+            let ended = flow.tcp.as_ref().is_some_and(|t| {
+                matches!(t.state, TcpState::TimeWait | TcpState::Reset)
+                    || t.state == TcpState::Closing && t.fin == [true, true]
+            });
+            if from == 0 && ended && flags(f) & (SYN | ACK) == SYN {
+                self.flows.remove(i);
+            } else {
+                return self.continue_flow(now, port, f, i, from);
+            }
+        }
+        self.open_flow(now, port, f)
+    }
+
+    fn continue_flow(
+        &mut self,
+        now: u64,
+        port: usize,
+        f: &Frame,
+        i: usize,
+        from: usize,
+    ) -> Expected {
+        let mut flow = self.flows[i].clone();
+        let (_, src, dst) = tuple(f);
+        let (new_src, new_dst) = if from == 0 {
+            (flow.shown, flow.server)
+        } else {
+            (flow.server, flow.client)
+        };
+        if flow.judged_by != self.policy.revision() {
+            let decision =
+                self.policy
+                    .evaluate(&facts(flow.proto, flow.client, flow.server, flow.icmp));
+            flow.judged_by = self.policy.revision();
+            if !decision.allow {
+                self.flows.remove(i);
+                let mut resets = Vec::new();
+                if flow.proto == 6 && decision.on_deny == OnDeny::Reset && flags(f) & RST == 0 {
+                    resets.push((flow.sides[from], reset_back(f, port)));
+                    let Body::Tcp {
+                        seq, ack, flags, ..
+                    } = f.body
+                    else {
+                        unreachable!("it is TCP")
+                    };
+                    let forward = Frame::tcp(new_src, new_dst, RST | flags & ACK, seq, ack, b"");
+                    let out = flow.sides[1 - from];
+                    resets.push((out, forward.between(MACS[out], PEER)));
+                }
+                return Expected::Dropped(DropReason::PolicyChanged, resets);
+            }
+            self.flows[i] = flow.clone();
+        }
+        if let Some(expired) = self.ttl_ends(port, f) {
+            return expired;
+        }
+        if let Some(tcp) = &mut flow.tcp {
+            tcp.advance(from, f);
+        }
+        flow.last_seen = now;
+        let out = flow.sides[1 - from];
+        self.flows[i] = flow;
+        let mut sent = if (new_src, new_dst) == (src, dst) {
+            f.clone()
+        } else {
+            between(f, new_src, new_dst)
+        };
+        sent.ttl -= 1;
+        Expected::Sent(out, sent.between(MACS[out], PEER))
+    }
+
+    fn open_flow(&mut self, now: u64, port: usize, f: &Frame) -> Expected {
+        let (proto, src, dst) = tuple(f);
+        let drop = |reason| Expected::Dropped(reason, Vec::new());
+        if self.is_ours(dst.ip()) {
+            if let Body::Icmp {
+                icmp_type: 8 | 128,
+                rest,
+                ..
+            } = f.body
+            {
+                let (id, seq) = ((rest >> 16) as u16, rest as u16);
+                let reply = Frame::echo(f.dst, f.src, true, id, seq);
+                return Expected::Sent(port, reply.between(MACS[port], PEER));
+            }
+            return drop(if port == 1 {
+                DropReason::FromOutside
+            } else {
+                DropReason::LocalUnserved
+            });
+        }
+        if port == 1 {
+            return drop(DropReason::FromOutside);
+        }
+        if self.is_ours(src.ip()) {
+            return drop(DropReason::Martian);
+        }
+        if proto == 6 && flags(f) & (SYN | ACK) != SYN {
+            let resets = if flags(f) & RST == 0 {
+                vec![(port, reset_back(f, port))]
+            } else {
+                Vec::new()
+            };
+            return Expected::Dropped(DropReason::NoFlow, resets);
+        }
+        let icmp = match f.body {
+            Body::Icmp {
+                icmp_type: 0 | 129, ..
+            } => return drop(DropReason::NoFlow),
+            Body::Icmp {
+                icmp_type, code, ..
+            } => Some((icmp_type, code)),
+            _ => None,
+        };
+        if let Some(expired) = self.ttl_ends(port, f) {
+            return expired;
+        }
+        let decision = self.policy.evaluate(&facts(proto, src, dst, icmp));
+        if !decision.allow {
+            let reset = proto == 6 && decision.on_deny == OnDeny::Reset;
+            let resets = if reset {
+                vec![(port, reset_back(f, port))]
+            } else {
+                Vec::new()
+            };
+            return Expected::Dropped(DropReason::PolicyDenied, resets);
+        }
+        let out = usize::from(!self.is_inside(dst.ip()));
+        let mut shown = src;
+        if out == 1 {
+            shown.set_ip(self.node.outside[usize::from(src.is_ipv6())]);
+        }
+        let is_free = out == 0 || src.port() != 0 && !self.is_taken(proto, dst, shown);
+        let tcp = (proto == 6).then(|| Tcp::new(f));
+        self.flows.push(Flow {
+            proto,
+            icmp,
+            client: src,
+            server: dst,
+            shown,
+            sides: [port, out],
+            judged_by: self.policy.revision(),
+            last_seen: now,
+            tcp,
+        });
+        let mut sent = between(f, shown, dst);
+        sent.ttl -= 1;
+        let sent = sent.between(MACS[out], PEER);
+        if is_free {
+            Expected::Sent(out, sent)
+        } else {
+            Expected::SentFromAnyPort(sent)
+        }
+    }
+
+    /// The report of a hop limit that ends here.
+    fn ttl_ends(&self, port: usize, f: &Frame) -> Option<Expected> {
+        if f.ttl > 1 {
+            return None;
+        }
+        let ours = if port == 0 {
+            self.node.inside
+        } else {
+            self.node.outside
+        };
+        let v6 = f.src.is_ipv6();
+        let error = Frame::icmp(
+            ours[usize::from(v6)],
+            f.src,
+            if v6 { 3 } else { 11 },
+            0,
+            0,
+            &f.emit()[14..],
+        );
+        let mut error = error.between(MACS[port], PEER);
+        error.df = v6;
+        Some(Expected::Dropped(
+            DropReason::TtlExceeded,
+            vec![(port, error)],
+        ))
+    }
+}
+
+impl Tcp {
+    fn new(syn: &Frame) -> Tcp {
+        let mut tcp = Tcp {
+            state: TcpState::SynSent,
+            end: [0; 2],
+            fin: [false; 2],
+            fin_acked: [false; 2],
+        };
+        tcp.end[0] = end(syn);
+        tcp
+    }
+
+    fn advance(&mut self, from: usize, f: &Frame) {
+        let Body::Tcp { ack, flags, .. } = f.body else {
+            return;
+        };
+        let has = |flag| flags & flag != 0;
+        let peer = 1 - from;
+        if has(RST) {
+            self.state = TcpState::Reset;
+            return;
+        }
+        if self.end[from] == 0 || (end(f).wrapping_sub(self.end[from]) as i32) > 0 {
+            self.end[from] = end(f);
+        }
+        if has(SYN) {
+            if from == 1 && self.state == TcpState::SynSent {
+                self.state = TcpState::SynReceived;
+            }
+        } else if has(ACK) {
+            if from == 0 && self.state == TcpState::SynReceived {
+                self.state = TcpState::Established;
+            }
+            if self.state == TcpState::Reset {
+                let closing = self.fin[0] || self.fin[1];
+                self.state = if closing {
+                    TcpState::Closing
+                } else {
+                    TcpState::Established
+                };
+            }
+        }
+        let open = [
+            TcpState::SynReceived,
+            TcpState::Established,
+            TcpState::Closing,
+        ];
+        if has(FIN) && open.contains(&self.state) {
+            self.fin[from] = true;
+            self.state = TcpState::Closing;
+        }
+        if has(ACK) && self.fin[peer] && (ack.wrapping_sub(self.end[peer]) as i32) >= 0 {
+            self.fin_acked[peer] = true;
+        }
+        if self.state == TcpState::Closing && self.fin_acked == [true, true] {
+            self.state = TcpState::TimeWait;
+        }
+    }
+}
+
+fn flags(f: &Frame) -> u8 {
+    match f.body {
+        Body::Tcp { flags, .. } => flags,
+        _ => 0,
+    }
+}
+
+/// The sequence number behind a segment.
+fn end(f: &Frame) -> u32 {
+    match &f.body {
+        Body::Tcp {
+            seq,
+            flags,
+            payload,
+            ..
+        } => {
+            let extra = u32::from(flags & SYN != 0) + u32::from(flags & FIN != 0);
+            seq.wrapping_add(payload.len() as u32 + extra)
+        }
+        _ => 0,
+    }
+}
+
+/// The reset that answers a segment.
+fn reset_back(f: &Frame, port: usize) -> Frame {
+    let (_, src, dst) = tuple(f);
+    let Body::Tcp { ack, flags, .. } = f.body else {
+        unreachable!("only TCP is reset")
+    };
+    let reset = if flags & ACK != 0 {
+        Frame::tcp(dst, src, RST, ack, 0, b"")
+    } else {
+        Frame::tcp(dst, src, RST | ACK, 0, end(f), b"")
+    };
+    reset.between(MACS[port], PEER)
+}
+
+fn facts(proto: u8, src: SocketAddr, dst: SocketAddr, icmp: Option<(u8, u8)>) -> Facts {
+    let (src_port, dst_port) = if icmp.is_some() {
+        (0, 0)
+    } else {
+        (src.port(), dst.port())
+    };
+    Facts {
+        src: src.ip(),
+        dst: dst.ip(),
+        proto,
+        src_port,
+        dst_port,
+        icmp,
+    }
+}
