@@ -1,6 +1,6 @@
 //! Everything that decides about packets, in one immutable value that workers load once a burst.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -144,7 +144,7 @@ impl Default for Limits {
 pub struct Settings {
     /// One data port (one arm) or two: the inside, then the outside.
     pub ports: Vec<PortSettings>,
-    /// Prefixes that are inside, besides what the ports tell (one arm).
+    /// With one arm, prefixes that are inside, besides the port's own and the source groups'.
     pub internal: Vec<IpNet>,
     /// Source NAT for IPv4.
     pub snat: Snat,
@@ -254,29 +254,45 @@ struct Network {
 pub struct Snapshot {
     generation: u64,
     policy: Arc<Compiled>,
+    /// Whether source groups tell inside from outside, for IPv4 and IPv6. A policy for everyone
+    /// does not.
+    groups_tell: [bool; 2],
     network: Arc<Network>,
 }
 
 impl Snapshot {
     /// Checks and indexes the settings. Generations begin at 1 and grow with each publication.
+    ///
+    /// # Errors
+    /// Settings that cannot work.
     pub fn new(
         generation: u64,
         policy: Arc<Compiled>,
         settings: Settings,
     ) -> Result<Snapshot, SettingsError> {
-        Ok(Snapshot {
-            generation,
-            policy,
-            network: Arc::new(Network::new(settings)?),
-        })
+        let network = Arc::new(Network::new(settings)?);
+        Ok(Snapshot::assemble(generation, policy, network))
     }
 
     /// The same settings under another policy; cheap.
     pub fn with_policy(&self, generation: u64, policy: Arc<Compiled>) -> Snapshot {
+        Snapshot::assemble(generation, policy, Arc::clone(&self.network))
+    }
+
+    fn assemble(generation: u64, policy: Arc<Compiled>, network: Arc<Network>) -> Snapshot {
+        // Both ends of the address space are sources only if everything between them is meant.
+        let everyone = |ends: [IpAddr; 2]| ends.iter().all(|a| policy.contains_source(*a));
+        let v4 = [Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::BROADCAST.into()];
+        let v6 = [
+            Ipv6Addr::UNSPECIFIED.into(),
+            Ipv6Addr::from(u128::MAX).into(),
+        ];
+        let groups_tell = [!everyone(v4), !everyone(v6)];
         Snapshot {
             generation,
             policy,
-            network: Arc::clone(&self.network),
+            groups_tell,
+            network,
         }
     }
 
@@ -362,7 +378,7 @@ impl Snapshot {
         let n = &*self.network;
         let inside = n.internal.iter().any(|p| p.contains(a))
             || n.own.iter().any(|o| o.prefix.contains(a))
-            || self.policy.contains_source(a.ip());
+            || self.groups_tell[usize::from(!a.is_v4())] && self.policy.contains_source(a.ip());
         if inside { Side::Inside } else { Side::Outside }
     }
 

@@ -14,7 +14,8 @@ use crate::event::Event;
 use crate::neighbor::NeighborId;
 use crate::parse::{Content, Parsed, Station, parse};
 use crate::pipeline::{Pipeline, Step};
-use crate::port::{Idle, Packet, Port, PortId};
+use crate::port::{GsoKind, Idle, Packet, Port, PortId};
+use crate::rewrite;
 use crate::wire::ethernet;
 use crate::{DropReason, Now, Snapshot, WorkerCounters};
 
@@ -349,12 +350,30 @@ fn copy<T: Port>(bytes: &[u8], from: &impl Packet, to: &mut T) -> Option<T::Pack
     Some(copy)
 }
 
-/// Hands a frame to the host. False if the lane is not there or has no buffer.
+/// Hands a frame to the host. False if the lane is not there, has no buffer, or cannot take a
+/// super-packet.
 fn hand_over<L: Port>(frame: &impl Packet, lane: Option<&mut L>, tx: &mut Vec<L::Packet>) -> bool {
     let Some(lane) = lane else { return false };
+    let caps = lane.capabilities();
+    let able = match frame.meta().gso.map(|gso| gso.kind) {
+        None => true,
+        Some(GsoKind::Tcp4 | GsoKind::Tcp6) => caps.tx_gso_tcp,
+        Some(GsoKind::Udp) => caps.tx_gso_udp,
+    };
+    let completes = caps.tx_checksum;
+    if !able {
+        return false;
+    }
     let Some(mut copy) = copy(frame.bytes(), frame, lane) else {
         return false;
     };
+    if !completes {
+        let mut meta = *copy.meta();
+        if !rewrite::complete_checksum(copy.bytes_mut(), &mut meta) {
+            return false;
+        }
+        *copy.meta_mut() = meta;
+    }
     copy.bytes_mut()[..ethernet::LEN - 2].fill(0);
     tx.push(copy);
     true

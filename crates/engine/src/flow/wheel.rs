@@ -176,8 +176,8 @@ mod tests {
                 wheel.place(i as u32, Tick(0), Tick(*d));
             }
             let mut left: Vec<u32> = Vec::new();
-            for i in 0..deadlines.len() {
-                if removed[i] { wheel.unlink(i as u32) } else { left.push(i as u32) }
+            for (i, removed) in (0..deadlines.len() as u32).zip(&removed) {
+                if *removed { wheel.unlink(i) } else { left.push(i) }
             }
             let mut now = Tick(0);
             while !left.is_empty() {

@@ -14,7 +14,7 @@ fn read_quoted(payload: &[u8], v6: bool) -> Frame {
     let mut bytes = vec![0; 12];
     bytes.extend(if v6 { [0x86, 0xdd] } else { [8, 0] });
     bytes.extend(payload);
-    Frame::parse(&bytes).unwrap()
+    Frame::parse(&bytes).expect("right in every checksum")
 }
 
 #[test]

@@ -204,7 +204,7 @@ fn valid_frame() -> impl Strategy<Value = Vec<u8>> {
         let quoted = Frame::udp(s, c, b"12345678").emit()[14..].to_vec();
         let mut solicit = "fd00::1"
             .parse::<std::net::Ipv6Addr>()
-            .unwrap()
+            .expect("a constant")
             .octets()
             .to_vec();
         solicit.extend([1, 1, 2, 0, 0, 0, 0, 9]);

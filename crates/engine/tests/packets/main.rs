@@ -214,6 +214,30 @@ fn one_arm_tells_sides_apart_by_address() {
 }
 
 #[test]
+fn a_group_of_everyone_makes_nobody_inside() {
+    let everyone = allow_all().replace("10.0.0.0/8", "0.0.0.0/0");
+    let mut bench = Bench::new(&everyone, one_arm());
+    let (_, out) = bench.one(
+        INSIDE,
+        Frame::udp(at("10.0.7.2:5000"), at("198.51.100.1:53"), b""),
+    );
+    assert_eq!(out.src, ip("10.0.0.1"), "outside is outside still");
+    let begun = Frame::udp(at("198.51.100.1:53"), at("10.0.7.2:5001"), b"");
+    bench.dropped(INSIDE, begun, DropReason::FromOutside);
+
+    // Without an internal prefix, groups that say who is inside are believed.
+    for (cidr, inside) in [("10.0.0.0/8", true), ("0.0.0.0/0", false)] {
+        let mut bench = Bench::new(&allow_all().replace("10.0.0.0/8", cidr), one_arm());
+        bench.reconfigure(|s| s.internal.clear());
+        let sent = bench.send(
+            INSIDE,
+            Frame::udp(at("10.0.7.2:5000"), at("198.51.100.1:53"), b""),
+        );
+        assert_eq!(!sent.is_empty(), inside, "{cidr}");
+    }
+}
+
+#[test]
 fn services_are_handed_to_the_host_and_back() {
     let mut bench = Bench::new(&policy("deny", "drop", ""), two_arms());
     let query = Frame::udp(at("10.0.0.2:5000"), at("10.0.0.53:53"), b"query");
