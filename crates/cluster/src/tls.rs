@@ -118,7 +118,7 @@ pub struct Alerts {
     pub denied: AtomicU64,
     /// Handshakes with a node that shows this node's own identity.
     pub duplicate_identity: AtomicU64,
-    /// Handshakes meant for another node, cluster or lineage.
+    /// Handshakes meant for another node, cluster or lineage: a stale address, or a member that was set up anew.
     pub misdirected: AtomicU64,
 }
 
@@ -252,6 +252,11 @@ impl Trust {
     /// How many connections with `node_id` are open.
     pub fn connections(&self, node_id: NodeId) -> usize {
         self.connections.count(node_id)
+    }
+
+    /// A handshake was meant for another node, cluster or lineage than the one that answered.
+    pub(crate) fn note_misdirected(&self) {
+        self.alerts.misdirected.fetch_add(1, Ordering::Relaxed);
     }
 
     fn judge(

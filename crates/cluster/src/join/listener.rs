@@ -76,6 +76,8 @@ enum AttemptError {
         "the joiner left after the cluster's proof: it probably holds another bootstrap secret"
     )]
     LeftAfterProof,
+    #[error("it does not speak the join protocol")]
+    OtherProtocol,
     #[error("TLS exporter")]
     Exporter(#[source] rustls::Error),
     #[error("the random source failed")]
@@ -174,6 +176,10 @@ impl JoinListener {
     ) -> Result<(), AttemptError> {
         let mut stream = self.acceptor.accept(stream).await?;
         let (_, connection) = stream.get_ref();
+        // A client that offers no protocol at all gets this far.
+        if connection.alpn_protocol() != Some(ALPN_JOIN) {
+            return Err(AttemptError::OtherProtocol);
+        }
         let binding = Binding {
             nonce: random()?,
             exporter: connection

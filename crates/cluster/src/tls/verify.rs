@@ -3,7 +3,6 @@
 //! Signatures are checked by rustls' provider; only the question *whose* certificate is answered here.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{ResolvesClientCert, verify_server_cert_signed_by_trust_anchor};
@@ -156,7 +155,7 @@ impl ResolvesServerCert for Shown {
         let mine = self.0.server_name(self.0.node_id);
         let wanted = hello.server_name();
         if wanted != Some(mine.to_str().as_ref()) {
-            self.0.alerts.misdirected.fetch_add(1, Ordering::Relaxed);
+            self.0.note_misdirected();
             tracing::debug!(
                 wanted,
                 "a handshake was meant for another node, cluster or lineage"

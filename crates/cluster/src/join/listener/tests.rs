@@ -142,6 +142,26 @@ async fn garbage_is_turned_away() {
     assert_eq!(door.counts(), [0, 0, 6, 0]);
 }
 
+#[tokio::test]
+async fn other_protocols_are_not_for_this_port() {
+    let door = Door::new(&["right"], unreachable());
+    for offered in [
+        vec![],
+        vec![b"h2".to_vec()],
+        vec![crate::tls::ALPN_CLUSTER.to_vec()],
+    ] {
+        let mut config = client::client_config();
+        config.alpn_protocols = offered;
+        let (near, far) = tokio::io::duplex(1 << 16);
+        let connector = TlsConnector::from(Arc::new(config));
+        let (_, ()) = tokio::join!(
+            connector.connect(name(), near),
+            door.listener.attend(far, source(1))
+        );
+    }
+    assert_eq!(door.counts(), [0, 0, 3, 0]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_flood_is_bounded() {
     let door = Door::new(&["right"], unreachable());

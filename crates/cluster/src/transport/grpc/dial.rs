@@ -122,6 +122,9 @@ impl Dialer {
                 }
             }
             Err(error) => {
+                if matches!(error, DialError::Misdirected) {
+                    self.trust.note_misdirected();
+                }
                 if self.health().failed(Instant::now()) {
                     tracing::warn!(%node, address, %error, "a member cannot be reached; trying on");
                 }

@@ -150,6 +150,10 @@ impl Door {
         tune(&stream)?;
         let stream = self.acceptor.accept(stream).await?;
         let (_, session) = stream.get_ref();
+        // A client that offers no protocol at all gets this far.
+        if session.alpn_protocol() != Some(tls::ALPN_CLUSTER) {
+            return Err(io::Error::other("it does not speak the cluster's protocol"));
+        }
         let certificate = session
             .peer_certificates()
             .and_then(|chain| chain.first())

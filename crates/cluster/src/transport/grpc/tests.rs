@@ -190,6 +190,8 @@ async fn a_server_of_another_key_or_name_gets_nothing() {
         panic!("{answer:?}");
     };
     assert!(why.contains("not as this member"), "{why}");
+    let alerts = client.shared.trust.alerts();
+    assert_eq!(alerts.misdirected.load(Ordering::Relaxed), 1);
 
     knows_c.members.insert(B, Digest([0; 32]));
     let trust = Trust::new(&world.identity(A), knows_c).expect("usable");
