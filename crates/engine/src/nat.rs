@@ -123,3 +123,74 @@ fn next_owned(port: u16, partition: Partition) -> u16 {
     port.checked_add(partition.count)
         .unwrap_or_else(|| first_owned(0, partition))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const CLIENT: Key = Key {
+        src: Addr::v4(0x0a00_0002),
+        dst: Addr::v4(0xc633_6401),
+        src_port: 5000,
+        dst_port: 53,
+        proto: 17,
+    };
+
+    fn table() -> FlowTable {
+        FlowTable::new(16, 1).unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn chosen_ports_belong_to_their_worker(random: u64, count in 1u16..=1024, index in 0u16..1024) {
+            let partition = Partition { index: index % count, count };
+            let mut port = first_owned(random, partition);
+            for _ in 0..100 {
+                prop_assert!(port >= FIRST_PORT && partition.owns(port), "{}", port);
+                port = next_owned(port, partition);
+            }
+        }
+    }
+
+    #[test]
+    fn a_port_is_kept_only_by_its_owner() {
+        fn check(index: u16, port: u16, kept: bool) {
+            let partition = Partition { index, count: 2 };
+            let client = Key {
+                src_port: port,
+                ..CLIENT
+            };
+            let address = [Addr::v4(0xc000_0201)];
+            let bound = bind(&table(), &address, &client, partition, &mut Random::new(3)).unwrap();
+            assert_eq!(bound.port == port, kept, "{index} {port}");
+            assert_eq!(partition.owner(bound.port), index);
+        }
+        check(0, 5000, true);
+        check(1, 5000, false);
+        check(1, 5001, true);
+        check(0, 0, false);
+        check(0, 80, true);
+    }
+
+    #[test]
+    fn a_client_keeps_to_its_address_of_a_pool() {
+        let pool: Vec<Addr> = (1..=8).map(|n| Addr::v4(0xc000_0200 + n)).collect();
+        let one = Partition { index: 0, count: 1 };
+        let address = |client: u32, port| {
+            let key = Key {
+                src: Addr::v4(client),
+                src_port: port,
+                ..CLIENT
+            };
+            bind(&table(), &pool, &key, one, &mut Random::new(3))
+                .unwrap()
+                .address
+        };
+        for client in 1..50 {
+            assert_eq!(address(client, 1), address(client, 2));
+        }
+        let used: std::collections::HashSet<Addr> = (1..200).map(|c| address(c, 1)).collect();
+        assert_eq!(used.len(), pool.len(), "clients spread over the pool");
+    }
+}

@@ -535,3 +535,104 @@ impl Network {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn net(s: &str) -> IpNet {
+        s.parse().unwrap()
+    }
+
+    fn ip(s: &str) -> IpAddr {
+        s.parse().unwrap()
+    }
+
+    fn two_arms() -> Settings {
+        let port = |a: &str| PortSettings {
+            addresses: vec![net(a)],
+            ..PortSettings::default()
+        };
+        Settings {
+            ports: vec![port("10.0.0.1/24"), port("192.0.2.1/24")],
+            ..Settings::default()
+        }
+    }
+
+    #[test]
+    fn settings_that_cannot_work_are_refused() {
+        fn check(change: impl Fn(&mut Settings), expected: SettingsError) {
+            let mut settings = two_arms();
+            change(&mut settings);
+            let refused = Snapshot::new(1, Arc::new(Compiled::deny_all()), settings).map(|_| ());
+            assert_eq!(refused, Err(expected));
+        }
+        check(|s| s.ports.clear(), SettingsError::PortCount(0));
+        check(
+            |s| s.ports.extend(two_arms().ports),
+            SettingsError::PortCount(4),
+        );
+        check(
+            |s| s.ports[1].addresses.clear(),
+            SettingsError::NoAddress(PortId(1)),
+        );
+        let far = SettingsError::RouterNotOnLink {
+            port: PortId(0),
+            via: ip("10.0.1.1"),
+        };
+        check(|s| s.ports[0].gateways = vec![ip("10.0.1.1")], far);
+        check(
+            |s| s.ports[0].gateways = vec![ip("10.0.0.8"), ip("10.0.0.9")],
+            SettingsError::TwoGateways(PortId(0)),
+        );
+        let route = || Route {
+            destination: net("2001:db8::/32"),
+            via: ip("10.0.0.9"),
+        };
+        check(
+            |s| s.ports[0].routes = vec![route()],
+            SettingsError::RouteFamily {
+                destination: route().destination,
+                via: route().via,
+            },
+        );
+        check(
+            |s| s.snat = Snat::Pool(Vec::new()),
+            SettingsError::EmptyPool,
+        );
+        check(
+            |s| s.snat = Snat::Static(ip("::5")),
+            SettingsError::SnatAddress(ip("::5")),
+        );
+        check(
+            |s| s.snat = Snat::Static(ip("127.0.0.1")),
+            SettingsError::SnatAddress(ip("127.0.0.1")),
+        );
+        check(
+            |s| s.ports[1].addresses = vec![net("2001:db8::1/64")],
+            SettingsError::NoAutoAddress,
+        );
+        check(|s| s.nat66 = true, SettingsError::NoNat66Address);
+    }
+
+    #[test]
+    fn a_new_policy_keeps_the_settings() {
+        let old = Snapshot::new(1, Arc::new(Compiled::deny_all()), two_arms()).unwrap();
+        let new = old.with_policy(2, Arc::new(Compiled::deny_all()));
+        assert_eq!((new.generation(), new.settings()), (2, old.settings()));
+        let draining = new.with_draining(3, true);
+        assert!(draining.settings().draining && !new.settings().draining);
+    }
+
+    #[test]
+    fn one_idle_time_for_all_keeps_half_open_flows_short() {
+        let times = Timeouts::uniform(Duration::from_secs(900));
+        assert_eq!(times.tcp_established, Duration::from_secs(900));
+        assert_eq!(times.udp, Duration::from_secs(900));
+        assert_eq!(times.tcp_syn_sent, Duration::from_secs(30));
+        assert_eq!(
+            Timeouts::uniform(Duration::from_secs(5)).tcp_syn_sent,
+            Duration::from_secs(5)
+        );
+    }
+}

@@ -28,8 +28,8 @@ const MAX_WAITING_PER_NEIGHBOR: usize = 64;
 /// Turns without a frame before the worker sleeps. A turn is about a microsecond; a frame that
 /// comes meanwhile is not delayed by waking up.
 const SPIN_TURNS: u32 = 64;
-/// Longest sleep, so that a stop and a new snapshot are seen.
-const MAX_SLEEP: Duration = Duration::from_millis(100);
+/// Longest sleep: how late a stop or a new snapshot may be seen by an idle worker.
+const MAX_SLEEP: Duration = Duration::from_millis(20);
 
 /// What one worker is made with.
 #[derive(Debug)]
