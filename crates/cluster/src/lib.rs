@@ -5,6 +5,7 @@
 pub mod ca;
 pub mod command;
 pub mod durable;
+pub mod enrol;
 pub mod forward;
 #[cfg(test)]
 mod golden;
@@ -14,6 +15,7 @@ pub mod join;
 pub mod lkg;
 pub mod meta;
 pub mod node;
+pub mod peers;
 pub mod pem;
 mod raft;
 pub mod replay;

@@ -424,6 +424,11 @@ impl State {
         self.members.get(&id)
     }
 
+    /// The ids of all former members.
+    pub fn removed_ids(&self) -> impl Iterator<Item = NodeId> {
+        self.removed.keys().copied()
+    }
+
     /// A former member.
     pub fn removed(&self, id: NodeId) -> Option<&Removed> {
         self.removed.get(&id)
