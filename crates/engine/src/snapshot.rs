@@ -148,8 +148,8 @@ pub struct Settings {
     pub internal: Vec<IpNet>,
     /// Source NAT for IPv4.
     pub snat: Snat,
-    /// Translate IPv6 sources to the outside port's first global address.
-    pub nat66: bool,
+    /// Source NAT for IPv6, with one address for many (NAT66); none: sources stay as they are.
+    pub nat66: Option<Snat>,
     /// Idle times.
     pub timeouts: Timeouts,
     /// Bounds.
@@ -205,6 +205,9 @@ pub enum SettingsError {
     /// NAT66 needs an address to use.
     #[error("NAT66 needs a global IPv6 address on the outside port")]
     NoNat66Address,
+    /// A NAT66 address must be one that a host can have.
+    #[error("NAT66 address {0} is not a global IPv6 unicast address")]
+    Nat66Address(IpAddr),
 }
 
 /// Inside or outside.
@@ -493,11 +496,17 @@ impl Network {
             Snat::Pool(pool) if pool.is_empty() => return Err(SettingsError::EmptyPool),
             Snat::Pool(pool) => pool.iter().map(|a| v4(*a)).collect::<Result<_, _>>()?,
         };
-        let nat6 = if settings.nat66 {
-            let global = |a: IpAddr| a.is_ipv6() && !Addr::from(a).is_link_local6();
-            vec![first(&global).ok_or(SettingsError::NoNat66Address)?]
-        } else {
-            Vec::new()
+        let global = |a: IpAddr| a.is_ipv6() && !Addr::from(a).is_link_local6();
+        let v6 = |a: IpAddr| match global(a) && !Addr::from(a).is_martian_source() {
+            true => Ok(Addr::from(a)),
+            false => Err(SettingsError::Nat66Address(a)),
+        };
+        let nat6 = match &settings.nat66 {
+            None | Some(Snat::None) => Vec::new(),
+            Some(Snat::Auto) => vec![first(&global).ok_or(SettingsError::NoNat66Address)?],
+            Some(Snat::Static(a)) => vec![v6(*a)?],
+            Some(Snat::Pool(pool)) if pool.is_empty() => return Err(SettingsError::EmptyPool),
+            Some(Snat::Pool(pool)) => pool.iter().map(|a| v6(*a)).collect::<Result<_, _>>()?,
         };
 
         let t = &settings.timeouts;
