@@ -28,6 +28,7 @@ use std::path::Path;
 use std::sync::LazyLock;
 
 use serde_json::{Map, Value as Json};
+use sha2::{Digest, Sha256};
 
 pub use bootstrap::{Bootstrap, CloudProvider, DataPlaneMode};
 pub use cluster::{Backup, Cluster, JoinApproval};
@@ -146,6 +147,15 @@ impl Config {
         let config = Config::read(&mut reader);
         reader.finish()?;
         Ok(config)
+    }
+
+    /// A short fingerprint of every setting in force, to see which nodes run with the same.
+    pub fn hash(&self) -> String {
+        let digest = Sha256::digest(format!("{self:?}"));
+        digest[..8]
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect()
     }
 
     /// All keys with their defaults, in the order of the reference page.

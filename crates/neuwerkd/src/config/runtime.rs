@@ -14,6 +14,8 @@ section! {
     http_worker_threads: u32 = 2, range(1..=1024);
     /// Directory of the control socket `admin.sock`, open to root only. Nodes on one host need one each.
     run_dir: PathBuf = PathBuf::from("/run/neuwerk");
+    /// How long a node that is asked to stop waits for its last flows to end. It takes no new ones meanwhile.
+    drain_timeout_secs: u32 = 10, unit("s"), range(0..=86_400);
 
     group kubernetes: KubernetesRuntime;
 }
