@@ -18,13 +18,8 @@ pub(crate) fn run(run: &Run, matches: &ArgMatches) -> Result<ExitCode, Failure> 
     Log::from_env()
         .and_then(|log| log.install())
         .map_err(|error| Failure::Usage(error.to_string()))?;
-    if !config.without_effect.is_empty() {
-        let keys = config.without_effect.join(", ");
-        tracing::warn!(keys, "settings without effect in this release");
-    }
-    Err(Failure::Failed(
-        "the daemon is not part of this build".into(),
-    ))
+    neuwerkd::app::run(config).map_err(|error| Failure::Failed(format!("{error:#}")))?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// What `--check` found, for people.

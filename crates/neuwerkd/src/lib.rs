@@ -2,8 +2,12 @@
 
 #![forbid(unsafe_code)]
 
+pub mod app;
 pub mod auth;
 pub mod config;
+pub mod control;
+pub mod dataplane;
 pub mod http;
+pub mod interfaces;
 pub mod metrics;
 pub mod readiness;

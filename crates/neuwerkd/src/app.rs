@@ -1,0 +1,425 @@
+//! The node as a whole: what starts in which order, and how it stops.
+//!
+//! The dataplane comes first, under the last-known-good policy, and goes last. Management listens before there is a
+//! control plane, so that a node which waits to join can say what it waits for. Three runtimes keep apart what must not
+//! stall one another: packets (plain threads), consensus, and everything that talks HTTP.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use cluster::replay::{Mark, Progress, Target};
+use policy::Compiled;
+use tokio::net::TcpListener;
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::{self, Config};
+use crate::control::{self, Control};
+use crate::dataplane::{Dataplane, HeldDataplane};
+use crate::http::certificate::Certificates;
+use crate::metrics::Metrics;
+use crate::readiness::{Part, Readiness};
+use crate::{http, interfaces};
+
+/// How often the packet workers are looked after.
+const WATCHDOG: Duration = Duration::from_millis(500);
+
+/// How often a listener that cannot be opened yet is tried again: the interface may still be without an address.
+const LISTEN_RETRY: Duration = Duration::from_secs(1);
+
+/// Longest wait for connections and tasks once the node is drained.
+const STOP_LIMIT: Duration = Duration::from_secs(5);
+
+/// Where a running node listens.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Addresses {
+    /// Management API; none while its interface has no address.
+    pub http: Option<SocketAddr>,
+    /// Metrics.
+    pub metrics: Option<SocketAddr>,
+}
+
+/// A running node.
+pub struct Running {
+    /// Where it listens, as far as it does yet.
+    pub addresses: watch::Receiver<Addresses>,
+    readiness: Arc<Readiness>,
+    dataplane: HeldDataplane,
+    stop_control: CancellationToken,
+    stop_http: CancellationToken,
+    control_tasks: TaskTracker,
+    http_tasks: TaskTracker,
+    drain_timeout: Duration,
+    // Last, since tasks run on them.
+    control_runtime: Runtime,
+    http_runtime: Runtime,
+}
+
+/// Starts a node and returns once packets flow under its last-known-good policy.
+///
+/// # Errors
+/// The dataplane cannot start, or what is on disk cannot be read.
+pub fn start(config: Config) -> anyhow::Result<Running> {
+    let config = Arc::new(config);
+    if !config.without_effect.is_empty() {
+        let keys = config.without_effect.join(", ");
+        tracing::warn!(keys, "settings without effect in this release");
+    }
+    let management = config.bootstrap.management_interface.as_str();
+    if !interfaces::exists(management) {
+        bail!("bootstrap.management_interface: there is no interface {management}");
+    }
+
+    let (policy, progress) = last_known_good(&config);
+    let readiness = Arc::new(Readiness::default());
+    let dataplane = HeldDataplane::start(&config, policy)?;
+    readiness.set_ok(Part::DataplaneConfig, "");
+    match progress.enforced.index {
+        0 => {}
+        _ => readiness.set_ok(Part::PolicyReady, "the last-known-good policy is enforced"),
+    }
+
+    let control_runtime = runtime("control", config.runtime.controlplane_worker_threads)?;
+    let http_runtime = runtime("http", config.runtime.http_worker_threads)?;
+    let (stop_control, stop_http) = (CancellationToken::new(), CancellationToken::new());
+    let (control_tasks, http_tasks) = (TaskTracker::new(), TaskTracker::new());
+
+    let metrics = Metrics::default();
+    let app = http::App::new(Arc::clone(&readiness), metrics.http());
+    app.set_counters(dataplane.dataplane().counters());
+    let certificates = Certificates::new(&config)?;
+    let (addresses, seen) = watch::channel(Addresses::default());
+    let (http_address, advertised) = watch::channel(None);
+    let (node, _) = watch::channel(None);
+    let (progress, _) = watch::channel(progress);
+    let control = Arc::new(Control {
+        config: Arc::clone(&config),
+        http: Arc::clone(&app),
+        certificates: Arc::clone(&certificates),
+        dataplane: Arc::clone(dataplane.dataplane()),
+        http_address: advertised,
+        progress,
+        node,
+    });
+
+    let listeners = Listeners {
+        config: Arc::clone(&config),
+        app,
+        certificates,
+        metrics,
+        addresses,
+        http_address,
+        stop: stop_http.clone(),
+    };
+    http_tasks.spawn_on(listeners.run(http_tasks.clone()), http_runtime.handle());
+    let watched = Arc::clone(dataplane.dataplane());
+    let watchdog = watchdog(watched, Arc::clone(&readiness), stop_control.clone());
+    control_tasks.spawn_on(watchdog, control_runtime.handle());
+    let follow = follow_policy(control.progress.subscribe(), Arc::clone(&readiness));
+    control_runtime.spawn(follow);
+    control_tasks.spawn_on(
+        control::supervise(control, stop_control.clone()),
+        control_runtime.handle(),
+    );
+
+    Ok(Running {
+        addresses: seen,
+        readiness,
+        dataplane,
+        stop_control,
+        stop_http,
+        control_tasks,
+        http_tasks,
+        drain_timeout: Duration::from_secs(u64::from(config.runtime.drain_timeout_secs)),
+        control_runtime,
+        http_runtime,
+    })
+}
+
+impl Running {
+    /// Takes no new flows, tells load balancers so, and waits until the last flow has ended or the drain time is over;
+    /// then hands over leadership, stops listening, and gives the interfaces back.
+    pub fn drain(self) {
+        tracing::info!("draining");
+        self.readiness
+            .set_failed(Part::Draining, "the node was asked to stop");
+        let dataplane = Arc::clone(self.dataplane.dataplane());
+        self.control_runtime.block_on(async {
+            if let Err(error) = dataplane.set_draining(true).await {
+                tracing::warn!(%error, "new flows may still be taken");
+            }
+            let drained = async {
+                while dataplane.active_flows() > 0 {
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            };
+            if tokio::time::timeout(self.drain_timeout, drained)
+                .await
+                .is_err()
+            {
+                let flows = dataplane.active_flows();
+                tracing::info!(flows, "the drain time is over, the remaining flows are cut");
+            }
+            self.stop_control.cancel();
+            self.control_tasks.close();
+            if tokio::time::timeout(STOP_LIMIT, self.control_tasks.wait())
+                .await
+                .is_err()
+            {
+                tracing::warn!("the control plane did not stop in time");
+            }
+            self.stop_http.cancel();
+            self.http_tasks.close();
+            if tokio::time::timeout(STOP_LIMIT, self.http_tasks.wait())
+                .await
+                .is_err()
+            {
+                tracing::warn!("the management listeners did not stop in time");
+            }
+        });
+        self.http_runtime.shutdown_timeout(Duration::from_secs(1));
+        self.control_runtime
+            .shutdown_timeout(Duration::from_secs(1));
+        drop(self.dataplane);
+        tracing::info!("stopped");
+    }
+}
+
+/// Runs a node until SIGTERM or SIGINT, which drain it; a second one ends the process at once.
+///
+/// # Errors
+/// As [`start`].
+pub fn run(config: Config) -> anyhow::Result<()> {
+    let signals = runtime("signals", 1)?;
+    let mut stop = signals.block_on(async { Stop::new() })?;
+    let running = start(config)?;
+    // Without systemd there is nobody to notify.
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    signals.block_on(stop.asked());
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    signals.spawn(async move {
+        stop.asked().await;
+        tracing::warn!("asked to stop a second time: ending at once");
+        std::process::exit(1);
+    });
+    running.drain();
+    signals.shutdown_background();
+    Ok(())
+}
+
+/// The signals that ask a node to stop.
+struct Stop {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Stop {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+fn runtime(name: &'static str, threads: u32) -> anyhow::Result<Runtime> {
+    Builder::new_multi_thread()
+        .worker_threads(threads as usize)
+        .thread_name(name)
+        .enable_all()
+        .build()
+        .with_context(|| format!("cannot start the {name} threads"))
+}
+
+/// The policy to enforce before anything else is known: the last one that was in force here; without one that can be
+/// read and enforced, deny everything.
+fn last_known_good(config: &Config) -> (Arc<Compiled>, Progress) {
+    let denied = || (Arc::new(Compiled::deny_all()), Progress::default());
+    let read = cluster::lkg::read(&config.cluster.data_dir).map_err(anyhow::Error::from);
+    let compiled = read.and_then(|kept| {
+        let compile = |target: &Target| control::compile(target).map_err(anyhow::Error::msg);
+        kept.map(|target| Ok((compile(&target)?, target)))
+            .transpose()
+    });
+    match compiled {
+        Ok(Some((policy, target))) => {
+            tracing::info!(
+                revision = target.revision,
+                "enforcing the last-known-good policy"
+            );
+            let mark = Mark::from(&target);
+            (
+                Arc::new(policy),
+                Progress {
+                    compiled: mark,
+                    enforced: mark,
+                    failure: None,
+                },
+            )
+        }
+        Ok(None) => denied(),
+        Err(error) => {
+            let error = format!("{error:#}");
+            tracing::error!(
+                error,
+                "there is no usable last-known-good policy: everything is denied until one is replicated"
+            );
+            denied()
+        }
+    }
+}
+
+/// Ends the process when the packet workers no longer work: its supervisor starts it again, and a load balancer has
+/// seen `/ready/traffic` fail before.
+async fn watchdog(dataplane: Arc<Dataplane>, readiness: Arc<Readiness>, stop: CancellationToken) {
+    let mut faults = 0;
+    loop {
+        match dataplane.fault() {
+            None => {
+                faults = 0;
+                readiness.set_ok(Part::DataplaneRunning, "");
+            }
+            Some(fault) => {
+                faults += 1;
+                readiness.set_failed(Part::DataplaneRunning, fault.clone());
+                if faults > 4 {
+                    tracing::error!(fault, "packets do not flow: ending, to be started again");
+                    std::process::exit(70);
+                }
+            }
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(WATCHDOG) => {}
+        }
+    }
+}
+
+async fn follow_policy(mut progress: watch::Receiver<Progress>, readiness: Arc<Readiness>) {
+    loop {
+        let enforced = progress.borrow_and_update().enforced;
+        if enforced.index > 0 {
+            let detail = format!("revision {} is enforced", enforced.revision);
+            readiness.set_ok(Part::PolicyReady, detail);
+        }
+        if progress.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// The management listeners.
+struct Listeners {
+    config: Arc<Config>,
+    app: Arc<http::App>,
+    certificates: Arc<Certificates>,
+    metrics: Metrics,
+    addresses: watch::Sender<Addresses>,
+    http_address: watch::Sender<Option<SocketAddr>>,
+    stop: CancellationToken,
+}
+
+impl Listeners {
+    /// Opens the listeners as soon as they can be.
+    async fn run(self, tasks: TaskTracker) {
+        let socket = self.config.runtime.control_socket();
+        tasks.spawn(http::control::serve(
+            socket,
+            Arc::clone(&self.app),
+            self.stop.clone(),
+        ));
+        let https = self.open("http.bind", self.config.http.bind, config::HTTP_PORT);
+        if let Some((listener, address)) = https.await {
+            self.addresses
+                .send_modify(|addresses| addresses.http = Some(address));
+            self.http_address
+                .send_replace(Some(self.config.http.advertise.unwrap_or(address)));
+            tracing::info!(%address, "the management API listens");
+            tasks.spawn(http::listen::serve(
+                listener,
+                Arc::clone(&self.app),
+                Arc::clone(&self.certificates),
+                self.stop.clone(),
+            ));
+        }
+        let metrics = self.open(
+            "metrics.bind",
+            self.config.metrics.bind,
+            config::METRICS_PORT,
+        );
+        if let Some((listener, address)) = metrics.await {
+            self.addresses
+                .send_modify(|addresses| addresses.metrics = Some(address));
+            tracing::info!(%address, "the metrics listener listens");
+            tasks.spawn(crate::metrics::serve(
+                listener,
+                self.metrics,
+                self.app,
+                self.stop.clone(),
+            ));
+        }
+    }
+
+    /// Binds the configured address, or `port` on the management interface's first global address, trying until that
+    /// works; none if the node stops first.
+    async fn open(
+        &self,
+        key: &str,
+        bind: Option<SocketAddr>,
+        port: u16,
+    ) -> Option<(TcpListener, SocketAddr)> {
+        let mut told = false;
+        loop {
+            match self.try_open(key, bind, port).await {
+                Ok(opened) => return Some(opened),
+                Err(error) => {
+                    if !told {
+                        tracing::warn!(
+                            error = format!("{error:#}"),
+                            "a listener cannot be opened yet; trying on"
+                        );
+                        told = true;
+                    }
+                }
+            }
+            tokio::select! {
+                () = self.stop.cancelled() => return None,
+                () = tokio::time::sleep(LISTEN_RETRY) => {}
+            }
+        }
+    }
+
+    async fn try_open(
+        &self,
+        key: &str,
+        bind: Option<SocketAddr>,
+        port: u16,
+    ) -> anyhow::Result<(TcpListener, SocketAddr)> {
+        let interface = self.config.bootstrap.management_interface.as_str();
+        let address = match bind {
+            Some(address) => address,
+            None => interfaces::management_address(interface)?
+                .map(|ip: IpAddr| SocketAddr::new(ip, port))
+                .with_context(|| {
+                    format!("{interface} has no global address; give it one, or set {key}")
+                })?,
+        };
+        let listener = TcpListener::bind(address)
+            .await
+            .with_context(|| format!("cannot listen on {address} ({key})"))?;
+        let address = listener.local_addr()?;
+        Ok((listener, address))
+    }
+}

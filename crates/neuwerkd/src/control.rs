@@ -1,0 +1,416 @@
+//! The control plane's life on this node: found, join or resume; talk to members; replay the policy; and after a fault
+//! start again from disk, with back-off, while the dataplane goes on.
+//!
+//! One screen, top to bottom: [`supervise`] → [`Control::run`] → [`Control::identity`] → [`Control::serve`].
+
+mod enforce;
+mod founding;
+mod report;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use cluster::command::{Addresses, Init};
+use cluster::identity::NodeKey;
+use cluster::identity::{Identity, Layout, OnDisk};
+use cluster::join::client::{JoinOptions, join};
+use cluster::join::listener::JoinListener;
+use cluster::join::protocol::Application;
+use cluster::join::secret;
+use cluster::meta::Meta;
+use cluster::node::FEATURE_LEVEL;
+use cluster::peers::Peers;
+use cluster::replay::{self, Progress};
+use cluster::store::files::DiskDirectory;
+use cluster::store::{Io, Store};
+use cluster::tls::Trust;
+use cluster::transport::grpc::GrpcTransport;
+use cluster::{Environment, Node, NodeConfig, NodeReport, State, Timing};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::dataplane::Dataplane;
+use crate::http::certificate::Certificates;
+use crate::{auth, http};
+pub use enforce::compile;
+
+/// First pause after a fault of the control plane, and the longest one.
+const RESTART_PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+
+/// How often what failed in replay is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// What the control plane works with; all of it outlives a restart of the control plane.
+pub struct Control {
+    /// The configuration.
+    pub config: Arc<Config>,
+    /// The management API, which follows whether there is a control plane.
+    pub http: Arc<http::App>,
+    /// Holder of the server certificate of the management API.
+    pub certificates: Arc<Certificates>,
+    /// The packet workers.
+    pub dataplane: Arc<Dataplane>,
+    /// Where other nodes and clients reach this node's management API.
+    pub http_address: watch::Receiver<Option<SocketAddr>>,
+    /// How far replay has come; starts at the last-known-good policy.
+    pub progress: watch::Sender<Progress>,
+    /// The running member, while there is one.
+    pub node: watch::Sender<Option<Node>>,
+}
+
+/// Runs the control plane until `stop`, restarting it after faults.
+pub async fn supervise(control: Arc<Control>, stop: CancellationToken) {
+    let (mut pause, longest) = RESTART_PAUSES;
+    loop {
+        let started = tokio::time::Instant::now();
+        let Err(error) = control.run(&stop).await else {
+            return;
+        };
+        control.http.set_node(None);
+        control.node.send_replace(None);
+        let reason = format!("{error:#}");
+        tracing::error!(
+            reason,
+            "the control plane has stopped and will be restarted; the policy stays in force"
+        );
+        control.http.readiness().set_waiting_for(reason);
+        if started.elapsed() > longest * 2 {
+            pause = RESTART_PAUSES.0;
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(pause) => pause = (pause * 2).min(longest),
+        }
+    }
+}
+
+impl Control {
+    /// One life of the control plane: ends well when `stop` is given, otherwise with the fault.
+    async fn run(&self, stop: &CancellationToken) -> anyhow::Result<()> {
+        let cluster = &self.config.cluster;
+        let layout = Layout {
+            data_dir: cluster.data_dir.clone(),
+            node_id_path: cluster.node_id_path.clone(),
+        };
+        cluster::durable::create_directory(&cluster.data_dir)
+            .with_context(|| format!("cannot create {}", cluster.data_dir.display()))?;
+        let Some(member) = self.identity(&layout, stop).await? else {
+            return Ok(());
+        };
+        self.serve(member, &layout, stop).await
+    }
+
+    /// The identity to run under: the one on disk, one that a cluster grants, or that of a new cluster's first member.
+    /// None when `stop` came first.
+    async fn identity(
+        &self,
+        layout: &Layout,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<Option<Member>> {
+        let cluster = &self.config.cluster;
+        let data_dir = &layout.data_dir;
+        let mut meta = Meta::load(data_dir)?;
+        if let Some(own) = &meta {
+            own.admits(self.config.cluster_mode, data_dir)?;
+            match own.admits_join(data_dir) {
+                Ok(()) => {}
+                Err(_) if cluster.join.is_empty() => {}
+                Err(_) if cluster.join_discard_local => {
+                    founding::discard(layout)?;
+                    meta = None;
+                }
+                Err(refused) => return Err(refused.into()),
+            }
+        }
+        if let OnDisk::Member(identity) = Identity::load(layout, meta.as_ref().map(Meta::owner))? {
+            let meta = meta.expect("an identity is only loaded for its owner");
+            let peers =
+                Peers::load(data_dir)?.ok_or_else(|| founding::missing(data_dir, "peers.json"))?;
+            if !data_dir.join(founding::LOG).exists() {
+                return Err(founding::missing(data_dir, founding::LOG));
+            }
+            return Ok(Some(Member {
+                identity: *identity,
+                peers,
+                meta,
+                init: None,
+            }));
+        }
+        if cluster.join.is_empty() {
+            return founding::found(&self.config, layout, self.addresses()).map(Some);
+        }
+        tokio::select! {
+            () = stop.cancelled() => Ok(None),
+            member = self.join(layout) => member.map(Some),
+        }
+    }
+
+    /// Knocks at join listeners until one lets this node in, and writes down who it is from then on.
+    async fn join(&self, layout: &Layout) -> anyhow::Result<Member> {
+        let cluster = &self.config.cluster;
+        let key = NodeKey::load_or_create(layout)?;
+        let token_path = cluster.token_path.clone();
+        let readiness = Arc::clone(&self.http);
+        let options = JoinOptions {
+            addresses: cluster.join.iter().map(ToString::to_string).collect(),
+            own: vec![cluster.join_bind(), cluster.advertise()],
+            secrets: Arc::new(move || secret::load(&token_path)),
+            application: Application {
+                csr: key.request().to_vec(),
+                name: host_name(),
+                addresses: self.addresses(),
+                version: env!("CARGO_PKG_VERSION").into(),
+                feature_level: FEATURE_LEVEL,
+            },
+            on_failure: Box::new(move |address, error| {
+                let chain = anyhow!("{error}").to_string();
+                readiness
+                    .readiness()
+                    .set_waiting_for(format!("joining through {address}: {chain}"));
+            }),
+        };
+        tracing::info!(addresses = ?options.addresses, "asking to join a cluster");
+        let grant = join(&options).await;
+        let certificate = grant.certificate.clone().into();
+        let authorities = grant
+            .authorities
+            .iter()
+            .map(|der| der.to_vec().into())
+            .collect();
+        let identity = Identity::issued(key, certificate, authorities)
+            .context("the certificate that the cluster issued is not for this node's key")?;
+        tracing::info!(cluster_id = %grant.cluster_id, node_id = %grant.node_id, "admitted to the cluster");
+        let peers = Peers::granted(&layout.data_dir, &grant)?;
+        // The store exists before `meta.json` does: a member without one has lost its data.
+        let store = Store::open(&layout.data_dir.join(founding::LOG), Io::Threaded)?;
+        tokio::task::spawn_blocking(move || store.close()).await?;
+        let meta = Meta::joined(grant.cluster_id, grant.lineage, grant.node_id);
+        founding::record(layout, &identity, &meta)?;
+        Ok(Member {
+            identity,
+            peers,
+            meta,
+            init: None,
+        })
+    }
+
+    /// Runs the member until `stop` or a fault.
+    async fn serve(
+        &self,
+        member: Member,
+        layout: &Layout,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<()> {
+        let Member {
+            identity,
+            peers,
+            meta,
+            init,
+        } = member;
+        let cluster = &self.config.cluster;
+        let data_dir = &cluster.data_dir;
+        let store = Store::open(&data_dir.join(founding::LOG), Io::Threaded)?;
+        let snapshots = Arc::new(DiskDirectory::open(data_dir.join("snapshots"))?);
+        let trust = Trust::new(&identity, peers.pins(&State::default()))?;
+        let transport = GrpcTransport::new(Arc::clone(&trust));
+        let config = NodeConfig {
+            name: host_name(),
+            addresses: self.addresses(),
+            incarnation: founding::random_u64(),
+            timing: self.timing(),
+            ..NodeConfig::new(identity.node_id)
+        };
+        let environment = Environment::system(data_dir);
+        let node = Node::start(config, environment, store, snapshots, transport.clone()).await?;
+
+        // Everything below ends with this life of the control plane.
+        let life = stop.child_token();
+        let ended = life.clone().drop_guard();
+        if self.config.cluster_mode {
+            let listener = listen(cluster.bind, "cluster.bind").await?;
+            let serving = transport.serve(listener, node.service(), life.clone());
+            tokio::spawn(serve_members(serving));
+            let listener = listen(cluster.join_bind(), "cluster.join_bind").await?;
+            tokio::spawn(self.join_listener(&node)?.serve(listener, life.clone()));
+        }
+        node.answer_enrolments();
+        node.set_http_handler(self.http.forward_handler());
+        auth::answer_mint(&node);
+        if let Some(init) = init {
+            node.found(init).await?;
+            founding::record(layout, &identity, &meta)?;
+            tracing::info!(cluster_id = %meta.cluster_id, node_id = %meta.node_id, "founded a cluster");
+        }
+        meta.admits_state(&node.state(), data_dir)?;
+        tokio::spawn(follow_membership(
+            node.clone(),
+            trust,
+            peers,
+            meta,
+            data_dir.clone(),
+            life.clone(),
+        ));
+        tokio::spawn(self.certificates.clone().follow(node.watch(), life.clone()));
+        let reporter = self.reporter(&node);
+        tokio::spawn(report::run(reporter, life.clone()));
+        self.node.send_replace(Some(node.clone()));
+        self.http.set_node(Some(node.clone()));
+
+        tokio::select! {
+            () = stop.cancelled() => {}
+            failure = node.failed() => {
+                node.shutdown().await;
+                bail!(failure);
+            }
+            () = self.replay(&node) => {}
+        }
+        if let Err(error) = node.transfer_leader(None).await {
+            tracing::debug!(%error, "leadership is not handed over");
+        }
+        drop(ended);
+        node.shutdown().await;
+        Ok(())
+    }
+
+    fn join_listener(&self, node: &Node) -> anyhow::Result<Arc<JoinListener>> {
+        let path = self.config.cluster.token_path.clone();
+        secret::load_or_create(&path)?;
+        let node = node.clone();
+        let enrol = move |request| {
+            let node = node.clone();
+            Box::pin(async move { node.enrol(request).await }) as _
+        };
+        Ok(JoinListener::new(
+            Arc::new(move || secret::load(&path)),
+            Arc::new(enrol),
+        )?)
+    }
+
+    /// Follows the applied policy until the node stops, retrying what failed.
+    async fn replay(&self, node: &Node) {
+        let (targets, seen) = watch::channel(None);
+        let data_dir = self.config.cluster.data_dir.clone();
+        let enforcer = enforce::Enforcer::new(Arc::clone(&self.dataplane), data_dir);
+        let feed = async {
+            let mut state = node.watch();
+            let mut last = None;
+            loop {
+                let newer = enforce::newer(&state.borrow_and_update(), last);
+                if let Some(target) = newer {
+                    last = Some(target.index);
+                    targets.send_replace(Some(target));
+                } else if self.progress.borrow().failure.is_some() {
+                    targets.send_modify(|_same_again| {});
+                }
+                tokio::select! {
+                    changed = state.changed() => if changed.is_err() { return },
+                    () = tokio::time::sleep(RETRY) => {}
+                }
+            }
+        };
+        tokio::select! {
+            () = feed => {}
+            () = replay::run(&enforcer, seen, &self.progress) => {}
+        }
+    }
+
+    fn reporter(&self, node: &Node) -> report::Reporter {
+        report::Reporter {
+            node: node.clone(),
+            http: Arc::clone(&self.http),
+            http_address: self.http_address.clone(),
+            progress: self.progress.subscribe(),
+            fixed: NodeReport {
+                version: env!("CARGO_PKG_VERSION").into(),
+                mode: self.config.bootstrap.data_plane_mode.to_string(),
+                configuration_hash: self.config.hash(),
+                ..NodeReport::default()
+            },
+        }
+    }
+
+    fn addresses(&self) -> Addresses {
+        let cluster = &self.config.cluster;
+        let join = SocketAddr::new(cluster.advertise().ip(), cluster.join_bind().port());
+        let http = *self.http_address.borrow();
+        Addresses {
+            cluster: cluster.advertise().to_string(),
+            join: join.to_string(),
+            http: http.map(|http| http.to_string()).unwrap_or_default(),
+        }
+    }
+
+    fn timing(&self) -> Timing {
+        let (keys, default) = (&self.config.cluster, Timing::default());
+        let or = |key: Option<u32>, default: u64| key.map_or(default, u64::from);
+        Timing {
+            heartbeat_ms: or(keys.heartbeat_ms, default.heartbeat_ms),
+            election_min_ms: or(keys.election_min_ms, default.election_min_ms),
+            election_max_ms: or(keys.election_max_ms, default.election_max_ms),
+        }
+    }
+}
+
+/// Keeps whom TLS trusts, and the file that outlives a restart, as the state says.
+async fn follow_membership(
+    node: Node,
+    trust: Arc<Trust>,
+    mut peers: Peers,
+    mut meta: Meta,
+    data_dir: PathBuf,
+    life: CancellationToken,
+) {
+    let mut state = node.watch();
+    loop {
+        let now = Arc::clone(&state.borrow_and_update());
+        if let Err(error) = peers.follow(&now) {
+            tracing::warn!(%error, "the list of known members cannot be written");
+        }
+        if meta.note_members(&now)
+            && let Err(error) = meta.store(&data_dir)
+        {
+            tracing::warn!(%error, "it cannot be written down that there are several members");
+        }
+        if let Err(error) = trust.set_pins(peers.pins(&now)) {
+            tracing::error!(%error, "the trusted keys stay as they were");
+        }
+        tokio::select! {
+            () = life.cancelled() => return,
+            changed = state.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+/// Answers other members until it is stopped.
+async fn serve_members<E: std::error::Error>(serving: impl Future<Output = Result<(), E>>) {
+    if let Err(error) = serving.await {
+        tracing::error!(%error, "the cluster listener has ended");
+    }
+}
+
+async fn listen(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen on {address} ({key})"))
+}
+
+fn host_name() -> String {
+    rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned()
+}
+
+/// A node that is, or is about to become, a member.
+struct Member {
+    identity: Identity,
+    peers: Peers,
+    meta: Meta,
+    /// The first entry of a cluster that this node founds.
+    init: Option<Init>,
+}

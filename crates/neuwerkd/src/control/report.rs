@@ -1,0 +1,75 @@
+//! What this node tells the leader about itself, whenever it changes.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use cluster::replay::Progress;
+use cluster::{Node, NodeReport, PolicyMark};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::http;
+
+/// How often readiness is looked at; everything else is reported when it changes.
+const REFRESH: Duration = Duration::from_millis(500);
+
+/// Where the parts of a report come from.
+pub(super) struct Reporter {
+    pub(super) node: Node,
+    pub(super) http: Arc<http::App>,
+    pub(super) http_address: watch::Receiver<Option<SocketAddr>>,
+    pub(super) progress: watch::Receiver<Progress>,
+    /// What does not change while the control plane lives.
+    pub(super) fixed: NodeReport,
+}
+
+/// Reports until `life` ends.
+pub(super) async fn run(mut reporter: Reporter, life: CancellationToken) {
+    let mut state = reporter.node.watch();
+    loop {
+        let report = reporter.compose();
+        reporter.node.report(report);
+        tokio::select! {
+            () = life.cancelled() => return,
+            Ok(()) = reporter.progress.changed() => {}
+            Ok(()) = reporter.http_address.changed() => {}
+            changed = state.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(REFRESH) => {}
+        }
+    }
+}
+
+impl Reporter {
+    fn compose(&mut self) -> NodeReport {
+        let progress = self.progress.borrow_and_update().clone();
+        let applied = self.node.state().policy().map(|policy| PolicyMark {
+            index: policy.index,
+            revision: policy.revision,
+            hash: policy.hash,
+        });
+        self.http
+            .readiness()
+            .set_enforced(progress.enforced.revision, progress.failure.clone());
+        let view = self.http.control_view();
+        let ready = self.http.readiness().ready(view.as_ref());
+        let since_1970 = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        let address = *self.http_address.borrow_and_update();
+        NodeReport {
+            http_address: address
+                .map(|address| address.to_string())
+                .unwrap_or_default(),
+            applied: applied.unwrap_or_default(),
+            compiled: progress.compiled.into(),
+            enforced: progress.enforced.into(),
+            compile_error: progress.failure,
+            ready: ready.ready,
+            ready_traffic: self.http.readiness().ready_traffic().ready,
+            failing_checks: ready.failing().map(|check| check.name.clone()).collect(),
+            wall_clock_ms: u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX),
+            ..self.fixed.clone()
+        }
+    }
+}

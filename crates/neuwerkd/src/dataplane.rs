@@ -1,0 +1,270 @@
+//! The dataplane as the control side sees it: start the packet workers, hand them a policy, and
+//! know what they run on.
+//!
+//! One immutable snapshot is published to all workers. A swap bumps its generation; it is in force
+//! once every worker has loaded that generation, which each does at the start of its next burst.
+
+mod ports;
+mod settings;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use arc_swap::ArcSwap;
+use engine::port::Port;
+use engine::snapshot::Settings;
+use engine::{Now, Snapshot, Worker, WorkerConfig, WorkerCounters};
+use io::idle::{PollIdle, Waker};
+use policy::Compiled;
+
+pub use ports::HeldDataplane;
+
+/// How long a swap may take to reach every worker before it counts as failed. A burst takes
+/// microseconds and a sleeping worker is woken, so only a stuck worker misses it.
+const SWAP_LIMIT: Duration = Duration::from_secs(5);
+
+/// A worker that has not turned for this long is stuck. An idle one turns several times a second.
+const STALL_LIMIT: Duration = Duration::from_secs(2);
+
+/// The swap did not reach every worker in time.
+#[derive(Debug, thiserror::Error)]
+#[error("packet worker {worker} did not take over the new snapshot within {} s: restart the node", SWAP_LIMIT.as_secs())]
+pub struct SwapError {
+    /// Index of the worker that is stuck.
+    pub worker: usize,
+}
+
+/// The running packet workers of this node.
+pub struct Dataplane {
+    published: Arc<ArcSwap<Snapshot>>,
+    /// Serializes swaps, so that none overwrites what another changed.
+    swap: Mutex<()>,
+    workers: Vec<WorkerThread>,
+    stop: Arc<AtomicBool>,
+}
+
+struct WorkerThread {
+    counters: Arc<WorkerCounters>,
+    waker: Waker,
+    seen: Mutex<Seen>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// When a worker was last seen to turn.
+struct Seen {
+    polls: u64,
+    at: Instant,
+}
+
+/// The ports and the host lane of one worker, as its `open` function returns them.
+pub struct Opened<P, L> {
+    /// Inside first, then outside.
+    pub ports: Vec<P>,
+    /// The way to the host's own services.
+    pub lane: Option<L>,
+}
+
+impl Dataplane {
+    /// Starts one worker per element of `open`, each of which opens the worker's ports on the
+    /// worker's own thread. Returns once all are open; if one fails, all are stopped.
+    ///
+    /// # Errors
+    /// The settings contradict each other, or a port cannot be opened.
+    pub fn start<P, L, O>(
+        settings: Settings,
+        policy: Arc<Compiled>,
+        flow_capacity: u32,
+        open: Vec<O>,
+    ) -> anyhow::Result<Dataplane>
+    where
+        P: Port + 'static,
+        L: Port + 'static,
+        O: FnOnce() -> anyhow::Result<Opened<P, L>> + Send + 'static,
+    {
+        let snapshot = Snapshot::new(1, policy, settings)?;
+        let count = u16::try_from(open.len()).context("too many packet workers")?;
+        let mut dataplane = Dataplane {
+            published: Arc::new(ArcSwap::from_pointee(snapshot)),
+            swap: Mutex::new(()),
+            workers: Vec::new(),
+            stop: Arc::new(AtomicBool::new(false)),
+        };
+        let mut seed = [0; 8];
+        aws_lc_rs::rand::fill(&mut seed)
+            .ok()
+            .context("the system has no randomness")?;
+        for (index, open) in (0..count).zip(open) {
+            let config = WorkerConfig {
+                index,
+                count,
+                seed: u64::from_ne_bytes(seed),
+                flow_capacity,
+                events: None,
+            };
+            dataplane.spawn(config, open)?;
+        }
+        Ok(dataplane)
+    }
+
+    fn spawn<P, L, O>(&mut self, config: WorkerConfig, open: O) -> anyhow::Result<()>
+    where
+        P: Port + 'static,
+        L: Port + 'static,
+        O: FnOnce() -> anyhow::Result<Opened<P, L>> + Send + 'static,
+    {
+        let counters = Arc::new(WorkerCounters::default());
+        let idle = PollIdle::new().context("cannot make an eventfd")?;
+        let waker = idle.waker();
+        let (opened, result) = std::sync::mpsc::sync_channel(1);
+        let thread = {
+            let counters = Arc::clone(&counters);
+            let published = Arc::clone(&self.published);
+            let stop = Arc::clone(&self.stop);
+            std::thread::Builder::new()
+                .name(format!("packets-{}", config.index))
+                .spawn(move || {
+                    let Opened { ports, lane } = match open() {
+                        Ok(ports) => ports,
+                        Err(error) => return drop(opened.send(Err(error))),
+                    };
+                    let mut worker = match Worker::new(ports, lane, published, config, counters) {
+                        Ok(worker) => worker,
+                        Err(error) => return drop(opened.send(Err(error.into()))),
+                    };
+                    if opened.send(Ok(())).is_ok() {
+                        worker.run(idle, monotonic, &stop);
+                    }
+                })?
+        };
+        result
+            .recv()
+            .context("a packet worker ended while it opened its ports")??;
+        let seen = Mutex::new(Seen {
+            polls: 0,
+            at: Instant::now(),
+        });
+        self.workers.push(WorkerThread {
+            counters,
+            waker,
+            seen,
+            thread: Mutex::new(Some(thread)),
+        });
+        Ok(())
+    }
+
+    /// Publishes a compiled policy and waits until the last worker runs on it.
+    ///
+    /// # Errors
+    /// A worker is stuck; those that are not have taken the policy over.
+    pub async fn set_policy(&self, policy: Arc<Compiled>) -> Result<(), SwapError> {
+        let generation =
+            self.publish(|now, generation| now.with_policy(generation, Arc::clone(&policy)));
+        self.reached(generation).await
+    }
+
+    /// Refuses new flows from now on (`true`) or takes them again, and waits until the last worker
+    /// knows. Flows that exist go on.
+    ///
+    /// # Errors
+    /// As [`Dataplane::set_policy`].
+    pub async fn set_draining(&self, draining: bool) -> Result<(), SwapError> {
+        let generation = self.publish(|now, generation| now.with_draining(generation, draining));
+        self.reached(generation).await
+    }
+
+    /// The policy that is published.
+    pub fn policy(&self) -> Arc<Compiled> {
+        Arc::clone(self.published.load().policy())
+    }
+
+    /// The counters of every worker.
+    pub fn counters(&self) -> Vec<Arc<WorkerCounters>> {
+        self.workers
+            .iter()
+            .map(|worker| Arc::clone(&worker.counters))
+            .collect()
+    }
+
+    /// Flows that exist now, over all workers.
+    pub fn active_flows(&self) -> u64 {
+        self.workers
+            .iter()
+            .map(|worker| worker.counters.flows_active.get())
+            .sum()
+    }
+
+    /// Why packets do not flow, if they do not: a worker that has ended or makes no progress.
+    pub fn fault(&self) -> Option<String> {
+        let now = Instant::now();
+        self.workers.iter().enumerate().find_map(|(index, worker)| {
+            let thread = worker.thread.lock().unwrap_or_else(PoisonError::into_inner);
+            if thread.as_ref().is_none_or(JoinHandle::is_finished) {
+                return Some(format!("packet worker {index} has ended"));
+            }
+            let mut seen = worker.seen.lock().unwrap_or_else(PoisonError::into_inner);
+            let polls = worker.counters.polls.get();
+            if polls != seen.polls {
+                *seen = Seen { polls, at: now };
+            }
+            let stalled = now.duration_since(seen.at) > STALL_LIMIT;
+            stalled.then(|| format!("packet worker {index} makes no progress"))
+        })
+    }
+
+    /// Stops the workers and waits for them. Whoever still holds the dataplane sees them as ended.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for worker in &self.workers {
+            worker.waker.wake();
+            let thread = worker
+                .thread
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take();
+            if thread.is_some_and(|thread| thread.join().is_err()) {
+                tracing::error!("a packet worker panicked");
+            }
+        }
+    }
+
+    fn publish(&self, change: impl Fn(&Snapshot, u64) -> Snapshot) -> u64 {
+        let _one_at_a_time = self.swap.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = self.published.load_full();
+        let generation = now.generation() + 1;
+        self.published.store(Arc::new(change(&now, generation)));
+        for worker in &self.workers {
+            worker.waker.wake();
+        }
+        generation
+    }
+
+    async fn reached(&self, generation: u64) -> Result<(), SwapError> {
+        let give_up = tokio::time::Instant::now() + SWAP_LIMIT;
+        for (index, worker) in self.workers.iter().enumerate() {
+            let mut pause = Duration::from_micros(50);
+            while worker.counters.generation() < generation {
+                if tokio::time::Instant::now() >= give_up {
+                    return Err(SwapError { worker: index });
+                }
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_millis(10));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Dataplane {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// The time since boot.
+fn monotonic() -> Now {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    Now(time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs())
+}

@@ -1,0 +1,60 @@
+//! From the configuration to the engine's settings.
+
+use std::time::Duration;
+
+use engine::snapshot::{Limits, LocalService, PortSettings, Route, Settings, Snat, Timeouts};
+
+use crate::config::{self, Config, SourceNat};
+
+/// The port on which `dns.target_ips` answer.
+const DNS_PORT: u16 = 53;
+
+/// The engine's settings, apart from the policy.
+pub(super) fn settings(config: &Config) -> Settings {
+    let dataplane = &config.dataplane;
+    let mut ports = vec![port(&dataplane.ports.inside)];
+    if config.bootstrap.outside_interface.is_some() {
+        ports.push(port(&dataplane.ports.outside));
+    }
+    let idle = dataplane
+        .idle_timeout_secs
+        .map(|s| Duration::from_secs(u64::from(s)));
+    let service = |address: &std::net::IpAddr| LocalService {
+        address: *address,
+        ports: vec![DNS_PORT],
+    };
+    Settings {
+        ports,
+        internal: config.policy.internal_cidr.clone(),
+        snat: snat(dataplane.snat),
+        nat66: Some(snat(dataplane.nat66)),
+        timeouts: idle.map_or_else(Timeouts::default, Timeouts::uniform),
+        limits: Limits {
+            max_flows: dataplane.max_active_flows(),
+            max_nat_bindings: dataplane.max_active_nat_entries(),
+            ..Limits::default()
+        },
+        services: config.dns.target_ips.iter().map(service).collect(),
+        ..Settings::default()
+    }
+}
+
+fn port(port: &config::Port) -> PortSettings {
+    let route = |route: &config::Route| Route {
+        destination: route.to,
+        via: route.via,
+    };
+    PortSettings {
+        addresses: port.addresses.clone(),
+        gateways: port.gateway.clone(),
+        routes: port.routes.iter().map(route).collect(),
+    }
+}
+
+fn snat(nat: SourceNat) -> Snat {
+    match nat {
+        SourceNat::None => Snat::None,
+        SourceNat::Auto => Snat::Auto,
+        SourceNat::Static(address) => Snat::Static(address),
+    }
+}

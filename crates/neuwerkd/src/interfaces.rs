@@ -1,0 +1,70 @@
+//! What the host says about its network interfaces.
+
+use std::io;
+use std::net::{IpAddr, Ipv6Addr};
+
+/// The address that management listeners bind: the interface's first global IPv4 address, else its
+/// first global IPv6 address; none while the interface has neither (DHCP may still be at work).
+pub fn management_address(interface: &str) -> io::Result<Option<IpAddr>> {
+    let addresses: Vec<IpAddr> = nix::ifaddrs::getifaddrs()?
+        .filter(|entry| entry.interface_name == interface)
+        .filter_map(|entry| {
+            let address = entry.address?;
+            address
+                .as_sockaddr_in()
+                .map(|v4| IpAddr::V4(v4.ip()))
+                .or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
+        })
+        .collect();
+    Ok(first_global(&addresses))
+}
+
+/// Whether the interface exists.
+pub fn exists(interface: &str) -> bool {
+    nix::net::if_::if_nametoindex(interface).is_ok()
+}
+
+fn first_global(addresses: &[IpAddr]) -> Option<IpAddr> {
+    let global = |address: &&IpAddr| match address {
+        IpAddr::V4(v4) => !v4.is_link_local() && !v4.is_unspecified(),
+        IpAddr::V6(v6) => !is_link_local(v6) && !v6.is_unspecified(),
+    };
+    let v4 = addresses.iter().filter(global).find(|a| a.is_ipv4());
+    let v6 = addresses.iter().filter(global).find(|a| a.is_ipv6());
+    v4.or(v6).copied()
+}
+
+fn is_link_local(address: &Ipv6Addr) -> bool {
+    address.segments()[0] & 0xffc0 == 0xfe80
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn management_prefers_global_ipv4_then_global_ipv6() {
+        check(&["fe80::1", "2001:db8::1", "192.0.2.1"], Some("192.0.2.1"));
+        check(&["169.254.1.1", "10.0.0.1", "10.0.0.2"], Some("10.0.0.1"));
+        check(&["fe80::1", "2001:db8::1"], Some("2001:db8::1"));
+        check(&["fe80::1", "169.254.1.1"], None);
+        check(&[], None);
+    }
+
+    #[test]
+    fn the_loopback_interface_is_seen() {
+        assert!(exists("lo"));
+        assert!(!exists("no-such-if"));
+    }
+
+    fn check(addresses: &[&str], expected: Option<&str>) {
+        let addresses: Vec<IpAddr> = addresses
+            .iter()
+            .map(|a| a.parse().expect("test address"))
+            .collect();
+        assert_eq!(
+            first_global(&addresses),
+            expected.map(|a| a.parse().expect("test address"))
+        );
+    }
+}
