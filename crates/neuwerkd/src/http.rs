@@ -21,6 +21,8 @@ mod request;
 pub mod route;
 pub mod session;
 pub mod stats;
+#[cfg(test)]
+mod tests;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -28,6 +30,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use axum::Router;
+use axum::extract::DefaultBodyLimit;
 use axum::middleware::from_fn_with_state;
 use cluster::node::HttpHandler;
 use cluster::{Node, NodeId};
@@ -139,6 +142,8 @@ impl App {
                 )
             })
             .layer(from_fn_with_state(Arc::clone(self), edge::pass))
+            // The gate has its own limits, which differ by route.
+            .layer(DefaultBodyLimit::disable())
             .with_state(Arc::clone(self))
     }
 

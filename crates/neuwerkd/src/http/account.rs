@@ -132,7 +132,7 @@ pub(super) async fn disable(
     let if_match = if_match(&headers)?;
     let change = Change::new(&app, &identity, &origin, &headers)?;
     change
-        .record(Command::DisableAccount { id, if_match })
+        .done(Command::DisableAccount { id, if_match })
         .await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -238,9 +238,7 @@ pub(super) async fn revoke_token(
     let account = parse_id(&account, "service account")?;
     let token = parse_id(&token, "token")?;
     let change = Change::new(&app, &identity, &origin, &headers)?;
-    change
-        .record(Command::RevokeToken { account, token })
-        .await?;
+    change.done(Command::RevokeToken { account, token }).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

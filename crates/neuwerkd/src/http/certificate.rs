@@ -29,22 +29,22 @@ const LOOK_EVERY: Duration = Duration::from_secs(60);
 
 /// What the certificate is made of.
 #[derive(Clone, Debug)]
-struct Settings {
+pub(super) struct Settings {
     /// Directory for `ca.crt`, `server.crt` and `server.key`.
-    tls_dir: PathBuf,
+    pub(super) tls_dir: PathBuf,
     /// The operator's own files, which go before anything issued here.
-    operator: Option<OperatorFiles>,
+    pub(super) operator: Option<OperatorFiles>,
 }
 
 /// Files of the operator, PEM.
 #[derive(Clone, Debug)]
-struct OperatorFiles {
+pub(super) struct OperatorFiles {
     /// Certificate chain, leaf first.
-    cert_path: PathBuf,
+    pub(super) cert_path: PathBuf,
     /// Its private key.
-    key_path: PathBuf,
+    pub(super) key_path: PathBuf,
     /// The authority to export to clients.
-    ca_path: Option<PathBuf>,
+    pub(super) ca_path: Option<PathBuf>,
 }
 
 /// Why a certificate cannot be used.
@@ -133,7 +133,10 @@ impl Certificates {
         Self::load(settings, names.collect())
     }
 
-    fn load(settings: Settings, names: Vec<String>) -> Result<Arc<Self>, CertificateError> {
+    pub(super) fn load(
+        settings: Settings,
+        names: Vec<String>,
+    ) -> Result<Arc<Self>, CertificateError> {
         durable::create_directory(&settings.tls_dir)
             .map_err(|source| file(&settings.tls_dir, source))?;
         let mut kept = Kept::default();
@@ -238,6 +241,12 @@ impl Certificates {
         durable::replace(&crt, pem_crt.as_bytes(), durable::PUBLIC)
             .map_err(|source| file(&crt, source))?;
         certified(vec![certificate], pkcs8(issued.key_pkcs8.to_vec()), &crt)
+    }
+
+    /// The certificate that is shown now, DER.
+    #[cfg(test)]
+    pub(super) fn leaf(&self) -> Vec<u8> {
+        self.shown.0.load().cert[0].to_vec()
     }
 
     /// Refreshes until `stop`: when the state brings another authority, when a name is added, and

@@ -58,6 +58,12 @@ impl Change {
         }
     }
 
+    /// Makes a change that has no other answer than that it was made.
+    pub(super) async fn done(&self, command: Command) -> Answer<()> {
+        self.make(command).await?.response.accepted()?;
+        Ok(())
+    }
+
     /// Makes a document the policy.
     pub(super) async fn policy(&self, document: Bytes, if_match: Option<u64>) -> Answer<Applied> {
         let (author, key) = (self.author.clone(), self.idempotency_key.clone());

@@ -250,7 +250,10 @@ impl Connections {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        let asked = CancellationToken::new();
+        let first = asked.clone();
         let service = hyper::service::service_fn(move |request: Request<Incoming>| {
+            asked.cancel();
             let (mut router, mut request) = (router.clone(), request.map(Body::new));
             request.extensions_mut().insert(origin.clone());
             async move {
@@ -263,8 +266,19 @@ impl Connections {
             .serve_connection(TokioIo::new(stream), service)
             .into_owned();
         let mut connection = std::pin::pin!(connection);
+        // The header time-out of HTTP/1 begins once the version is known, and HTTP/2 has none: who
+        // says nothing at all is covered here.
+        let silent = async {
+            if tokio::time::timeout(self.limits.headers, first.cancelled())
+                .await
+                .is_ok()
+            {
+                std::future::pending::<()>().await;
+            }
+        };
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
+            () = silent => return,
             () = self.draining.cancelled() => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
