@@ -32,7 +32,9 @@ impl PacketConfig {
     pub fn new(interface: impl Into<String>) -> Self {
         Self {
             interface: interface.into(),
-            receive_buffer_bytes: 16 << 20,
+            // Measured: 16 MiB forwards a tenth fewer small packets, since what waits longer has
+            // left the cache, and a single TCP stream gains nothing from it.
+            receive_buffer_bytes: 4 << 20,
             send_buffer_bytes: 8 << 20,
             buffers: 1024,
             qdisc_bypass: false,
