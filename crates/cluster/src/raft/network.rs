@@ -125,11 +125,17 @@ impl<R: AsyncRuntime> Client<R> {
 
     async fn open(
         &self,
-        requests: BoxStream<'static, AppendEntriesRequest<Types<R>>>,
+        mut requests: BoxStream<'static, AppendEntriesRequest<Types<R>>>,
     ) -> Result<
         BoxStream<'static, Result<StreamAppendResult<Types<R>>, RPCError<Types<R>>>>,
         RPCError<Types<R>>,
     > {
+        // openraft waits out its back-off while it makes a request, so the first one is asked for before anything is
+        // opened: a peer that refuses connections would otherwise be tried again without a pause.
+        let Some(first) = requests.next().await else {
+            return Ok(futures::stream::empty().boxed());
+        };
+        let requests = futures::stream::iter([first]).chain(requests);
         let sent = Arc::new(AtomicU64::new(0));
         let counter = sent.clone();
         let requests = requests.map(move |request| {

@@ -72,7 +72,7 @@ impl<R> LogStore<R> {
             }
         }
         let mut bytes = 0;
-        for (_, cached) in view.tail.range(from.max(in_memory)..to) {
+        for (_, cached) in view.tail.range(from.max(in_memory)..to.max(in_memory)) {
             bytes += cached.bytes;
             if bytes > limit_bytes && !entries.is_empty() {
                 break;

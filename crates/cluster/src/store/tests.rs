@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use futures::FutureExt;
 use openraft::StorageError;
 use openraft::entry::RaftEntry;
 use openraft::storage::{IOFlushed, RaftLogReader, RaftLogStorage};
@@ -298,7 +299,8 @@ async fn what_queues_up_is_committed_together() {
         for n in 1..=500 {
             let (sender, receiver) = Types::<Tokio>::oneshot();
             log.append([entry(1, n)], IOFlushed::signal(sender))
-                .await
+                .now_or_never()
+                .expect("does not wait for the disk")
                 .expect("queues");
             receivers.push(receiver);
         }
@@ -327,6 +329,38 @@ async fn reads_for_replication_are_bounded_and_never_empty() {
         assert_eq!(one.iter().map(RaftEntry::index).collect::<Vec<_>>(), [5]);
         log.store.close();
         log = open(&disk.after_power_loss(|_| false)).expect("opens");
+    }
+}
+
+#[tokio::test]
+async fn reads_cross_from_disk_to_memory() {
+    let disk = Disk::default();
+    let mut log = open(&disk).expect("opens");
+    append(&mut log, (0..10).map(|n| entry(1, n)))
+        .await
+        .expect("appends");
+    log.store.close();
+    log = open(&disk.after_power_loss(|_| false)).expect("opens");
+    append(&mut log, (10..20).map(|n| entry(1, n)))
+        .await
+        .expect("appends");
+    for (from, to) in [
+        (0, 5),
+        (0, 10),
+        (5, 15),
+        (10, 20),
+        (12, 13),
+        (0, 20),
+        (19, 30),
+        (25, 30),
+    ] {
+        let entries = log.try_get_log_entries(from..to).await.expect("reads");
+        let found: Vec<u64> = entries.iter().map(RaftEntry::index).collect();
+        assert_eq!(
+            found,
+            (from..to.min(20)).collect::<Vec<_>>(),
+            "{from}..{to}"
+        );
     }
 }
 

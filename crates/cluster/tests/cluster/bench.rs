@@ -9,7 +9,7 @@ use cluster::command::{
     AccountSpec, Addresses, Authority, Certificate, Credential, FirstMember, Init, Reservation,
     Role as AccountRole, Secret, Settings, SigningKey,
 };
-use cluster::node::Environment;
+use cluster::node::{Environment, Tokio};
 use cluster::store::files::MemoryDirectory;
 use cluster::store::{Io, Store};
 use cluster::transport::memory::Switchboard;
@@ -17,6 +17,7 @@ use cluster::{
     Applied, ClusterId, Command, Digest, Lineage, Node, NodeConfig, NodeId, ProposeError, Response,
     Role, Timing,
 };
+use openraft::{AsyncRuntime, Instant};
 use redb::StorageBackend;
 
 /// A policy document, as far as this crate looks at it.
@@ -101,21 +102,24 @@ impl StorageBackend for Disk {
     }
 }
 
-struct Place {
+struct Place<R: AsyncRuntime> {
     id: NodeId,
     disk: Disk,
     snapshots: MemoryDirectory,
-    node: Option<Node>,
+    node: Option<Node<R>>,
 }
 
 /// Nodes 0, 1, 2, … and what is between them.
-pub(crate) struct Bench {
+pub(crate) struct Bench<R: AsyncRuntime = Tokio> {
     board: Switchboard,
-    places: Vec<Place>,
+    places: Vec<Place<R>>,
     free_bytes: Arc<AtomicU64>,
+    io: Io,
+    /// What the nodes draw their random bytes from.
+    draws: Arc<AtomicU64>,
 }
 
-impl Bench {
+impl<R: AsyncRuntime> Bench<R> {
     /// `size` nodes, none of them running.
     pub(crate) fn new(size: usize) -> Self {
         let places = (0..size)
@@ -130,6 +134,16 @@ impl Bench {
             board: Switchboard::new(),
             places,
             free_bytes: Arc::new(AtomicU64::new(u64::MAX)),
+            io: Io::Threaded,
+            draws: Arc::default(),
+        }
+    }
+
+    /// `size` nodes whose disks take no time, for a simulated runtime.
+    pub(crate) fn simulated(size: usize) -> Self {
+        Bench {
+            io: Io::Inline,
+            ..Self::new(size)
         }
     }
 
@@ -137,11 +151,11 @@ impl Bench {
         self.places[n].id
     }
 
-    pub(crate) fn node(&self, n: usize) -> &Node {
+    pub(crate) fn node(&self, n: usize) -> &Node<R> {
         self.places[n].node.as_ref().expect("it runs")
     }
 
-    fn running(&self) -> impl Iterator<Item = &Node> {
+    fn running(&self) -> impl Iterator<Item = &Node<R>> {
         self.places.iter().filter_map(|place| place.node.as_ref())
     }
 
@@ -159,11 +173,16 @@ impl Bench {
             let place = &self.places[n];
             (place.id, place.disk.clone(), place.snapshots.clone())
         };
-        let store = Store::open_backend(disk, Io::Threaded).expect("opens");
+        let store = Store::open_backend(disk, self.io).expect("opens");
         let free_bytes = self.free_bytes.clone();
+        let draws = self.draws.clone();
         let environment = Environment {
+            wall_clock_ms: Arc::new(|| 1_700_000_000_000),
+            random: Arc::new(move |buffer| {
+                let draw = Digest::of(&draws.fetch_add(1, Ordering::SeqCst).to_be_bytes());
+                buffer.copy_from_slice(&draw.0[..buffer.len()]);
+            }),
             free_bytes: Arc::new(move || Some(free_bytes.load(Ordering::SeqCst))),
-            ..Environment::system(std::path::Path::new("/"))
         };
         let config = NodeConfig {
             name: format!("node-{n}"),
@@ -375,25 +394,23 @@ impl Bench {
                 match self.node(n).propose(command.clone()).await {
                     Ok(applied) => return applied,
                     Err(ProposeError::NoLeader(_) | ProposeError::NotLeader { .. }) => {
-                        pause().await
+                        pause::<R>().await
                     }
                     Err(error) => panic!("{error}"),
                 }
             }
         };
-        tokio::time::timeout(PATIENCE, attempts)
-            .await
-            .expect("commits")
+        R::timeout(PATIENCE, attempts).await.expect("commits")
     }
 
     /// Waits until `condition` holds.
-    pub(crate) async fn wait(&self, condition: impl Fn(&Bench) -> bool) {
-        let waiting = async {
-            while !condition(self) {
-                pause().await;
+    pub(crate) async fn wait(&self, condition: impl Fn(&Self) -> bool) {
+        let deadline = R::Instant::now() + PATIENCE;
+        while !condition(self) {
+            pause::<R>().await;
+            if R::Instant::now() < deadline {
+                continue;
             }
-        };
-        if tokio::time::timeout(PATIENCE, waiting).await.is_err() {
             let roles: Vec<_> = self
                 .running()
                 .map(|node| (node.role(), node.status(), node.members()))
@@ -403,8 +420,8 @@ impl Bench {
     }
 }
 
-async fn pause() {
-    tokio::time::sleep(Duration::from_millis(10)).await;
+async fn pause<R: AsyncRuntime>() {
+    R::sleep(Duration::from_millis(10)).await;
 }
 
 fn addresses(id: NodeId) -> Addresses {

@@ -1,18 +1,22 @@
 //! Whole nodes over a transport in memory: founding, restarting, replicating, losing leader and quorum.
 
 mod bench;
+mod simulation;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bench::{Bench, POLICY, spec};
 use cluster::command::{Author, Command};
-use cluster::{NoLeader, ProposeError, Refusal, Response, Role};
+use cluster::{
+    ForwardError, HttpRequest, HttpResponse, NoLeader, NodeReport, ProposeError, Refusal, Response,
+    Role,
+};
 use uuid::Uuid;
 
 #[tokio::test]
 async fn a_lone_node_founds_commits_and_comes_back() {
-    let mut bench = Bench::new(1);
+    let mut bench: Bench = Bench::new(1);
     bench.start(0).await;
     bench.found(0).await;
     let applied = bench
@@ -45,7 +49,7 @@ async fn a_lone_node_founds_commits_and_comes_back() {
 
 #[tokio::test]
 async fn acknowledged_writes_survive_the_loss_of_power() {
-    let mut bench = Bench::new(1);
+    let mut bench: Bench = Bench::new(1);
     bench.start(0).await;
     bench.found(0).await;
     let mut acknowledged = Vec::new();
@@ -73,7 +77,7 @@ async fn acknowledged_writes_survive_the_loss_of_power() {
 
 #[tokio::test]
 async fn a_large_document_travels_in_chunks_and_through_a_snapshot() {
-    let mut bench = Bench::new(3);
+    let mut bench: Bench = Bench::new(3);
     let document: Vec<u8> = (0..3_000_000_u32).map(|n| (n % 251) as u8).collect();
     bench.start_all().await;
     bench.form().await;
@@ -100,7 +104,7 @@ async fn a_large_document_travels_in_chunks_and_through_a_snapshot() {
 
 #[tokio::test]
 async fn three_nodes_survive_the_loss_of_their_leader() {
-    let mut bench = Bench::new(3);
+    let mut bench: Bench = Bench::new(3);
     bench.start_all().await;
     let leader = bench.form().await;
     bench
@@ -125,7 +129,7 @@ async fn three_nodes_survive_the_loss_of_their_leader() {
 
 #[tokio::test]
 async fn a_leader_without_quorum_says_so_and_takes_nothing() {
-    let mut bench = Bench::new(3);
+    let mut bench: Bench = Bench::new(3);
     bench.start_all().await;
     let leader = bench.form().await;
     bench.cut_off(leader);
@@ -161,7 +165,7 @@ async fn a_leader_without_quorum_says_so_and_takes_nothing() {
 
 #[tokio::test]
 async fn an_isolated_follower_has_no_leader_and_still_reads() {
-    let mut bench = Bench::new(3);
+    let mut bench: Bench = Bench::new(3);
     bench.start_all().await;
     let leader = bench.form().await;
     bench
@@ -188,7 +192,7 @@ async fn an_isolated_follower_has_no_leader_and_still_reads() {
 
 #[tokio::test]
 async fn sixteen_writers_lose_nothing_and_double_nothing() {
-    let mut bench = Bench::new(3);
+    let mut bench: Bench = Bench::new(3);
     bench.start_all().await;
     let leader = bench.form().await;
     let shared = match bench
@@ -273,7 +277,7 @@ async fn write(node: &cluster::Node, writer: usize, shared: Uuid) -> (Vec<Uuid>,
 
 #[tokio::test]
 async fn leadership_is_handed_over_on_request() {
-    let mut bench = Bench::new(3);
+    let mut bench: Bench = Bench::new(3);
     bench.start_all().await;
     let leader = bench.form().await;
     let target = (leader + 1) % 3;
@@ -289,7 +293,7 @@ async fn leadership_is_handed_over_on_request() {
 
 #[tokio::test]
 async fn a_removed_member_is_out_for_good() {
-    let mut bench = Bench::new(3);
+    let mut bench: Bench = Bench::new(3);
     bench.start_all().await;
     let leader = bench.form().await;
     let gone = (leader + 1) % 3;
@@ -324,7 +328,7 @@ async fn a_removed_member_is_out_for_good() {
 
 #[tokio::test]
 async fn a_full_disk_refuses_proposals_and_recovers() {
-    let mut bench = Bench::new(1);
+    let mut bench: Bench = Bench::new(1);
     bench.start(0).await;
     bench.found(0).await;
     bench.set_free_bytes(1024);
@@ -339,7 +343,7 @@ async fn a_full_disk_refuses_proposals_and_recovers() {
 
 #[tokio::test]
 async fn a_failed_sync_stops_the_control_plane_and_disk_content_counts() {
-    let mut bench = Bench::new(1);
+    let mut bench: Bench = Bench::new(1);
     bench.start(0).await;
     bench.found(0).await;
     bench.propose(0, Command::CreateAccount(spec("kept"))).await;
@@ -371,4 +375,96 @@ async fn a_failed_sync_stops_the_control_plane_and_disk_content_counts() {
         .map(|a| a.spec.name.clone())
         .collect();
     assert!(names.contains(&"kept".to_owned()), "{names:?}");
+}
+
+#[tokio::test]
+async fn followers_read_what_was_acknowledged_and_reach_the_leader() {
+    let mut bench: Bench = Bench::new(3);
+    bench.start_all().await;
+    let leader = bench.form().await;
+    let follower = (leader + 1) % 3;
+    bench
+        .node(leader)
+        .set_http_handler(Arc::new(|_from, request: HttpRequest| {
+            Box::pin(async move {
+                HttpResponse {
+                    status: 200,
+                    headers: Vec::new(),
+                    body: request.body,
+                }
+            })
+        }));
+    let request = HttpRequest {
+        body: vec![7; 1_000_000].into(),
+        ..HttpRequest::default()
+    };
+    let deadline = Duration::from_secs(10);
+    let response = bench
+        .node(follower)
+        .forward_http(&request, deadline)
+        .await
+        .expect("answers");
+    assert_eq!(response.body, request.body);
+    let own = bench.node(leader).forward_http(&request, deadline).await;
+    assert_eq!(own, Err(ForwardError::IsLeader));
+
+    let applied = bench
+        .propose(leader, Command::CreateAccount(spec("new")))
+        .await;
+    assert!(bench.node(follower).read_index().await.expect("reads") >= applied.index);
+    assert_eq!(bench.node(follower).state().accounts().count(), 1);
+}
+
+#[tokio::test]
+async fn every_node_knows_all_members_and_what_they_report() {
+    let mut bench: Bench = Bench::new(3);
+    bench.start_all().await;
+    bench.form().await;
+    for n in 0..3 {
+        bench.node(n).report(NodeReport {
+            version: format!("v{n}"),
+            http_address: format!("192.0.2.{n}:8443"),
+            ready: true,
+            ..NodeReport::default()
+        });
+    }
+    for n in 0..3 {
+        bench
+            .wait(|bench| {
+                let members = bench.node(n).members();
+                members.len() == 3
+                    && members.iter().all(|member| {
+                        member.live
+                            && member.http_address.starts_with("192.0.2.")
+                            && member.report.as_ref().is_some_and(|report| report.ready)
+                    })
+                    && bench.node(n).status().failure_tolerance == Some(1)
+            })
+            .await;
+    }
+    let leader = bench.wait_leader().await;
+    let follower = (leader + 1) % 3;
+    bench.cut_off(follower);
+    let gone = bench.id(follower);
+    bench
+        .wait(|bench| {
+            bench
+                .node(leader)
+                .members()
+                .iter()
+                .any(|m| m.node_id == gone && !m.live)
+        })
+        .await;
+    assert_eq!(bench.node(leader).status().failure_tolerance, Some(0));
+    // What the cut-off node was told grows old: it holds nobody for live but does not forget them.
+    bench
+        .wait(|bench| {
+            bench
+                .node(follower)
+                .members()
+                .iter()
+                .all(|member| !member.live)
+        })
+        .await;
+    assert_eq!(bench.node(follower).members().len(), 3);
 }
