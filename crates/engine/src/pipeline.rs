@@ -15,6 +15,7 @@
 mod icmp_error;
 mod link;
 mod local;
+mod reset;
 
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
@@ -36,8 +37,8 @@ use crate::port::{Capabilities, Checksum, GsoKind, Meta, Packet, PortId};
 use crate::rewrite::{self, Translation, Which};
 use crate::snapshot::{Side, Snapshot};
 use crate::tcp::{Connection, End};
-use crate::wire::ethernet::{self, Mac};
-use crate::wire::tcp::{ACK, RST, SYN, Segment};
+use crate::wire::ethernet;
+use crate::wire::tcp::{RST, SYN};
 use crate::wire::{icmp, proto};
 use crate::{DropReason, Verdict, WorkerCounters};
 
@@ -743,67 +744,6 @@ impl Pipeline {
         }
     }
 
-    /// Answers a segment with a reset, within the rate limit.
-    fn refuse_segment(&mut self, now: Now, port: PortId, frame: &[u8], p: &Parsed) {
-        if p.segment.has(RST) {
-            return;
-        }
-        if !self
-            .reset_limit
-            .take(now, self.snapshot.settings().limits.resets_per_s)
-        {
-            self.counters.replies_limited.inc();
-            return;
-        }
-        let link = self.back(port, frame);
-        let segment = answer_with_reset(&p.segment);
-        if self.outbox.tcp(link, p.key.dst, p.key.src, &segment) {
-            self.counters.resets_sent.inc();
-        }
-    }
-
-    /// Ends a connection towards both ends, on the occasion of a segment from one of them.
-    fn reset_both(&mut self, now: Now, flow: &Flow, from: End, frame: &[u8], p: &Parsed) {
-        if p.segment.has(RST) {
-            return;
-        }
-        let link = self.back(flow.sides[from as usize], frame);
-        if self
-            .outbox
-            .tcp(link, p.key.dst, p.key.src, &answer_with_reset(&p.segment))
-        {
-            self.counters.resets_sent.inc();
-        }
-        // To the other end as if the sender had reset; its address as that end knows it.
-        let (key, to) = match from {
-            End::Client => (flow.server_key().reversed(), flow.server),
-            End::Server => (flow.client_key().reversed(), flow.client),
-        };
-        let segment = Segment {
-            src_port: key.src_port,
-            dst_port: key.dst_port,
-            seq: p.segment.seq,
-            ack: p.segment.ack,
-            flags: RST | p.segment.flags & ACK,
-            ..Segment::default()
-        };
-        let Ok(hop) = self.next_hop(to, now) else {
-            return;
-        };
-        let mac = hop
-            .neighbor
-            .map_or(Some(Mac::default()), |id| self.neighbors.use_mac(id));
-        let link = Link {
-            port: hop.port,
-            src: self.capabilities(hop.port).mac,
-            dst: mac.unwrap_or_default(),
-            waits_for: if mac.is_none() { hop.neighbor } else { None },
-        };
-        if self.outbox.tcp(link, key.src, key.dst, &segment) {
-            self.counters.resets_sent.inc();
-        }
-    }
-
     /// The link back to the station that a frame came from.
     fn back(&self, port: PortId, frame: &[u8]) -> Link {
         let dst = ethernet::Header::parse(frame)
@@ -824,21 +764,5 @@ fn facts(key: &crate::flow::Key, icmp: (u8, u8)) -> Facts {
         src_port: if is_icmp { 0 } else { key.src_port },
         dst_port: if is_icmp { 0 } else { key.dst_port },
         icmp: is_icmp.then_some(icmp),
-    }
-}
-
-/// The reset that a segment to a closed port gets (RFC 9293 §3.10.7.1).
-fn answer_with_reset(s: &Segment) -> Segment {
-    let (seq, ack, flags) = match s.has(ACK) {
-        true => (s.ack, 0, RST),
-        false => (0, s.end(), RST | ACK),
-    };
-    Segment {
-        src_port: s.dst_port,
-        dst_port: s.src_port,
-        seq,
-        ack,
-        flags,
-        ..Segment::default()
     }
 }
