@@ -8,7 +8,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use engine::port::Packet;
 use engine::port::memory::{MemoryPacket, MemoryPort};
-use engine::snapshot::{Limits, PortSettings, Settings};
+use engine::snapshot::{Limits, PortSettings, Settings, Snat};
 use engine::{DropReason, Now, Snapshot, Worker, WorkerConfig, WorkerCounters};
 use policy::{Compiled, Document};
 use proptest::prelude::*;
@@ -66,7 +66,7 @@ impl Real {
                     ..PortSettings::default()
                 },
             ],
-            nat66: true,
+            nat66: Some(Snat::Auto),
             limits: Limits {
                 icmp_errors_per_s: u32::MAX,
                 resets_per_s: u32::MAX,

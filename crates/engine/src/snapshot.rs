@@ -621,7 +621,14 @@ mod tests {
             |s| s.ports[1].addresses = vec![net("2001:db8::1/64")],
             SettingsError::NoAutoAddress,
         );
-        check(|s| s.nat66 = true, SettingsError::NoNat66Address);
+        check(
+            |s| s.nat66 = Some(Snat::Auto),
+            SettingsError::NoNat66Address,
+        );
+        check(
+            |s| s.nat66 = Some(Snat::Static(ip("fe80::1"))),
+            SettingsError::Nat66Address(ip("fe80::1")),
+        );
     }
 
     #[test]

@@ -24,7 +24,7 @@ fn decode(input: &[u8]) -> Vec<u8> {
 fn sound(input: &[u8]) {
     use engine::counters::{Direction, Protocol};
     use engine::port::memory::{MemoryPacket, MemoryPort};
-    use engine::snapshot::{LocalService, PortSettings, Settings};
+    use engine::snapshot::{LocalService, PortSettings, Settings, Snat};
     use engine::{DropReason, Now, Snapshot, Worker, WorkerConfig, WorkerCounters};
     use std::sync::Arc;
 
@@ -44,7 +44,7 @@ fn sound(input: &[u8]) {
                 ..PortSettings::default()
             },
         ],
-        nat66: true,
+        nat66: Some(Snat::Auto),
         tcp_window_check: true,
         pick_up_until: Now(1 << 40),
         services: vec![LocalService {

@@ -29,7 +29,7 @@ fn errors_about_a_flow_are_translated_both_ways() {
         ),
     ] {
         let mut settings = two_arms();
-        settings.nat66 = true;
+        settings.nat66 = Some(engine::snapshot::Snat::Auto);
         let mut bench = Bench::new(&allow_all(), settings);
         let (c, s) = (at(client), at(server));
         let sent = Frame::udp(c, s, b"question");

@@ -60,18 +60,22 @@ fn modes() {
 #[test]
 fn nat66_by_key() {
     let (client, server) = (at("[fd00::2]:5000"), at("[2001:db8:1::1]:53"));
-    let mut settings = two_arms();
-    settings.nat66 = true;
-    let mut bench = Bench::new(&allow_all(), settings);
-    let (_, out) = bench.one(INSIDE, Frame::udp(client, server, b""));
-    assert_eq!(source(&out), at("[2001:db8::1]:5000"));
-    assert_eq!(
-        bench
-            .one(OUTSIDE, Frame::udp(server, source(&out), b""))
-            .1
-            .dst,
-        client.ip()
-    );
+    for (mode, shown) in [
+        (None, "[fd00::2]:5000"),
+        (Some(Snat::Auto), "[2001:db8::1]:5000"),
+        (
+            Some(Snat::Static(ip("2001:db8::77"))),
+            "[2001:db8::77]:5000",
+        ),
+    ] {
+        let mut settings = two_arms();
+        settings.nat66 = mode;
+        let mut bench = Bench::new(&allow_all(), settings);
+        let (_, out) = bench.one(INSIDE, Frame::udp(client, server, b""));
+        assert_eq!(source(&out), at(shown));
+        let answer = Frame::udp(server, source(&out), b"");
+        assert_eq!(bench.one(OUTSIDE, answer).1.dst, client.ip());
+    }
 }
 
 #[test]
@@ -226,7 +230,7 @@ proptest! {
         payload in proptest::collection::vec(any::<u8>(), 0..40),
     ) {
         let mut settings = two_arms();
-        settings.nat66 = true;
+        settings.nat66 = Some(Snat::Auto);
         let mut bench = Bench::new(&allow_all(), settings);
         let mut bindings = HashSet::new();
         let mut seen = HashSet::new();
