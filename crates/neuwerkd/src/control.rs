@@ -231,6 +231,15 @@ impl Control {
         // Everything below ends with this life of the control plane.
         let life = stop.child_token();
         let ended = life.clone().drop_guard();
+        if let Some(init) = init {
+            node.found(init).await?;
+            founding::record(layout, &identity, &meta)?;
+            tracing::info!(cluster_id = %meta.cluster_id, node_id = %meta.node_id, "founded a cluster");
+        }
+        meta.admits_state(&node.state(), data_dir)?;
+        node.answer_enrolments();
+        node.set_http_handler(self.http.forward_handler());
+        auth::answer_mint(&node);
         if self.config.cluster_mode {
             let listener = listen(cluster.bind, "cluster.bind").await?;
             let serving = transport.serve(listener, node.service(), life.clone());
@@ -238,15 +247,6 @@ impl Control {
             let listener = listen(cluster.join_bind(), "cluster.join_bind").await?;
             tokio::spawn(self.join_listener(&node)?.serve(listener, life.clone()));
         }
-        node.answer_enrolments();
-        node.set_http_handler(self.http.forward_handler());
-        auth::answer_mint(&node);
-        if let Some(init) = init {
-            node.found(init).await?;
-            founding::record(layout, &identity, &meta)?;
-            tracing::info!(cluster_id = %meta.cluster_id, node_id = %meta.node_id, "founded a cluster");
-        }
-        meta.admits_state(&node.state(), data_dir)?;
         tokio::spawn(follow_membership(
             node.clone(),
             trust,
