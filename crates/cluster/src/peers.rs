@@ -153,6 +153,11 @@ impl Peers {
         }
     }
 
+    /// The members themselves, by id.
+    pub fn members(&self) -> impl Iterator<Item = &KnownMember> + Clone {
+        self.content.members.values()
+    }
+
     /// Join listeners of the others, `host:port`.
     pub fn join_addresses(&self, own: NodeId) -> Vec<String> {
         let others = self

@@ -163,7 +163,7 @@ pub(crate) struct Mint {
     #[arg(long, value_name = "PATH")]
     pub(crate) http_tls_dir: Option<PathBuf>,
     /// This node's control socket.
-    #[arg(long, value_name = "PATH", default_value = CONTROL_SOCKET, conflicts_with = "cluster_addr")]
+    #[arg(long, value_name = "PATH", default_value = CONTROL_SOCKET)]
     pub(crate) control_socket: PathBuf,
     /// Print all that is known of the token, as JSON.
     #[arg(long)]

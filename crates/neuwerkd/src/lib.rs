@@ -9,5 +9,6 @@ pub mod control;
 pub mod dataplane;
 pub mod http;
 pub mod interfaces;
+pub mod member;
 pub mod metrics;
 pub mod readiness;
