@@ -9,6 +9,8 @@ use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
 use axum::{Extension, Json};
 use bytes::Bytes;
+use cluster::Command;
+use cluster::command::{Author, EventKind};
 use http::header::SET_COOKIE;
 use http::{HeaderValue, StatusCode};
 
@@ -116,13 +118,29 @@ pub(super) async fn mint(State(app): State<Arc<App>>, body: Bytes) -> Answer<Jso
 }
 
 fn mint_for(app: &App, request: &MintRequest) -> Answer<Minted> {
-    let state = app.node()?.state();
-    let minted = token::mint(&state, request, uuid::Uuid::new_v4(), now_s());
+    let node = app.node()?;
+    let minted = token::mint(&node.state(), request, uuid::Uuid::new_v4(), now_s());
     let minted = minted.map_err(|error| match error {
         MintError::NoKey => Refused::unavailable(Reason::NotReady, error.to_string()),
         _ => Refused::bad_request(error.to_string()),
     })?;
     tracing::info!(subject = request.sub, roles = ?request.roles, kid = minted.kid, jti = minted.jti, "token minted on this node");
+    let event = Command::RecordEvent {
+        kind: EventKind::BreakGlass,
+        subject: request.sub.trim().to_owned(),
+        detail: format!("jti {}, roles {}", minted.jti, request.roles.join(",")),
+    };
+    // Into the change log where this node leads. It must not wait for that: minting is what helps
+    // when nobody does.
+    tokio::spawn(async move {
+        let author = Author {
+            subject: Identity::control_socket().subject,
+            node: Some(node.node_id()),
+        };
+        if let Err(error) = node.propose_as(event, author, None).await {
+            tracing::info!(%error, "the change log does not name the minted token, only this log does");
+        }
+    });
     Ok(minted)
 }
 

@@ -292,6 +292,13 @@ async fn root_mints_and_reads_over_the_control_socket() {
         whoami.expect(StatusCode::OK).await.json()["roles"][0],
         "readonly"
     );
+    let recorded = |cluster: &Cluster| {
+        let state = cluster.node(0).state();
+        state
+            .changes()
+            .any(|change| change.detail.contains(&minted.jti))
+    };
+    cluster.wait("the change log names it", recorded).await;
     for bad in [
         api::auth::MintRequest {
             sub: " ".into(),
