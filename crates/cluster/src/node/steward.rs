@@ -308,3 +308,202 @@ impl<R: AsyncRuntime> Node<R> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::{Addresses, Certificate, Credential, Reservation, Stamped};
+    use crate::id::Digest;
+    use crate::status::MemberRole;
+
+    /// A cluster as the leader (member 0) sees it: members by number, each with its standing in state and in Raft.
+    struct Scene {
+        state: State,
+        ids: Vec<NodeId>,
+        index: u64,
+    }
+
+    impl Scene {
+        fn new(size: usize) -> Self {
+            let mut scene = Scene {
+                state: State::default(),
+                ids: vec![NodeId(1)],
+                index: 0,
+            };
+            scene.apply(Command::Init(Box::new(crate::state::tests::init())));
+            for n in 1..size {
+                let reservation = Reservation {
+                    name: String::new(),
+                    addresses: Addresses::default(),
+                    spki: Digest::of(&[n as u8]),
+                    csr: Digest::of(&[n as u8, 1]),
+                    credential: Credential::Bootstrap { kid: String::new() },
+                };
+                let response = scene.apply(Command::ReserveMember(reservation));
+                let crate::Response::Reserved { node_id } = response else {
+                    panic!("{response:?}")
+                };
+                scene.ids.push(node_id);
+                scene.apply(Command::ConfirmMember {
+                    node_id,
+                    certificate: Certificate {
+                        der: Vec::new(),
+                        serial: Vec::new(),
+                        not_before_ms: 0,
+                        not_after_ms: 0,
+                    },
+                });
+            }
+            scene
+        }
+
+        fn apply(&mut self, command: Command) -> crate::Response {
+            self.index += 1;
+            let stamped = Stamped {
+                command,
+                time_ms: self.index,
+                seed: [self.index as u8; 32],
+                author: crate::command::Author::default(),
+                idempotency_key: None,
+            };
+            self.state.apply(self.index, stamped)
+        }
+
+        fn leave(&mut self, n: usize) {
+            let node_id = self.ids[n];
+            self.apply(Command::RemoveMember { node_id });
+        }
+
+        fn pick(&self, numbers: &[usize]) -> BTreeSet<NodeId> {
+            numbers.iter().map(|n| self.ids[*n]).collect()
+        }
+
+        /// What comes next with these voters, learners, ready learners and dead members.
+        fn next(
+            &self,
+            voters: &[usize],
+            learners: &[usize],
+            ready: &[usize],
+            dead: &[usize],
+        ) -> Option<Step> {
+            let dead = self.pick(dead);
+            let members: Vec<MemberStatus> = self
+                .ids
+                .iter()
+                .map(|id| MemberStatus {
+                    node_id: *id,
+                    name: String::new(),
+                    address: String::new(),
+                    http_address: String::new(),
+                    role: MemberRole::Follower,
+                    voter: false,
+                    leaving: false,
+                    live: !dead.contains(id),
+                    last_contact_ms: None,
+                    matched_index: 0,
+                    applied_index: 0,
+                    lag: 0,
+                    report: None,
+                })
+                .collect();
+            Picture {
+                own: self.ids[0],
+                state: &self.state,
+                members: &members,
+                voters: self.pick(voters),
+                learners: self.pick(learners),
+                ready: self.pick(ready),
+            }
+            .next()
+        }
+    }
+
+    #[test]
+    fn members_are_replicated_to_before_anything_else() {
+        let scene = Scene::new(3);
+        match scene.next(&[0], &[1], &[1], &[]) {
+            Some(Step::AddLearners(nodes)) => assert!(nodes.keys().eq([&scene.ids[2]])),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn voters_stay_odd_above_three_and_at_most_seven() {
+        // (voters, members, ready, dead, promoted)
+        let all: Vec<usize> = (0..10).collect();
+        for (voters, members, ready, dead, promoted) in [
+            (1, 2, 1..2, 0..0, 1),
+            (1, 3, 1..3, 0..0, 2),
+            (1, 3, 1..2, 0..0, 1),
+            (2, 3, 2..3, 0..0, 1),
+            (3, 4, 3..4, 0..0, 0),
+            (3, 5, 3..4, 0..0, 0),
+            (3, 5, 3..5, 0..0, 2),
+            (3, 6, 3..6, 0..0, 2),
+            (3, 10, 3..10, 0..0, 4),
+            (7, 10, 7..10, 0..0, 0),
+            (3, 3, 0..0, 0..0, 0),
+            // Never when the new quorum would not be live.
+            (2, 3, 2..3, 1..3, 0),
+            (1, 2, 1..2, 1..2, 0),
+        ] {
+            let scene = Scene::new(members);
+            let ready: Vec<usize> = ready.collect();
+            let dead: Vec<usize> = dead.collect();
+            let step = scene.next(&all[..voters], &all[voters..members], &ready, &dead);
+            let count = match &step {
+                None => 0,
+                Some(Step::Promote(ids)) => ids.len(),
+                other => panic!("{other:?}"),
+            };
+            assert_eq!(
+                count, promoted,
+                "{voters} of {members}, ready {ready:?}, dead {dead:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_leaver_leaves_raft_before_its_trust_ends() {
+        let mut scene = Scene::new(3);
+        scene.leave(2);
+        assert_eq!(
+            scene.next(&[0, 1, 2], &[], &[], &[]),
+            Some(Step::Drop(scene.pick(&[2])))
+        );
+        assert_eq!(
+            scene.next(&[0, 1, 2], &[], &[], &[2]),
+            Some(Step::Drop(scene.pick(&[2])))
+        );
+        assert_eq!(
+            scene.next(&[0, 1, 2], &[], &[], &[1]),
+            None,
+            "too few would be left"
+        );
+        assert_eq!(
+            scene.next(&[0, 1], &[], &[], &[]),
+            Some(Step::Release(scene.ids[2]))
+        );
+    }
+
+    #[test]
+    fn a_leader_hands_over_before_it_leaves() {
+        let mut scene = Scene::new(2);
+        scene.leave(0);
+        assert_eq!(scene.next(&[0, 1], &[], &[], &[]), Some(Step::HandOver));
+    }
+
+    #[test]
+    fn leftovers_of_a_removal_are_taken_out() {
+        let mut scene = Scene::new(3);
+        scene.leave(2);
+        scene.apply(Command::ReleaseMember {
+            node_id: scene.ids[2],
+        });
+        assert_eq!(
+            scene.next(&[0, 1], &[2], &[], &[]),
+            Some(Step::Drop(scene.pick(&[2])))
+        );
+        assert_eq!(scene.next(&[0, 1], &[], &[], &[]), None);
+    }
+}

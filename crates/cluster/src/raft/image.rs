@@ -224,3 +224,97 @@ fn stem(last: Option<LogId>) -> String {
     let (index, term) = last.map_or((0, 0), |id| (id.index, id.leader_id.term));
     format!("{index:020}-{term:010}")
 }
+
+#[cfg(test)]
+mod tests {
+    use openraft::vote::RaftLeaderIdExt;
+
+    use super::*;
+    use crate::id::NodeId;
+    use crate::node::Tokio;
+    use crate::raft::LeaderId;
+    use crate::store::files::MemoryDirectory;
+
+    fn coverage(index: u64) -> Coverage {
+        Coverage {
+            last: Some(LogId::new(
+                <LeaderId as RaftLeaderIdExt>::new_committed(1, NodeId(1)),
+                index,
+            )),
+            membership: Membership::default(),
+        }
+    }
+
+    fn state(index: u64) -> State {
+        let mut state = State::default();
+        state.advance(index);
+        state
+    }
+
+    fn image(index: u64) -> Image {
+        Types::<Tokio>::run(Image::encode::<Tokio>(&coverage(index), &state(index)))
+    }
+
+    #[test]
+    fn an_image_reads_back_and_any_damage_is_told() {
+        let bytes = image(7).joined();
+        let (covered, read) = Image::decode(&bytes).expect("reads back");
+        assert_eq!((covered, read), (coverage(7), state(7)));
+        for position in 0..bytes.len() {
+            let mut damaged = bytes.clone();
+            damaged[position] ^= 1;
+            assert!(Image::decode(&damaged).is_err(), "flipped {position}");
+            assert!(
+                Image::decode(&bytes[..position]).is_err(),
+                "cut at {position}"
+            );
+        }
+    }
+
+    /// The newest snapshot's index, with the names that are there afterwards.
+    fn newest(directory: &MemoryDirectory) -> std::io::Result<Option<u64>> {
+        let shelf = Shelf::new(Arc::new(directory.clone()));
+        Ok(shelf
+            .newest()?
+            .map(|(covered, _, _)| covered.last.map_or(0, |id| id.index)))
+    }
+
+    fn damage(directory: &MemoryDirectory, name: &str) {
+        let mut content = directory.read(name).expect("reads").expect("is there");
+        content[20] ^= 1;
+        directory
+            .write(name, &[Bytes::from(content)])
+            .expect("writes");
+    }
+
+    #[test]
+    fn one_intact_copy_is_enough_and_mends_the_other() {
+        let directory = MemoryDirectory::default();
+        assert_eq!(newest(&directory).expect("reads"), None);
+        let shelf = Shelf::new(Arc::new(directory.clone()));
+        for index in [5, 12] {
+            shelf.put(&coverage(index), &image(index)).expect("writes");
+        }
+        let names = directory.list().expect("lists");
+        assert_eq!(names.len(), 2, "older ones are gone: {names:?}");
+        damage(&directory, &names[0]);
+        assert_eq!(newest(&directory).expect("reads"), Some(12));
+        damage(&directory, &names[1]);
+        assert_eq!(newest(&directory).expect("was mended"), Some(12));
+        directory.remove(&names[1]).expect("removes");
+        assert_eq!(newest(&directory).expect("reads"), Some(12));
+        assert_eq!(directory.list().expect("lists").len(), 2);
+    }
+
+    #[test]
+    fn two_damaged_copies_are_an_error_and_not_an_empty_state() {
+        let directory = MemoryDirectory::default();
+        let shelf = Shelf::new(Arc::new(directory.clone()));
+        shelf.put(&coverage(5), &image(5)).expect("writes");
+        for name in directory.list().expect("lists") {
+            damage(&directory, &name);
+        }
+        let error = newest(&directory).expect_err("is damaged");
+        assert_eq!(error.kind(), std::io::ErrorKind::InvalidData);
+    }
+}
