@@ -1,0 +1,201 @@
+//! The rules of membership: in by a credential, confirmed by a certificate, out for good.
+
+use super::*;
+
+impl State {
+    pub(super) fn reserve_member(
+        &mut self,
+        reservation: Reservation,
+        context: &Context,
+    ) -> Result<Response, Refusal> {
+        let Reservation {
+            name,
+            addresses,
+            spki,
+            csr,
+            credential,
+        } = reservation;
+        // The same request again, because its answer was lost: same node, and no further use is consumed.
+        if let Some(member) = self.members.values().find(|member| member.csr == Some(csr)) {
+            return Ok(Response::Reserved {
+                node_id: member.node_id,
+            });
+        }
+        if self.removed.values().any(|removed| removed.spki == spki) {
+            return Err(Refusal::MemberRemoved);
+        }
+        if self.members.values().any(|member| member.spki == spki) {
+            return Err(Refusal::Exists {
+                record: Record::Member,
+            });
+        }
+        check_room(Record::Member, self.members.len(), MAX_MEMBERS)?;
+        check_len(Record::Member, &name, 256)?;
+        self.use_credential(&credential, context)?;
+        let node_id = (0..)
+            .map(|n| {
+                let bytes = context.draw(n);
+                NodeId(u64::from_be_bytes(
+                    bytes[..8].try_into().expect("8 of 16 bytes"),
+                ))
+            })
+            .find(|id| {
+                *id != NodeId(0) && !self.members.contains_key(id) && !self.removed.contains_key(id)
+            })
+            .expect("fewer than 2^32 ids were ever given out");
+        self.members.insert(
+            node_id,
+            Arc::new(Member {
+                node_id,
+                name,
+                addresses,
+                spki,
+                csr: Some(csr),
+                certificate: None,
+                joined_ms: context.time_ms,
+                incarnation: 0,
+                feature_level: 0,
+                standing: Standing::Joining,
+            }),
+        );
+        self.record(Action::Created(Record::Member), node_id, context);
+        Ok(Response::Reserved { node_id })
+    }
+
+    fn use_credential(
+        &mut self,
+        credential: &Credential,
+        context: &Context,
+    ) -> Result<(), Refusal> {
+        match credential {
+            Credential::Bootstrap { .. } => {
+                if self
+                    .settings()
+                    .is_some_and(|(settings, _)| settings.bootstrap_join)
+                {
+                    Ok(())
+                } else {
+                    Err(Refusal::Credential(CredentialState::Off))
+                }
+            }
+            Credential::Token { id } => {
+                let token = self
+                    .join_tokens
+                    .get_mut(id)
+                    .ok_or(Refusal::Credential(CredentialState::Unknown))?;
+                if token.revoked_ms.is_some() {
+                    return Err(Refusal::Credential(CredentialState::Revoked));
+                }
+                if token.expires_ms <= context.time_ms {
+                    return Err(Refusal::Credential(CredentialState::Expired));
+                }
+                if token.uses_left == 0 {
+                    return Err(Refusal::Credential(CredentialState::UsedUp));
+                }
+                Arc::make_mut(token).uses_left -= 1;
+                Ok(())
+            }
+        }
+    }
+
+    pub(super) fn change_member(
+        &mut self,
+        node_id: NodeId,
+        change: impl FnOnce(&mut Member),
+    ) -> Result<Response, Refusal> {
+        if self.removed.contains_key(&node_id) {
+            return Err(Refusal::MemberRemoved);
+        }
+        let member = self.members.get_mut(&node_id).ok_or(Refusal::NotFound {
+            record: Record::Member,
+        })?;
+        change(Arc::make_mut(member));
+        Ok(Response::Done)
+    }
+
+    pub(super) fn confirm_member(
+        &mut self,
+        node_id: NodeId,
+        certificate: Certificate,
+        context: &Context,
+    ) -> Result<Response, Refusal> {
+        let response = self.change_member(node_id, |member| {
+            member.certificate = Some(certificate);
+            if member.standing == Standing::Joining {
+                member.standing = Standing::Member;
+            }
+        })?;
+        self.record(Action::Changed(Record::Member), node_id, context);
+        Ok(response)
+    }
+
+    pub(super) fn remove_member(
+        &mut self,
+        node_id: NodeId,
+        context: &Context,
+    ) -> Result<Response, Refusal> {
+        let others = self
+            .members
+            .values()
+            .filter(|member| member.node_id != node_id && member.standing == Standing::Member)
+            .count();
+        let is_member = self
+            .members
+            .get(&node_id)
+            .is_some_and(|member| member.standing == Standing::Member);
+        if is_member && others == 0 {
+            return Err(Refusal::LastMember);
+        }
+        let response = self.change_member(node_id, |member| member.standing = Standing::Leaving)?;
+        self.record(Action::Changed(Record::Member), node_id, context);
+        Ok(response)
+    }
+
+    pub(super) fn release_member(
+        &mut self,
+        node_id: NodeId,
+        context: &Context,
+    ) -> Result<Response, Refusal> {
+        if self.removed.contains_key(&node_id) {
+            return Ok(Response::Done);
+        }
+        let member = self.members.get(&node_id).ok_or(Refusal::NotFound {
+            record: Record::Member,
+        })?;
+        if member.standing != Standing::Leaving {
+            return Err(Refusal::NotLeaving);
+        }
+        self.removed.insert(
+            node_id,
+            Removed {
+                node_id,
+                spki: member.spki,
+                removed_ms: context.time_ms,
+            },
+        );
+        self.members.remove(&node_id);
+        self.record(Action::Ended(Record::Member), node_id, context);
+        Ok(Response::Done)
+    }
+
+    pub(super) fn raise_feature_level(
+        &mut self,
+        level: u32,
+        context: &Context,
+    ) -> Result<Response, Refusal> {
+        let supported = self
+            .members
+            .values()
+            .map(|member| member.feature_level)
+            .min()
+            .unwrap_or(0);
+        if level > supported {
+            return Err(Refusal::FeatureLevel { supported });
+        }
+        if level > self.feature_level() {
+            self.root_mut().feature_level = level;
+            self.record(Action::Changed(Record::Cluster), level, context);
+        }
+        Ok(Response::Done)
+    }
+}
