@@ -360,6 +360,10 @@ impl Listeners {
             config::METRICS_PORT,
         );
         if let Some((listener, address)) = metrics.await {
+            if let Some(reason) = self.config.metrics.refusal(address) {
+                tracing::warn!(reason, "there is no metrics listener");
+                return;
+            }
             self.addresses
                 .send_modify(|addresses| addresses.metrics = Some(address));
             tracing::info!(%address, "the metrics listener listens");

@@ -84,7 +84,7 @@ impl Metrics {
     /// Why metrics may not be served on `bind`, if they may not: it is public and that was not asked for.
     pub fn refusal(&self, bind: SocketAddr) -> Option<String> {
         (!self.allow_public_bind && is_public(bind.ip())).then(|| {
-            format!("{bind} is open to the public; choose another address, or set metrics.allow_public_bind: true")
+            format!("{bind} is open to the public; set metrics.bind to another address, or metrics.allow_public_bind: true")
         })
     }
 }

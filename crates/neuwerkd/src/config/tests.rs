@@ -639,7 +639,7 @@ fn lengths_of_time_have_a_unit() {
 fn metrics_are_not_public_unless_asked() {
     check(
         with(&["--metrics-bind=0.0.0.0:8080"]),
-        &[("--metrics-bind", "set metrics.allow_public_bind: true")],
+        &[("--metrics-bind", "or metrics.allow_public_bind: true")],
     );
     assert!(with(&["--metrics-bind=0.0.0.0:8080", "--metrics-allow-public-bind"]).is_ok());
     check(
@@ -647,7 +647,7 @@ fn metrics_are_not_public_unless_asked() {
             "--metrics-bind=0.0.0.0:8080",
             "--metrics-allow-public-bind=false",
         ]),
-        &[("--metrics-bind", "set metrics.allow_public_bind: true")],
+        &[("--metrics-bind", "or metrics.allow_public_bind: true")],
     );
 }
 
