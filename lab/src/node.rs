@@ -109,7 +109,7 @@ impl Node {
         command
             .stdout(log.try_clone()?)
             .stderr(log)
-            .env("NEUWERK_LOG_LEVEL", "info");
+            .env("NEUWERK_LOG_LEVEL", "info,openraft=warn");
         if let Some(unsynced) = &self.unsynced {
             unsynced.preload(&mut command)?;
         }
