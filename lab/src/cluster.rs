@@ -63,7 +63,7 @@ impl Cluster {
         })
     }
 
-    /// Lays out, starts every node and waits until all are ready.
+    /// Lays out, starts every node and waits until all are ready and vote.
     ///
     /// # Errors
     /// As [`Cluster::lay_out`], and when a node does not become ready.
@@ -73,6 +73,7 @@ impl Cluster {
             node.start()?;
         }
         cluster.wait_ready()?;
+        cluster.wait_voters()?;
         Ok(cluster)
     }
 
@@ -96,6 +97,27 @@ impl Cluster {
             self.wait_node_ready(number)?;
         }
         Ok(())
+    }
+
+    /// Waits until every node votes, so that the loss of one is no loss of quorum: a new member is only promoted once it
+    /// has kept up for a while.
+    ///
+    /// # Errors
+    /// When one does not.
+    pub fn wait_voters(&mut self) -> Result<Duration> {
+        let api = self.api(1)?;
+        let count = self.nodes.len();
+        wait::until_true("a vote for every node", READY, || {
+            let members = api.get_json("/api/v1/cluster/members")?;
+            let members = members["members"]
+                .as_array()
+                .context("no members in the answer")?;
+            Ok(members
+                .iter()
+                .filter(|member| member["is_voter"] == true)
+                .count()
+                == count)
+        })
     }
 
     /// Waits until one node says that it is ready, and returns how long that took.

@@ -75,6 +75,7 @@ fn joiners_may_start_first_and_any_member_restarts_while_another_is_down() {
     }
     cluster.node(1).start().unwrap();
     cluster.wait_ready().unwrap();
+    cluster.wait_voters().unwrap();
     cluster
         .api(3)
         .unwrap()
@@ -120,6 +121,7 @@ fn check_writes_survive(power: bool) {
         node.start().unwrap();
     }
     cluster.wait_ready().unwrap();
+    cluster.wait_voters().unwrap();
     let apis: Vec<Management> = [1, 2, 3, 1].map(|node| cluster.api(node).unwrap()).into();
     let stop = AtomicBool::new(false);
     let acknowledged = std::sync::Mutex::new(Vec::new());

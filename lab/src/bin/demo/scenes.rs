@@ -70,7 +70,15 @@ fn join(cluster: &mut Cluster, report: &mut Report) -> Result<()> {
             },
         );
     }
-    cluster.api(1).map(drop).context("no token could be minted")
+    cluster.api(1).context("no token could be minted")?;
+    report.check(
+        "every node votes, once it has kept up for ten seconds",
+        || {
+            cluster.wait_voters()?;
+            Ok(span(begin.elapsed()))
+        },
+    );
+    Ok(())
 }
 
 fn replicate(cluster: &mut Cluster, report: &mut Report) -> Result<()> {
