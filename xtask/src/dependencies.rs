@@ -95,10 +95,7 @@ fn judge(package: &Value, rules: &DocumentMut) -> Vec<String> {
                 .unwrap_or_default()
         ));
     }
-    if !source.is_empty()
-        && !strings(&rules["sources"]["allow-registry"])
-            .any(|url| source == format!("{REGISTRY}{url}"))
-    {
+    if !source.is_empty() && !source.starts_with(REGISTRY) {
         problems.push(format!("{name} comes from {source}"));
     }
     let own = tables(&rules["licenses"]["exceptions"]).find(|(excepted, _)| *excepted == name);

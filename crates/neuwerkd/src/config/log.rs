@@ -94,7 +94,7 @@ impl Log {
         };
         let filter = set("NEUWERK_LOG_LEVEL")
             .or_else(|| set("RUST_LOG"))
-            .unwrap_or_else(|| "info,openraft=warn".into());
+            .unwrap_or_else(|| "info,openraft=error".into());
         Ok(Log { filter, format })
     }
 }
@@ -123,7 +123,7 @@ mod tests {
 
     #[test]
     fn the_products_own_variable_wins_over_the_general_one() {
-        check(&[], Ok(("info,openraft=warn", Format::Plain)));
+        check(&[], Ok(("info,openraft=error", Format::Plain)));
         check(&[("RUST_LOG", "debug")], Ok(("debug", Format::Plain)));
         check(
             &[("RUST_LOG", "debug"), ("NEUWERK_LOG_LEVEL", "warn")],
@@ -131,7 +131,7 @@ mod tests {
         );
         check(
             &[("NEUWERK_LOG_LEVEL", " "), ("NEUWERK_LOG_FORMAT", "json")],
-            Ok(("info,openraft=warn", Format::Json)),
+            Ok(("info,openraft=error", Format::Json)),
         );
         check(&[("NEUWERK_LOG_FORMAT", "xml")], Err("xml"));
     }

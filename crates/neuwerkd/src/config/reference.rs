@@ -46,7 +46,7 @@ and 24,576), `dataplane.flow_incomplete_tcp_syn_sent_idle_timeout_secs` is unset
 
 | Variable | Default | Meaning |
 | --- | --- | --- |
-| `NEUWERK_LOG_LEVEL` | `info,openraft=warn` | Level (`error`, `warn`, `info`, `debug`, `trace`), or directives by target, as `info,engine=debug`. |
+| `NEUWERK_LOG_LEVEL` | `info,openraft=error` | Level (`error`, `warn`, `info`, `debug`, `trace`), or directives by target, as `info,engine=debug`. |
 | `RUST_LOG` | unset | The same, where `NEUWERK_LOG_LEVEL` is unset. |
 | `NEUWERK_LOG_FORMAT` | `plain` | `plain` for people, `json` for one object a line. |
 
