@@ -81,24 +81,13 @@ pub(crate) fn remove_namespace(name: &str) {
     let _ = Command::new("ip").args(["netns", "del", name]).output();
 }
 
-/// Removes what this process has made and ends every process in it, for a program that is told to end at once.
-pub fn abandon() {
-    remove(|name| is_leftover(name, |pid| pid != std::process::id()));
-}
-
-fn remove_leftovers() {
-    remove(|name| is_leftover(name, is_alive));
-}
-
-fn remove(condemned: impl Fn(&str) -> bool) {
-    for name in entries(Path::new(NAMES))
-        .iter()
-        .filter(|name| condemned(name))
-    {
+/// Removes what runs have made whose process is gone, and ends every process that they left.
+pub fn remove_leftovers() {
+    for name in entries(Path::new(NAMES)).iter().filter(|name| is_leftover(name, is_alive)) {
         remove_namespace(name);
     }
     let temp = std::env::temp_dir();
-    for name in entries(&temp).iter().filter(|name| condemned(name)) {
+    for name in entries(&temp).iter().filter(|name| is_leftover(name, is_alive)) {
         let _ = fs::remove_dir_all(temp.join(name));
     }
 }

@@ -11,7 +11,7 @@ mod scenes;
 
 use std::fs;
 use std::os::unix::fs::OpenOptionsExt;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::thread;
 
 use anyhow::Result;
@@ -22,18 +22,40 @@ use nix::sys::signal::{SigSet, Signal};
 
 use report::Report;
 
+/// Set in the process that shows the demo; the one that was started watches over it.
+const WATCHED: &str = "NEUWERK_DEMO_WATCHED";
+
 fn main() -> ExitCode {
-    match show() {
-        Ok(code) => code,
-        Err(error) => {
-            println!("error: {error:#}");
-            ExitCode::FAILURE
+    let done = if std::env::var_os(WATCHED).is_some() { show() } else { watch() };
+    done.unwrap_or_else(|error| {
+        println!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+/// Runs the demo in a process of its own, and removes what it has made however it ends: Ctrl-C and SIGTERM included.
+fn watch() -> Result<ExitCode> {
+    let mut shown = Command::new(std::env::current_exe()?).env(WATCHED, "1").spawn()?;
+    // Only now: children inherit what is blocked.
+    let signals: SigSet =
+        [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGCHLD].into_iter().collect();
+    signals.thread_block()?;
+    let status = loop {
+        if let Some(status) = shown.try_wait()? {
+            break Some(status);
         }
-    }
+        if signals.wait()? != Signal::SIGCHLD {
+            println!("\ntearing down");
+            shown.kill()?;
+            shown.wait()?;
+            break None;
+        }
+    };
+    run::remove_leftovers();
+    Ok(if status.is_some_and(|status| status.success()) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn show() -> Result<ExitCode> {
-    end_on_signal()?;
     let once = std::env::var_os("ONCE").is_some_and(|value| value != "0");
     let mut report = Report::new();
     report.step("laying out a client side, three nodes, an internet side with servers");
@@ -59,22 +81,6 @@ fn show() -> Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
-}
-
-/// On Ctrl-C or SIGTERM everything is torn down, wherever the demo is.
-fn end_on_signal() -> Result<()> {
-    let signals: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]
-        .into_iter()
-        .collect();
-    // Threads inherit the mask, children do not.
-    signals.thread_block()?;
-    thread::spawn(move || {
-        let _ = signals.wait();
-        println!("\ntearing down");
-        run::abandon();
-        std::process::exit(130);
-    });
-    Ok(())
 }
 
 /// How to talk to the running cluster.
