@@ -83,11 +83,17 @@ pub(crate) fn remove_namespace(name: &str) {
 
 /// Removes what runs have made whose process is gone, and ends every process that they left.
 pub fn remove_leftovers() {
-    for name in entries(Path::new(NAMES)).iter().filter(|name| is_leftover(name, is_alive)) {
+    for name in entries(Path::new(NAMES))
+        .iter()
+        .filter(|name| is_leftover(name, is_alive))
+    {
         remove_namespace(name);
     }
     let temp = std::env::temp_dir();
-    for name in entries(&temp).iter().filter(|name| is_leftover(name, is_alive)) {
+    for name in entries(&temp)
+        .iter()
+        .filter(|name| is_leftover(name, is_alive))
+    {
         let _ = fs::remove_dir_all(temp.join(name));
     }
 }

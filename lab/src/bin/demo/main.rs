@@ -26,7 +26,11 @@ use report::Report;
 const WATCHED: &str = "NEUWERK_DEMO_WATCHED";
 
 fn main() -> ExitCode {
-    let done = if std::env::var_os(WATCHED).is_some() { show() } else { watch() };
+    let done = if std::env::var_os(WATCHED).is_some() {
+        show()
+    } else {
+        watch()
+    };
     done.unwrap_or_else(|error| {
         println!("error: {error:#}");
         ExitCode::FAILURE
@@ -35,10 +39,18 @@ fn main() -> ExitCode {
 
 /// Runs the demo in a process of its own, and removes what it has made however it ends: Ctrl-C and SIGTERM included.
 fn watch() -> Result<ExitCode> {
-    let mut shown = Command::new(std::env::current_exe()?).env(WATCHED, "1").spawn()?;
+    let mut shown = Command::new(std::env::current_exe()?)
+        .env(WATCHED, "1")
+        .spawn()?;
     // Only now: children inherit what is blocked.
-    let signals: SigSet =
-        [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGCHLD].into_iter().collect();
+    let signals: SigSet = [
+        Signal::SIGINT,
+        Signal::SIGTERM,
+        Signal::SIGHUP,
+        Signal::SIGCHLD,
+    ]
+    .into_iter()
+    .collect();
     signals.thread_block()?;
     let status = loop {
         if let Some(status) = shown.try_wait()? {
@@ -52,7 +64,11 @@ fn watch() -> Result<ExitCode> {
         }
     };
     run::remove_leftovers();
-    Ok(if status.is_some_and(|status| status.success()) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if status.is_some_and(|status| status.success()) {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 fn show() -> Result<ExitCode> {
