@@ -22,7 +22,17 @@ pub(crate) fn run() -> Result<()> {
         &[],
     )?;
     cargo(
-        &["doc", "--workspace", "--no-deps", "--locked"],
-        &[("RUSTDOCFLAGS", "-D warnings")],
+        &[
+            "doc",
+            "--workspace",
+            "--no-deps",
+            "--document-private-items",
+            "--locked",
+        ],
+        // The pages are for those who change the code, so they may lead to private items.
+        &[(
+            "RUSTDOCFLAGS",
+            "-D warnings -A rustdoc::private-intra-doc-links",
+        )],
     )
 }

@@ -2,7 +2,7 @@
 //!
 //! Each peer has three connections, so that no elections wait behind appends and no appends behind snapshots. They are
 //! made when first used, kept alive by HTTP/2 pings, and made again with a back-off that stays low: after a failover
-//! the survivors must find one another at once. Whom they reach is decided by [`Trust`](crate::tls::Trust).
+//! the survivors must find one another at once. Whom they reach is decided by [`Trust`].
 
 mod dial;
 mod serve;
