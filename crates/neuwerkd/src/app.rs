@@ -95,7 +95,6 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
     let certificates = Certificates::new(&config)?;
     let (addresses, seen) = watch::channel(Addresses::default());
     let (http_address, advertised) = watch::channel(None);
-    let (node, _) = watch::channel(None);
     let (progress, _) = watch::channel(progress);
     let control = Arc::new(Control {
         config: Arc::clone(&config),
@@ -104,7 +103,6 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
         dataplane: Arc::clone(dataplane.dataplane()),
         http_address: advertised,
         progress,
-        node,
     });
 
     let listeners = Listeners {

@@ -1,7 +1,8 @@
 //! The control plane's life on this node: found, join or resume; talk to members; replay the policy; and after a fault
 //! start again from disk, with back-off, while the dataplane goes on.
 //!
-//! One screen, top to bottom: [`supervise`] → [`Control::run`] → [`Control::identity`] → [`Control::serve`].
+//! One screen, top to bottom: [`supervise`] → [`Control::run`] → [`Control::identity`] → [`Control::serve`],
+//! which [`Member::enter`]s, [`Control::open_listeners`] and [`Control::follow`]s.
 
 mod enforce;
 mod founding;
@@ -12,7 +13,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow};
 use cluster::command::{Addresses, Init};
 use cluster::identity::NodeKey;
 use cluster::identity::{Identity, Layout, OnDisk};
@@ -59,8 +60,6 @@ pub struct Control {
     pub http_address: watch::Receiver<Option<SocketAddr>>,
     /// How far replay has come; starts at the last-known-good policy.
     pub progress: watch::Sender<Progress>,
-    /// The running member, while there is one.
-    pub node: watch::Sender<Option<Node>>,
 }
 
 /// Runs the control plane until `stop`, restarting it after faults.
@@ -72,7 +71,6 @@ pub async fn supervise(control: Arc<Control>, stop: CancellationToken) {
             return;
         };
         control.http.set_node(None);
-        control.node.send_replace(None);
         let reason = format!("{error:#}");
         tracing::error!(
             reason,
@@ -199,82 +197,84 @@ impl Control {
         })
     }
 
-    /// Runs the member until `stop` or a fault.
+    /// Opens the store and runs the member on it until `stop` or a fault; the store is closed again either way.
     async fn serve(
         &self,
-        member: Member,
+        mut member: Member,
         layout: &Layout,
         stop: &CancellationToken,
     ) -> anyhow::Result<()> {
-        let Member {
-            identity,
-            peers,
-            meta,
-            init,
-        } = member;
-        let cluster = &self.config.cluster;
-        let data_dir = &cluster.data_dir;
-        let store = Store::open(&data_dir.join(founding::LOG), Io::Threaded)?;
+        let data_dir = &self.config.cluster.data_dir;
+        let log = data_dir.join(founding::LOG);
+        let store = tokio::task::spawn_blocking(move || Store::open(&log, Io::Threaded)).await??;
         let snapshots = Arc::new(DiskDirectory::open(data_dir.join("snapshots"))?);
-        let trust = Trust::new(&identity, peers.pins(&State::default()))?;
+        let trust = Trust::new(&member.identity, member.peers.pins(&State::default()))?;
         let transport = GrpcTransport::new(Arc::clone(&trust));
         let config = NodeConfig {
             name: host_name(),
             addresses: self.addresses(),
             incarnation: founding::random_u64(),
             timing: self.timing(),
-            ..NodeConfig::new(identity.node_id)
+            ..NodeConfig::new(member.identity.node_id)
         };
         let environment = Environment::system(data_dir);
         let node = Node::start(config, environment, store, snapshots, transport.clone()).await?;
 
-        // Everything below ends with this life of the control plane.
-        let life = stop.child_token();
+        // What is spawned for this life of the control plane ends with it.
+        let life = CancellationToken::new();
         let ended = life.clone().drop_guard();
-        if let Some(init) = init {
-            node.found(init).await?;
-            founding::record(layout, &identity, &meta)?;
-            tracing::info!(cluster_id = %meta.cluster_id, node_id = %meta.node_id, "founded a cluster");
+        let outcome = async {
+            member.enter(&node, layout).await?;
+            self.open_listeners(&node, &transport, &life).await?;
+            self.follow(member, &node, trust, &life);
+            tokio::select! {
+                () = stop.cancelled() => Ok(()),
+                failure = node.failed() => Err(failure.into()),
+                () = self.replay(&node) => Ok(()),
+            }
         }
-        meta.admits_state(&node.state(), data_dir)?;
+        .await;
+        if outcome.is_ok()
+            && let Err(error) = node.transfer_leader(None).await
+        {
+            tracing::debug!(%error, "leadership is not handed over");
+        }
+        drop(ended);
+        node.shutdown().await;
+        outcome
+    }
+
+    /// Answers members and joiners, in cluster mode.
+    async fn open_listeners(
+        &self,
+        node: &Node,
+        transport: &GrpcTransport,
+        life: &CancellationToken,
+    ) -> anyhow::Result<()> {
         node.answer_enrolments();
         node.set_http_handler(self.http.forward_handler());
-        auth::answer_mint(&node);
+        auth::answer_mint(node);
+        let cluster = &self.config.cluster;
         if self.config.cluster_mode {
             let listener = listen(cluster.bind, "cluster.bind").await?;
             let serving = transport.serve(listener, node.service(), life.clone());
             tokio::spawn(serve_members(serving));
             let listener = listen(cluster.join_bind(), "cluster.join_bind").await?;
-            tokio::spawn(self.join_listener(&node)?.serve(listener, life.clone()));
+            tokio::spawn(self.join_listener(node)?.serve(listener, life.clone()));
         }
-        tokio::spawn(follow_membership(
-            node.clone(),
-            trust,
-            peers,
-            meta,
-            data_dir.clone(),
-            life.clone(),
-        ));
-        tokio::spawn(self.certificates.clone().follow(node.watch(), life.clone()));
-        let reporter = self.reporter(&node);
-        tokio::spawn(report::run(reporter, life.clone()));
-        self.node.send_replace(Some(node.clone()));
-        self.http.set_node(Some(node.clone()));
-
-        tokio::select! {
-            () = stop.cancelled() => {}
-            failure = node.failed() => {
-                node.shutdown().await;
-                bail!(failure);
-            }
-            () = self.replay(&node) => {}
-        }
-        if let Err(error) = node.transfer_leader(None).await {
-            tracing::debug!(%error, "leadership is not handed over");
-        }
-        drop(ended);
-        node.shutdown().await;
         Ok(())
+    }
+
+    /// Spawns what follows the state: trust, certificates, reports, and the management API.
+    fn follow(&self, member: Member, node: &Node, trust: Arc<Trust>, life: &CancellationToken) {
+        let data_dir = self.config.cluster.data_dir.clone();
+        let Member { peers, meta, .. } = member;
+        let membership =
+            follow_membership(node.clone(), trust, peers, meta, data_dir, life.clone());
+        tokio::spawn(membership);
+        tokio::spawn(self.certificates.clone().follow(node.watch(), life.clone()));
+        tokio::spawn(report::run(self.reporter(node), life.clone()));
+        self.http.set_node(Some(node.clone()));
     }
 
     fn join_listener(&self, node: &Node) -> anyhow::Result<Arc<JoinListener>> {
@@ -413,4 +413,21 @@ struct Member {
     meta: Meta,
     /// The first entry of a cluster that this node founds.
     init: Option<Init>,
+}
+
+impl Member {
+    /// Founds the cluster, if that is to be done, and makes sure that the state is the one that this member belongs to.
+    async fn enter(&mut self, node: &Node, layout: &Layout) -> anyhow::Result<()> {
+        if let Some(init) = self.init.take() {
+            node.found(init).await?;
+            founding::record(layout, &self.identity, &self.meta)?;
+            let Meta {
+                cluster_id,
+                node_id,
+                ..
+            } = &self.meta;
+            tracing::info!(%cluster_id, %node_id, "founded a cluster");
+        }
+        Ok(self.meta.admits_state(&node.state(), &layout.data_dir)?)
+    }
 }
