@@ -10,7 +10,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
-use crate::id::Digest;
+use crate::id::{Digest, Lineage};
 use crate::replay::Target;
 use crate::store::files::{Directory, DiskDirectory};
 
@@ -44,6 +44,7 @@ pub enum LkgError {
 
 #[derive(Serialize, Deserialize)]
 struct Kept {
+    lineage: Lineage,
     index: u64,
     revision: u64,
     hash: Digest,
@@ -81,28 +82,24 @@ pub fn read(data_dir: &Path) -> Result<Option<Target>, LkgError> {
     }
     let directory = DiskDirectory::open(&path).map_err(at_path)?;
     let mut found = false;
-    let mut newest: Option<Target> = None;
-    // After a crash between the two writes, the copies are of two policies.
+    // The first copy is written first: after a crash between the two it is the newer one.
     for copy in COPIES {
         if let Some(content) = directory.read(copy).map_err(at_path)? {
             found = true;
-            if let Some(target) = decode(&content)
-                && newest
-                    .as_ref()
-                    .is_none_or(|newest| newest.index < target.index)
-            {
-                newest = Some(target);
+            if let Some(target) = decode(&content) {
+                return Ok(Some(target));
             }
         }
     }
-    match newest {
-        None if found => Err(LkgError::Damaged { path }),
-        newest => Ok(newest),
+    match found {
+        true => Err(LkgError::Damaged { path }),
+        false => Ok(None),
     }
 }
 
 fn encode(target: &Target) -> Bytes {
     let kept = Kept {
+        lineage: target.lineage,
         index: target.index,
         revision: target.revision,
         hash: Digest(target.hash),
@@ -122,6 +119,7 @@ fn decode(content: &[u8]) -> Option<Target> {
     }
     let kept: Kept = rmp_serde::from_slice(body).ok()?;
     Some(Target {
+        lineage: kept.lineage,
         index: kept.index,
         revision: kept.revision,
         hash: kept.hash.0,
@@ -136,6 +134,7 @@ mod tests {
     fn target(index: u64) -> Target {
         let document = format!("policy {index}").into_bytes();
         Target {
+            lineage: Lineage(7),
             index,
             revision: index,
             hash: Digest::of(&document).0,
@@ -161,8 +160,10 @@ mod tests {
         damage(dir, COPIES[0]);
         assert_eq!(read(dir).expect("reads"), Some(target(2)));
 
+        // A crash between the two writes.
+        write(dir, &target(2)).expect("writes");
         let older = encode(&target(1));
-        std::fs::write(dir.join(DIRECTORY).join(COPIES[0]), older).expect("writes");
+        std::fs::write(dir.join(DIRECTORY).join(COPIES[1]), older).expect("writes");
         assert_eq!(read(dir).expect("reads"), Some(target(2)));
     }
 

@@ -11,9 +11,13 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
+use crate::id::Lineage;
+
 /// A policy revision that the cluster has committed and this node has applied.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
+    /// The history that index and revision count in.
+    pub lineage: Lineage,
     /// Log index of the entry that wrote it.
     pub index: u64,
     /// Counts policies; 0 is the one that a fresh store was seeded with.
@@ -27,6 +31,8 @@ pub struct Target {
 /// How far a policy has come, one of the four indices.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Mark {
+    /// The history that index and revision count in.
+    pub lineage: Lineage,
     /// Log index.
     pub index: u64,
     /// Policy revision.
@@ -38,6 +44,7 @@ pub struct Mark {
 impl From<&Target> for Mark {
     fn from(target: &Target) -> Self {
         Self {
+            lineage: target.lineage,
             index: target.index,
             revision: target.revision,
             hash: target.hash,
@@ -102,8 +109,9 @@ async fn step<E: Enforcer>(enforcer: &E, target: &Target, progress: &watch::Send
     let Progress {
         enforced, failure, ..
     } = progress.borrow().clone();
-    // An index below ours is a replayed log after a restart, never a new policy.
-    if mark.index < enforced.index {
+    // An index below ours is a replayed log after a restart, never a new policy; unless the node belongs to another
+    // history now, which its last-known-good policy is not from.
+    if mark.lineage == enforced.lineage && mark.index < enforced.index {
         return;
     }
     if mark == enforced {
@@ -212,6 +220,17 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn another_history_begins_anew() {
+        let joined = Target {
+            lineage: Lineage(2),
+            ..target(3, 1, b"theirs")
+        };
+        let (log, progress) = replay(&[target(500, 9, b"own"), joined.clone()], &[]).await;
+        assert_eq!(log.len(), 6);
+        assert_eq!(progress.enforced, Mark::from(&joined));
+    }
+
+    #[tokio::test]
     async fn the_same_document_under_a_new_revision_advances_the_indices() {
         let (log, progress) = replay(&[target(5, 1, b"one"), target(9, 2, b"one")], &[]).await;
         assert_eq!(log.len(), 6);
@@ -241,6 +260,7 @@ mod tests {
         let mut hash = [0; 32];
         hash[..document.len()].copy_from_slice(document);
         Target {
+            lineage: Lineage(1),
             index,
             revision,
             hash,

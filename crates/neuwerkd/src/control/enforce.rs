@@ -71,6 +71,7 @@ pub(super) fn newer(state: &State, index: Option<u64>) -> Option<Target> {
         .filter(|policy| Some(policy.index) != index)?;
     let document = state.document(policy)?;
     Some(Target {
+        lineage: state.lineage()?,
         index: policy.index,
         revision: policy.revision,
         hash: policy.hash.0,
