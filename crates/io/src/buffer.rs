@@ -32,10 +32,15 @@ pub(crate) const HEADROOM: usize = 18;
 const STRIDE: usize = 16 * 4096 + 256;
 const _: () = assert!(HEADROOM + FRAME_LEN_MAX <= STRIDE);
 
+/// Bytes of a cache line; every buffer begins with one.
+const CACHE_LINE: usize = 64;
+
 /// The buffers of one port.
 pub(crate) struct Pool {
     memory: NonNull<u8>,
     layout: Layout,
+    /// The first buffer: `memory` rounded up to a cache line.
+    first: NonNull<u8>,
     free: RefCell<Vec<u32>>,
 }
 
@@ -43,16 +48,22 @@ impl Pool {
     /// A pool of `count` buffers. Memory is reserved now and used as frames fill it.
     pub(crate) fn new(count: u32) -> Rc<Self> {
         let count = count.max(1);
-        let layout = Layout::from_size_align(count as usize * STRIDE, 64)
+        // No more alignment than the allocator gives anyway: beyond it, zeroed memory is memory that was written, and
+        // all of it would be in use from the start.
+        let layout = Layout::from_size_align(count as usize * STRIDE + CACHE_LINE, 16)
             .expect("64 KiB times a 32-bit count is below the address space");
         // SAFETY: the layout's size is not zero (count is at least 1).
         let memory = unsafe { alloc_zeroed(layout) };
         let Some(memory) = NonNull::new(memory) else {
             handle_alloc_error(layout)
         };
+        let up = memory.as_ptr().align_offset(CACHE_LINE);
+        // SAFETY: `up` is less than the cache line by which the allocation is longer than its buffers.
+        let first = unsafe { memory.add(up) };
         Rc::new(Self {
             memory,
             layout,
+            first,
             free: RefCell::new((0..count).rev().collect()),
         })
     }
@@ -98,7 +109,7 @@ impl Frame {
     /// The whole buffer: headroom, then room for the longest frame.
     fn buffer(&self) -> *mut u8 {
         // SAFETY: `index` is below the pool's count, so the offset stays inside its allocation.
-        unsafe { self.pool.memory.as_ptr().add(self.index as usize * STRIDE) }
+        unsafe { self.pool.first.as_ptr().add(self.index as usize * STRIDE) }
     }
 
     /// The frame from byte `from` on: negative to have headroom in front of it (down to
@@ -230,6 +241,23 @@ mod tests {
         assert_eq!(pool.free_count(), 1);
         drop(frames);
         assert_eq!(pool.free_count(), 3);
+    }
+
+    #[test]
+    fn memory_is_used_only_as_frames_fill_it() {
+        let resident_pages = || {
+            let statm = std::fs::read_to_string("/proc/self/statm").expect("Linux has it");
+            let resident = statm.split(' ').nth(1).expect("the second field");
+            resident.parse::<usize>().expect("a number")
+        };
+        let before = resident_pages();
+        let pool = Pool::new(4096);
+        let touched = (resident_pages().saturating_sub(before)) * 4096;
+        assert!(
+            touched < 64 << 20,
+            "{touched} bytes of a pool of 256 MiB in use"
+        );
+        assert_eq!(pool.free_count(), 4096);
     }
 
     #[test]
