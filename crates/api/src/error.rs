@@ -47,6 +47,8 @@ pub enum Reason {
     Conflict,
     /// Too many attempts.
     RateLimited,
+    /// Members of an older version would not understand it: upgrade them first.
+    FeatureLevel,
 }
 
 /// One problem of a document.

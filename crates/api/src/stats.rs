@@ -129,6 +129,15 @@ pub struct ClusterStats {
     /// Newest policy revision that the answering node has applied.
     #[serde(default)]
     pub policy_revision: u64,
+    /// Feature level in force: what all members may write.
+    #[serde(default)]
+    pub feature_level: u64,
+    /// Highest feature level that the answering node supports.
+    #[serde(default)]
+    pub feature_level_supported: u64,
+    /// Members that hold that level back, each with the reason; empty while it rises or is in force.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub feature_level_held_back_by: Vec<String>,
 }
 
 /// One member: how far it is, and what it says of itself.

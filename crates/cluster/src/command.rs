@@ -2,7 +2,8 @@
 //!
 //! A [`Command`] is what a caller asks for; the leader makes it a [`Stamped`] by adding time and randomness, so that
 //! [`State::apply`](crate::State::apply) needs neither. The encoding is MessagePack with field names: fields may be
-//! added with a default, and nothing may be renamed or removed (`tests/golden` holds one of each, for ever).
+//! added with a default, and nothing may be renamed or removed (`tests/golden` holds one of each, for ever). What an
+//! older version does not know needs a [feature level](crate::feature).
 
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
@@ -312,6 +313,9 @@ pub struct Init {
     /// Highest feature level that the seed supports.
     #[serde(default)]
     pub feature_level: u32,
+    /// The seed's version, as in [`Command::RaiseFeatureLevel`].
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub version: String,
 }
 
 /// The seed's own entry among the members.
@@ -341,6 +345,8 @@ pub enum EventKind {
     DuplicateIdentity,
     /// A token was minted on a node, without quorum.
     BreakGlass,
+    /// The cluster was recovered from what one node held, or restored from a backup, under a new lineage.
+    Recovered,
 }
 
 /// A change of the replicated state.
@@ -470,6 +476,9 @@ pub enum Command {
     RaiseFeatureLevel {
         /// The new level.
         level: u32,
+        /// The version of the leader that raises it, for those who come too late to understand it.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        version: String,
     },
     /// Keeps an event in the change log.
     RecordEvent {

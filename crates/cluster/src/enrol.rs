@@ -83,6 +83,7 @@ impl<R: AsyncRuntime> Node<R> {
             subject: "join".into(),
             node: Some(via),
         };
+        check_level(request, &self.state())?;
         let reserved = self
             .propose_as(Command::ReserveMember(reservation), author(), None)
             .await
@@ -127,6 +128,22 @@ impl<R: AsyncRuntime> Node<R> {
             members: known_members(&self.state()),
         })
     }
+}
+
+/// Whether the joiner would understand what the cluster writes.
+fn check_level(request: &EnrolRequest, state: &State) -> Result<(), EnrolRefusal> {
+    let (offered, level) = (request.feature_level, state.feature_level());
+    if offered >= level {
+        return Ok(());
+    }
+    let (joiner, needed) = (&request.version, state.feature_version());
+    let needed = match needed {
+        "" => "the version of the members".to_owned(),
+        version => format!("version {version} or newer"),
+    };
+    Err(later(format!(
+        "the cluster is at feature level {level}, version {joiner} supports {offered}: start {needed} on the new node"
+    )))
 }
 
 fn not_committed(error: ProposeError) -> EnrolRefusal {

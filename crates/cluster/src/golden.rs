@@ -138,6 +138,7 @@ fn commands() -> Vec<Command> {
             },
             policy: Some(Document::Inline(ByteBuf::from("{}"))),
             feature_level: 1,
+            version: String::new(),
         })),
         Command::PutChunk {
             hash: Digest([4; 32]),
@@ -209,7 +210,10 @@ fn commands() -> Vec<Command> {
         },
         Command::RemoveMember { node_id },
         Command::ReleaseMember { node_id },
-        Command::RaiseFeatureLevel { level: 1 },
+        Command::RaiseFeatureLevel {
+            level: 1,
+            version: String::new(),
+        },
         Command::RecordEvent {
             kind: EventKind::JoinRefused,
             subject: "192.0.2.9".into(),
@@ -261,6 +265,46 @@ fn commands_are_read_for_ever() {
     for command in commands() {
         let name = format!("command-{}", command_name(&command));
         check(&name, &stamped(command));
+    }
+}
+
+/// What a command that was there before has learnt to say since, one of each.
+fn later_forms() -> Vec<(&'static str, Command)> {
+    vec![
+        (
+            "raise-feature-level-2",
+            Command::RaiseFeatureLevel {
+                level: 2,
+                version: "0.2.0".into(),
+            },
+        ),
+        (
+            "record-event-recovered",
+            Command::RecordEvent {
+                kind: EventKind::Recovered,
+                subject: "0000000000000002".into(),
+                detail: "backup".into(),
+            },
+        ),
+    ]
+}
+
+#[test]
+fn later_forms_of_commands_are_read_for_ever() {
+    for (name, command) in later_forms() {
+        check(&format!("command-{name}"), &stamped(command));
+    }
+}
+
+#[test]
+fn every_command_is_within_this_versions_level() {
+    let later = later_forms().into_iter().map(|(_, command)| command);
+    for command in commands().into_iter().chain(later) {
+        let level = command.level();
+        assert!(
+            (1..=crate::feature::FEATURE_LEVEL).contains(&level),
+            "{command:?}"
+        );
     }
 }
 

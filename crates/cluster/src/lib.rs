@@ -6,6 +6,7 @@ pub mod ca;
 pub mod command;
 pub mod durable;
 pub mod enrol;
+pub mod feature;
 pub mod forward;
 #[cfg(test)]
 mod golden;
@@ -28,6 +29,7 @@ pub mod transport;
 mod wire;
 
 pub use command::{Command, Refusal, Response, Stamped};
+pub use feature::{Features, TooOld};
 pub use forward::{ForwardError, HttpRequest, HttpResponse};
 pub use id::{ClusterId, Digest, Lineage, NodeId};
 pub use node::{Applied, Environment, Failure, Node, NodeConfig, ProposeError, Timing};

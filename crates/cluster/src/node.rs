@@ -21,10 +21,12 @@ use openraft::type_config::TypeConfigExt;
 use openraft::{AsyncRuntime, Config, Raft, RaftMetrics, ServerState, SnapshotPolicy};
 use tokio::sync::watch;
 
+pub use crate::feature::FEATURE_LEVEL;
 pub use propose::{Applied, ProposeError, TransferError};
 use report::{LeaderView, Received};
 
 use crate::command::{Addresses, Author, Command, Init, Refusal};
+use crate::feature::{TooOld, Verdict};
 use crate::forward::{HttpRequest, HttpResponse};
 use crate::id::{ClusterId, Lineage, NodeId};
 use crate::raft::machine::Machine;
@@ -94,6 +96,9 @@ pub struct NodeConfig {
     pub propose_timeout: Duration,
     /// How long a learner must have been caught up (lag below 64) before it votes.
     pub promote_after: Duration,
+    /// How long every member must have supported a feature level, without a break, before it comes into force. Until
+    /// then each can go back to the version that it came from.
+    pub raise_after: Duration,
     /// Free space below which proposals are refused, in bytes: what is left is for votes and membership.
     pub reserve_bytes: u64,
 }
@@ -113,13 +118,11 @@ impl NodeConfig {
             entries_kept: 1_000,
             propose_timeout: Duration::from_secs(5),
             promote_after: Duration::from_secs(10),
+            raise_after: Duration::from_secs(600),
             reserve_bytes: 64 * 1024 * 1024,
         }
     }
 }
-
-/// The feature level of this version.
-pub const FEATURE_LEVEL: u32 = 1;
 
 /// Fills a buffer with unpredictable bytes.
 pub type Random = Arc<dyn Fn(&mut [u8]) + Send + Sync>;
@@ -171,6 +174,9 @@ pub enum StartError {
     /// The snapshots cannot be read: quarantine.
     #[error("the snapshots cannot be read")]
     Snapshots(#[source] std::io::Error),
+    /// A newer version has written them. Nothing is wrong with the data.
+    #[error(transparent)]
+    TooOld(TooOld),
     /// Log and snapshots do not fit together, or cannot be read: quarantine.
     #[error("consensus cannot start from this data: {0}")]
     Consensus(String),
@@ -199,7 +205,10 @@ pub enum Failure {
     /// A write, sync or read failed.
     #[error("the storage failed: {0}")]
     Storage(String),
-    /// An entry cannot be applied by this version, or consensus has stopped otherwise.
+    /// A newer version has written what came next.
+    #[error(transparent)]
+    TooOld(TooOld),
+    /// Consensus has stopped otherwise.
     #[error("consensus has stopped: {0}")]
     Consensus(String),
     /// It was shut down.
@@ -236,6 +245,8 @@ pub(crate) struct Inner<R: AsyncRuntime> {
     store: Store,
     state: watch::Receiver<Arc<State>>,
     unsnapped_bytes: Arc<std::sync::atomic::AtomicU64>,
+    /// Why the state machine stopped, if a newer version has written what came next.
+    verdict: Verdict,
     contact: Mutex<Option<Contact<R>>>,
     /// What members reported, while this node leads.
     reports: Mutex<BTreeMap<NodeId, Received<R>>>,
@@ -295,11 +306,17 @@ impl<R: AsyncRuntime> Node<R> {
         .map_err(|error| StartError::Timing(error.to_string()))?;
 
         let io = store.io();
+        let (verdict, supported) = (Verdict::default(), config.feature_level);
+        let too_old = |otherwise: StartError| match verdict.get() {
+            Some(too_old) => StartError::TooOld(too_old.clone()),
+            None => otherwise,
+        };
+        let shared = verdict.clone();
         let machine = io
-            .run(move || Machine::<R>::open(snapshots, io))
+            .run(move || Machine::<R>::open(snapshots, io, supported, shared))
             .await
             .and_then(|opened| opened)
-            .map_err(StartError::Snapshots)?;
+            .map_err(|error| too_old(StartError::Snapshots(error)))?;
         let state = machine.watch();
         let unsnapped_bytes = machine.unsnapped_bytes();
         let network = Network {
@@ -314,7 +331,7 @@ impl<R: AsyncRuntime> Node<R> {
             machine,
         )
         .await
-        .map_err(|error| StartError::Consensus(error.to_string()))?;
+        .map_err(|error| too_old(StartError::Consensus(error.to_string())))?;
 
         let inner = Arc::new(Inner {
             config,
@@ -324,6 +341,7 @@ impl<R: AsyncRuntime> Node<R> {
             store,
             state,
             unsnapped_bytes,
+            verdict,
             contact: Mutex::new(None),
             reports: Mutex::default(),
             leader_view: Mutex::new(None),
@@ -594,6 +612,9 @@ impl<R: AsyncRuntime> Inner<R> {
     }
 
     fn failure(&self) -> Failure {
+        if let Some(too_old) = self.verdict.get() {
+            return Failure::TooOld(too_old.clone());
+        }
         if let Some(error) = self.store.failure() {
             return match error.kind() {
                 std::io::ErrorKind::StorageFull => Failure::StorageFull,

@@ -270,6 +270,8 @@ struct Root {
     https_ca: Authority,
     active_kid: String,
     feature_level: u32,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    feature_version: String,
 }
 
 /// The replicated state at one log index.
@@ -341,6 +343,13 @@ impl State {
     /// Feature level in force; 0 before the cluster was founded.
     pub fn feature_level(&self) -> u32 {
         self.root.as_ref().map_or(0, |root| root.feature_level)
+    }
+
+    /// The version whose leader put that level in force; empty if that is not known.
+    pub fn feature_version(&self) -> &str {
+        self.root
+            .as_ref()
+            .map_or("", |root| root.feature_version.as_str())
     }
 
     /// The policy in force; none if none was ever put.

@@ -173,6 +173,8 @@ pub struct Status {
     pub confirmed_index: Option<u64>,
     /// Time since the leader (or, on the leader, a quorum) was last heard from; none: never.
     pub leader_contact_ms: Option<u64>,
+    /// Feature level in force in this node's state.
+    pub feature_level: u32,
     /// Members that may fail now without losing quorum; none on a node that does not know.
     pub failure_tolerance: Option<u32>,
     /// How long a leader's silence goes unnoticed at most, in milliseconds.

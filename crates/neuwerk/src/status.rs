@@ -77,6 +77,20 @@ fn screen(status: &Status) -> String {
             }
         ),
     );
+    let (level, supported) = (cluster.feature_level, cluster.feature_level_supported);
+    if level < supported {
+        let held_back_by = &cluster.feature_level_held_back_by;
+        line("features", format!("level {level} of {supported}"));
+        if held_back_by.is_empty() {
+            line(
+                "",
+                "every member supports more: the level rises by itself".into(),
+            );
+        }
+        for member in held_back_by {
+            line("", format!("held back: {member}"));
+        }
+    }
     line("policy", format!("revision {}", cluster.policy_revision));
     let yes_no = |ready: &Ready| if ready.ready { "yes" } else { "no" };
     line(

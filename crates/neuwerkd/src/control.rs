@@ -215,6 +215,7 @@ impl Control {
             addresses: self.addresses(),
             incarnation: founding::random_u64(),
             timing: self.timing(),
+            raise_after: Duration::from_secs(self.config.cluster.feature_level_delay_secs.into()),
             ..NodeConfig::new(member.identity.node_id)
         };
         let environment = Environment::system(data_dir);

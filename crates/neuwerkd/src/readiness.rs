@@ -255,6 +255,7 @@ mod tests {
                 applied_index: 10,
                 snapshot_index: 0,
                 confirmed_index: confirmed.then_some(10),
+                feature_level: 2,
                 leader_contact_ms: None,
                 failure_tolerance: None,
                 detection_time_ms: 600,

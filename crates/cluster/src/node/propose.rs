@@ -13,6 +13,7 @@ use super::Node;
 use crate::command::{
     Author, CHUNK_BYTES, Command, Document, MAX_DOCUMENT_BYTES, Record, Refusal, Response, Stamped,
 };
+use crate::feature::Features;
 use crate::forward::{ForwardError, HttpRequest, HttpResponse};
 use crate::id::{Digest, NodeId};
 use crate::raft::{Proposal, Types};
@@ -49,6 +50,14 @@ pub enum ProposeError {
     /// There is no room for it on the leader's disk. The command was not taken.
     #[error("the leader's disk is full")]
     StorageFull,
+    /// Not every member would understand it. The command was not taken.
+    #[error("{}", features.waits_for(*needed))]
+    FeatureLevel {
+        /// The level that it needs.
+        needed: u32,
+        /// The level in force, and what the next one waits for.
+        features: Features,
+    },
     /// The command is too large. Documents go in chunks.
     #[error("the command is larger than {limit_bytes} bytes")]
     TooLarge {
@@ -90,6 +99,12 @@ impl<R: AsyncRuntime> Node<R> {
                 });
             }
             Role::NoLeader { reason } => return Err(ProposeError::NoLeader(reason)),
+        }
+        let needed = command.level();
+        let state = self.state();
+        if state.is_initialised() && needed > state.feature_level() {
+            let features = self.features();
+            return Err(ProposeError::FeatureLevel { needed, features });
         }
         let free = (self.inner.environment.free_bytes)();
         if free.is_some_and(|free| free < self.inner.config.reserve_bytes) {

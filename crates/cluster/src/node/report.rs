@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Inner, Node, locked};
 use crate::command::Addresses;
+use crate::feature::{Candidate, Features};
 use crate::id::NodeId;
 use crate::raft::Types;
 use crate::state::Standing;
@@ -139,10 +140,50 @@ impl<R: AsyncRuntime> Node<R> {
             applied_index: state.index(),
             snapshot_index: snapshot,
             confirmed_index,
+            feature_level: state.feature_level(),
             leader_contact_ms: heard_at.map(|at| millis(now.saturating_duration_since(at))),
             failure_tolerance,
             detection_time_ms: millis(inner.detection_time()),
         }
+    }
+
+    /// The feature level in force, and what the next one waits for. What other members support is known to the leader,
+    /// and by and by to all.
+    pub fn features(&self) -> Features {
+        let level = self.state().feature_level();
+        let supported = self.inner.config.feature_level;
+        let held_back_by = match level < supported {
+            true => self
+                .candidates()
+                .iter()
+                .filter_map(|member| member.objection(supported))
+                .collect(),
+            false => Vec::new(),
+        };
+        Features {
+            level,
+            supported,
+            held_back_by,
+        }
+    }
+
+    /// What each member supports, as it has said last.
+    pub(super) fn candidates(&self) -> Vec<Candidate> {
+        let state = self.state();
+        let members = self.members().into_iter();
+        members
+            .map(|member| Candidate {
+                node_id: member.node_id,
+                name: member.name,
+                version: member
+                    .report
+                    .map_or_else(String::new, |report| report.version),
+                live: member.live,
+                supported: state
+                    .member(member.node_id)
+                    .map_or(0, |member| member.feature_level),
+            })
+            .collect()
     }
 
     /// Reports until the node stops.

@@ -7,12 +7,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use openraft::alias::InstantOf;
 use openraft::async_runtime::Select2;
 use openraft::type_config::TypeConfigExt;
 use openraft::{AsyncRuntime, ChangeMembers};
 
 use super::{Node, locked};
-use crate::command::Command;
+use crate::command::{Command, Response};
+use crate::feature::VERSION;
 use crate::id::NodeId;
 use crate::raft::{Address, Types};
 use crate::state::{Standing, State};
@@ -141,6 +143,7 @@ impl<R: AsyncRuntime> Node<R> {
     pub(super) async fn run_steward(self) {
         let mut stop = self.inner.stop.subscribe();
         let mut led = false;
+        let mut supported = None;
         loop {
             let stopped = async {
                 let _ = stop.wait_for(|stop| *stop).await;
@@ -162,6 +165,9 @@ impl<R: AsyncRuntime> Node<R> {
                 // Without a quorum a change never ends; it is looked at afresh then.
                 let limit = self.inner.config.propose_timeout * 2;
                 let _ = Types::<R>::timeout(limit, self.reconcile()).await;
+                self.raise_feature_level(&mut supported).await;
+            } else {
+                supported = None;
             }
         }
     }
@@ -200,6 +206,43 @@ impl<R: AsyncRuntime> Node<R> {
             if let Err(error) = self.propose(command).await {
                 tracing::debug!(%error, "a member's record could not be updated yet");
             }
+        }
+    }
+
+    /// Puts the next feature level in force once every member has supported it for the configured time without a break.
+    /// `since` is the level that they all support, and from when on.
+    async fn raise_feature_level(&self, since: &mut Option<(u32, InstantOf<Types<R>>)>) {
+        let level = self.state().feature_level();
+        let candidates = self.candidates();
+        let supported = candidates.iter().map(|member| member.supported).min();
+        let next = supported
+            .filter(|next| *next > level)
+            .filter(|next| candidates.iter().all(|m| m.objection(*next).is_none()));
+        let Some(next) = next else {
+            *since = None;
+            return;
+        };
+        let now = Types::<R>::now();
+        let (_, first) = *since
+            .filter(|(seen, _)| *seen == next)
+            .get_or_insert((next, now));
+        *since = Some((next, first));
+        if now < first + self.inner.config.raise_after {
+            return;
+        }
+        let command = Command::RaiseFeatureLevel {
+            level: next,
+            version: VERSION.into(),
+        };
+        match self.propose(command).await.map(|applied| applied.response) {
+            Ok(Response::Refused(refusal)) => {
+                tracing::debug!(%refusal, "the feature level is not raised yet");
+            }
+            Ok(_) => tracing::info!(
+                level = next,
+                "the feature level was raised: every member supports it"
+            ),
+            Err(error) => tracing::debug!(%error, "the feature level is not raised yet"),
         }
     }
 

@@ -13,6 +13,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::{LogId, Membership, Types};
 use crate::command::CHUNK_BYTES;
+use crate::feature::TooOld;
 use crate::state::{SnapshotError, State};
 use crate::store::files::Directory;
 use openraft::type_config::TypeConfigExt;
@@ -40,6 +41,16 @@ pub(crate) enum ImageError {
     Coverage(#[source] rmp_serde::decode::Error),
     #[error(transparent)]
     State(#[from] SnapshotError),
+}
+
+impl ImageError {
+    /// Whether a newer version has made it.
+    pub(crate) fn too_old(&self) -> Option<&TooOld> {
+        match self {
+            ImageError::State(SnapshotError::TooOld(too_old)) => Some(too_old),
+            _ => None,
+        }
+    }
 }
 
 /// A snapshot's bytes, in pieces of at most [`CHUNK_BYTES`] and one frame.

@@ -12,9 +12,10 @@ use openraft::storage::{
 use openraft::{AsyncRuntime, EntryPayload, OptionalSend};
 use tokio::sync::watch;
 
-use super::image::{Coverage, Image, Shelf};
+use super::image::{Coverage, Image, ImageError, Shelf};
 use super::{Address, CommittedLeaderId, LogId, Membership, Types};
 use crate::command::Response;
+use crate::feature::{TooOld, Verdict};
 use crate::id::NodeId;
 use crate::state::State;
 use crate::store::Io;
@@ -35,17 +36,37 @@ pub(crate) struct Machine<R> {
     io: Io,
     /// Bytes of commands applied since the last snapshot, to bound the log by size as well.
     unsnapped_bytes: Arc<AtomicU64>,
+    /// Highest feature level that this node supports.
+    supported: u32,
+    verdict: Verdict,
     runtime: std::marker::PhantomData<fn() -> R>,
 }
 
 impl<R> Machine<R> {
     /// Loads the newest snapshot. Entries after it are applied again by openraft, up to the committed index.
-    pub(crate) fn open(directory: Arc<dyn Directory>, io: Io) -> io::Result<Self> {
+    ///
+    /// One that a newer version has written is an error, which is left in `verdict` as well.
+    pub(crate) fn open(
+        directory: Arc<dyn Directory>,
+        io: Io,
+        supported: u32,
+        verdict: Verdict,
+    ) -> io::Result<Self> {
         let shelf = Shelf::new(directory);
-        let (covered, state) = match shelf.newest()? {
+        let newest = shelf.newest().map_err(|error| {
+            let image = error
+                .get_ref()
+                .and_then(|inner| inner.downcast_ref::<ImageError>());
+            match image.and_then(ImageError::too_old) {
+                Some(too_old) => stopped(&verdict, too_old.clone()),
+                None => error,
+            }
+        })?;
+        let (covered, state) = match newest {
             Some((covered, state, _)) => (covered, state),
             None => (Coverage::default(), State::default()),
         };
+        TooOld::check(&state, supported).map_err(|error| stopped(&verdict, error))?;
         let (published, _) = watch::channel(Arc::new(state.clone()));
         Ok(Machine {
             state,
@@ -54,6 +75,8 @@ impl<R> Machine<R> {
             shelf,
             io,
             unsnapped_bytes: Arc::default(),
+            supported,
+            verdict,
             runtime: std::marker::PhantomData,
         })
     }
@@ -88,12 +111,15 @@ impl<R> Machine<R> {
             }
             EntryPayload::Normal(proposal) => {
                 let stamped = proposal.decode().map_err(|error| {
-                    tracing::error!(index = id.index, %error, "unknown command: a newer version has written it");
-                    io::Error::new(io::ErrorKind::InvalidData, error)
+                    let (index, what) = (id.index, error.to_string());
+                    stopped(&self.verdict, TooOld::Command { index, what })
                 })?;
                 self.unsnapped_bytes
                     .fetch_add(proposal.len() as u64, Ordering::Relaxed);
-                self.state.apply(id.index, stamped)
+                let response = self.state.apply(id.index, stamped);
+                TooOld::check(&self.state, self.supported)
+                    .map_err(|error| stopped(&self.verdict, error))?;
+                response
             }
         };
         self.covered.last = Some(id);
@@ -159,11 +185,15 @@ impl<R: AsyncRuntime> RaftStateMachine<Types<R>> for Machine<R> {
 
     async fn install_snapshot(&mut self, meta: &Meta, snapshot: Image) -> Result<(), io::Error> {
         let (shelf, image) = (self.shelf.clone(), snapshot);
+        let verdict = self.verdict.clone();
         let (covered, state) = self
             .io
             .run(move || {
-                let (covered, state) = Image::decode(&image.joined())
-                    .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+                let (covered, state) =
+                    Image::decode(&image.joined()).map_err(|error| match error.too_old() {
+                        Some(too_old) => stopped(&verdict, too_old.clone()),
+                        None => io::Error::new(io::ErrorKind::InvalidData, error),
+                    })?;
                 shelf.put(&covered, &image)?;
                 io::Result::Ok((covered, state))
             })
@@ -174,6 +204,7 @@ impl<R: AsyncRuntime> RaftStateMachine<Types<R>> for Machine<R> {
                 "the snapshot covers something else than announced",
             ));
         }
+        TooOld::check(&state, self.supported).map_err(|error| stopped(&self.verdict, error))?;
         self.covered = covered;
         self.state = state;
         self.unsnapped_bytes.store(0, Ordering::Relaxed);
@@ -191,6 +222,12 @@ impl<R: AsyncRuntime> RaftStateMachine<Types<R>> for Machine<R> {
             },
         }))
     }
+}
+
+/// The error with which the state machine stops for good, left in `verdict` as well.
+fn stopped(verdict: &Verdict, error: TooOld) -> io::Error {
+    verdict.get_or_init(|| error.clone());
+    error.into()
 }
 
 /// Makes one snapshot of the state as it was.

@@ -188,15 +188,22 @@ impl<R: AsyncRuntime> Service for RaftService<R> {
                 pieces: pieces.into(),
             };
             let checked = image.clone();
-            // Checked before it is installed, so that a damaged one does not stop this node.
+            // Checked before it is installed, so that a damaged one does not stop this node. One that a newer version
+            // has made does: nothing that it is sent from now on can be applied here.
             let covered = inner
                 .io()
                 .run(move || Image::decode(&checked.joined()).map(|(covered, _)| covered))
                 .await
-                .map_err(refused)?
-                .map_err(|error| refused(io::Error::new(io::ErrorKind::InvalidData, error)))?;
-            if covered.last != head.meta.last_log_id {
-                return Err(refused("the snapshot covers something else than announced"));
+                .map_err(refused)?;
+            match covered {
+                Ok(covered) if covered.last != head.meta.last_log_id => {
+                    return Err(refused("the snapshot covers something else than announced"));
+                }
+                Ok(_) => {}
+                Err(error) if error.too_old().is_some() => {}
+                Err(error) => {
+                    return Err(refused(io::Error::new(io::ErrorKind::InvalidData, error)));
+                }
             }
             let snapshot = Taken {
                 meta: head.meta,

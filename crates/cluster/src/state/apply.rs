@@ -156,7 +156,9 @@ impl State {
             }),
             Command::RemoveMember { node_id } => self.remove_member(node_id, context),
             Command::ReleaseMember { node_id } => self.release_member(node_id, context),
-            Command::RaiseFeatureLevel { level } => self.raise_feature_level(level, context),
+            Command::RaiseFeatureLevel { level, version } => {
+                self.raise_feature_level(level, version, context)
+            }
             Command::RecordEvent {
                 kind,
                 subject,
@@ -225,6 +227,7 @@ impl State {
             seed,
             policy,
             feature_level,
+            version,
         } = init;
         if let Some(document) = policy {
             self.store_policy(document, 0, String::new(), context)?;
@@ -238,6 +241,7 @@ impl State {
             https_ca,
             active_kid: signing_key.kid.clone(),
             feature_level,
+            feature_version: version,
         }));
         self.keys.insert(
             signing_key.kid.clone(),

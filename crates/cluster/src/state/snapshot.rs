@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use super::*;
+use crate::feature::{FEATURE_LEVEL, TooOld};
 
 /// A snapshot that is not one.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +21,9 @@ pub enum SnapshotError {
         /// Why.
         source: rmp_serde::decode::Error,
     },
+    /// A newer version has written it, at a feature level that this one does not support.
+    #[error(transparent)]
+    TooOld(#[from] TooOld),
     /// The first record must be the header.
     #[error("the snapshot does not begin with its header")]
     NoHeader,
@@ -125,6 +129,8 @@ impl State {
                 return Err(SnapshotError::NoHeader);
             }
             state.restore(item);
+            // Told by the root, which comes early, and not by some record of a kind that this version does not know.
+            TooOld::check(&state, FEATURE_LEVEL)?;
         }
         if !seen_header {
             return Err(SnapshotError::NoHeader);

@@ -60,6 +60,7 @@ pub(crate) fn init() -> Init {
         },
         policy: None,
         feature_level: 1,
+        version: "0.1.0".into(),
     }
 }
 
@@ -750,7 +751,10 @@ fn the_last_member_stays() {
 fn members_are_updated_and_the_feature_level_waits_for_all() {
     let mut story = Story::founded();
     let node_id = story.member(2);
-    let raise = |level| Command::RaiseFeatureLevel { level };
+    let raise = |level| Command::RaiseFeatureLevel {
+        level,
+        version: format!("0.{level}.0"),
+    };
     assert_eq!(
         story.refused(raise(1)),
         Refusal::FeatureLevel { supported: 0 }
@@ -763,13 +767,26 @@ fn members_are_updated_and_the_feature_level_waits_for_all() {
             ..Addresses::default()
         },
         incarnation: 5,
-        feature_level: 1,
+        feature_level: 2,
     });
     let member = story.state.member(node_id).expect("is there");
     assert_eq!((member.name.as_str(), member.incarnation), ("renamed", 5));
+    // The seed has founded the cluster at level 1.
+    assert_eq!(
+        story.refused(raise(2)),
+        Refusal::FeatureLevel { supported: 1 }
+    );
+    story.apply(Command::UpdateMember {
+        node_id: NodeId(1),
+        name: String::new(),
+        addresses: Addresses::default(),
+        incarnation: 6,
+        feature_level: 3,
+    });
+    assert_eq!(story.apply(raise(2)), Response::Done);
     assert_eq!(story.apply(raise(1)), Response::Done);
-    assert_eq!(story.apply(raise(0)), Response::Done);
-    assert_eq!(story.state.feature_level(), 1);
+    assert_eq!(story.state.feature_level(), 2);
+    assert_eq!(story.state.feature_version(), "0.2.0");
 }
 
 #[test]

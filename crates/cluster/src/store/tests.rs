@@ -26,7 +26,13 @@ impl StoreBuilder<Types<Tokio>, LogStore<Tokio>, Machine<Tokio>> for Builder {
         &self,
     ) -> Result<((), LogStore<Tokio>, Machine<Tokio>), StorageError<Types<Tokio>>> {
         let store = Store::open_backend(InMemoryBackend::new(), self.0).expect("opens");
-        let machine = Machine::open(Arc::new(MemoryDirectory::default()), self.0).expect("opens");
+        let machine = Machine::open(
+            Arc::new(MemoryDirectory::default()),
+            self.0,
+            crate::feature::FEATURE_LEVEL,
+            Arc::default(),
+        )
+        .expect("opens");
         Ok(((), LogStore::new(store), machine))
     }
 }

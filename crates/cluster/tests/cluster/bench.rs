@@ -9,7 +9,7 @@ use cluster::command::{
     AccountSpec, Addresses, Authority, Certificate, Credential, FirstMember, Init, Reservation,
     Role as AccountRole, Secret, Settings, SigningKey,
 };
-use cluster::node::{Environment, Tokio};
+use cluster::node::{Environment, FEATURE_LEVEL, StartError, Tokio};
 use cluster::store::files::MemoryDirectory;
 use cluster::store::{Io, Store};
 use cluster::transport::memory::Switchboard;
@@ -107,6 +107,8 @@ struct Place<R: AsyncRuntime> {
     disk: Disk,
     snapshots: MemoryDirectory,
     node: Option<Node<R>>,
+    /// Highest feature level that it supports.
+    feature_level: u32,
 }
 
 /// Nodes 0, 1, 2, … and what is between them.
@@ -115,6 +117,8 @@ pub(crate) struct Bench<R: AsyncRuntime = Tokio> {
     places: Vec<Place<R>>,
     free_bytes: Arc<AtomicU64>,
     io: Io,
+    /// Feature level that the cluster is founded at.
+    founding_level: u32,
     /// What the nodes draw their random bytes from.
     draws: Arc<AtomicU64>,
 }
@@ -128,6 +132,7 @@ impl<R: AsyncRuntime> Bench<R> {
                 disk: Disk::default(),
                 snapshots: MemoryDirectory::default(),
                 node: None,
+                feature_level: FEATURE_LEVEL,
             })
             .collect();
         Bench {
@@ -135,6 +140,7 @@ impl<R: AsyncRuntime> Bench<R> {
             places,
             free_bytes: Arc::new(AtomicU64::new(u64::MAX)),
             io: Io::Threaded,
+            founding_level: FEATURE_LEVEL,
             draws: Arc::default(),
         }
     }
@@ -167,8 +173,23 @@ impl<R: AsyncRuntime> Bench<R> {
         self.places[n].disk.failing.store(true, Ordering::SeqCst);
     }
 
+    /// From its next start on, node `n` is a version that supports this feature level.
+    pub(crate) fn set_feature_level(&mut self, n: usize, level: u32) {
+        self.places[n].feature_level = level;
+    }
+
+    /// The cluster will be founded at the lowest level, as by a version that knows no other.
+    pub(crate) fn found_at_level_1(&mut self) {
+        self.founding_level = 1;
+    }
+
     /// Starts a node from what its disk holds.
     pub(crate) async fn start(&mut self, n: usize) {
+        self.try_start(n).await.expect("starts");
+    }
+
+    /// As [`Bench::start`], where the node may refuse.
+    pub(crate) async fn try_start(&mut self, n: usize) -> Result<(), StartError> {
         let (id, disk, snapshots) = {
             let place = &self.places[n];
             (place.id, place.disk.clone(), place.snapshots.clone())
@@ -195,20 +216,23 @@ impl<R: AsyncRuntime> Bench<R> {
             snapshot_every_entries: 20,
             entries_kept: 4,
             promote_after: Duration::ZERO,
+            raise_after: Duration::ZERO,
+            feature_level: self.places[n].feature_level,
             propose_timeout: Duration::from_secs(20),
             ..NodeConfig::new(id)
         };
         let node = Node::start(
             config,
             environment,
-            store,
+            store.clone(),
             Arc::new(snapshots),
             self.board.transport(id),
         )
-        .await
-        .expect("starts");
+        .await;
+        let node = node.inspect_err(|_| store.close())?;
         self.board.connect(id, node.service());
         self.places[n].node = Some(node);
+        Ok(())
     }
 
     pub(crate) async fn start_all(&mut self) {
@@ -266,7 +290,8 @@ impl<R: AsyncRuntime> Bench<R> {
                     certificate: certificate(),
                 },
                 policy: None,
-                feature_level: 1,
+                feature_level: self.founding_level,
+                version: String::new(),
             })
             .await
             .expect("founds");

@@ -1,6 +1,7 @@
 //! Whole nodes over a transport in memory: founding, restarting, replicating, losing leader and quorum.
 
 mod bench;
+mod levels;
 mod simulation;
 
 use std::sync::Arc;

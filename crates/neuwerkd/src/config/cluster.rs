@@ -45,6 +45,9 @@ section! {
     /// Longest silence after which a follower stands for election.
     election_max_ms: Option<u32> = None, unit("ms"), range(10..=600_000),
         default_is("400, scaled up by the measured round trip");
+    /// After an upgrade: how long every member must have run the new version, without a break, before the cluster uses
+    /// what the old one does not understand. Until then each node can go back to the old version.
+    feature_level_delay_secs: u32 = 600, unit("s"), range(0..=31_536_000);
     /// Not needed: the state of a standalone node is already that of a cluster of one.
     migrate_from_local: bool = false, part(Part::Migration);
     /// Not needed, see `migrate_from_local`.

@@ -91,6 +91,7 @@ pub(super) fn found(
         },
         policy: Some(Document::Inline(policy.to_json().into())),
         feature_level: FEATURE_LEVEL,
+        version: env!("CARGO_PKG_VERSION").into(),
     };
     let meta = Meta::new(cluster_id, lineage, node_id);
     Ok(Member {

@@ -132,6 +132,11 @@ impl Refused {
                 refused.body.reason = Some(Reason::StorageFull);
                 refused
             }
+            ProposeError::FeatureLevel { .. } => {
+                let mut refused = Self::new(StatusCode::CONFLICT, error.to_string());
+                refused.body.reason = Some(Reason::FeatureLevel);
+                refused
+            }
             ProposeError::TooLarge { .. } => {
                 Self::new(StatusCode::PAYLOAD_TOO_LARGE, error.to_string())
             }

@@ -102,6 +102,7 @@ fn cluster(node: &Node) -> ClusterStats {
         revision: policy.revision,
         hash: policy.hash,
     });
+    let features = node.features();
     let members = node.members();
     let nodes: Vec<_> = members
         .iter()
@@ -128,6 +129,9 @@ fn cluster(node: &Node) -> ClusterStats {
             .map(|lineage| lineage.to_string())
             .unwrap_or_default(),
         policy_revision: newest.map_or(0, |mark| mark.revision),
+        feature_level: features.level.into(),
+        feature_level_supported: features.supported.into(),
+        feature_level_held_back_by: features.held_back_by,
         nodes,
     }
 }

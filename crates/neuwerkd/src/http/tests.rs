@@ -300,7 +300,8 @@ fn init(node_id: NodeId) -> Init {
             certificate: certificate(),
         },
         policy: None,
-        feature_level: 1,
+        feature_level: cluster::node::FEATURE_LEVEL,
+        version: String::new(),
     }
 }
 

@@ -109,6 +109,11 @@ impl Collector for ConsensusCollector {
             "Newest policy revision that this node has applied",
             revision,
         )?;
+        gauge(
+            "neuwerk_cluster_feature_level",
+            "Feature level in force: what all members may write",
+            status.feature_level.into(),
+        )?;
         if let Some(tolerance) = status.failure_tolerance {
             gauge(
                 "neuwerk_cluster_failure_tolerance",

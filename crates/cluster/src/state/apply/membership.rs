@@ -181,6 +181,7 @@ impl State {
     pub(super) fn raise_feature_level(
         &mut self,
         level: u32,
+        version: String,
         context: &Context,
     ) -> Result<Response, Refusal> {
         let supported = self
@@ -193,7 +194,9 @@ impl State {
             return Err(Refusal::FeatureLevel { supported });
         }
         if level > self.feature_level() {
-            self.root_mut().feature_level = level;
+            let root = self.root_mut();
+            root.feature_level = level;
+            root.feature_version = clipped(version, 64);
             self.record(Action::Changed(Record::Cluster), level, context);
         }
         Ok(Response::Done)
