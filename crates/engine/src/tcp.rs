@@ -43,6 +43,8 @@ pub(crate) enum State {
 const FIN_SEEN: [u8; 2] = [1, 2];
 const FIN_ACKED: [u8; 2] = [4, 8];
 const SEEN: [u8; 2] = [16, 32];
+/// The client has asked for a new connection on the ports of this one.
+const ASKED_ANEW: u8 = 64;
 
 /// Furthest that an acknowledgement may lie behind what has been sent (RFC 5961 §5.2 asks for the
 /// largest window seen; this is at least one unscaled window).
@@ -94,6 +96,10 @@ impl Connection {
 
     /// Takes in a segment from one end.
     ///
+    /// A client that has forgotten the connection, since it was started anew, asks for another one on the same ports,
+    /// with a sequence number from outside the window. Only the server can tell what is to become of that
+    /// (RFC 9293 §3.10.7.4): the question passes, and so does the answer, whichever it is.
+    ///
     /// # Errors
     /// With `check`, a segment outside the window; the connection is then unchanged.
     pub(crate) fn advance(
@@ -103,7 +109,15 @@ impl Connection {
         check: bool,
     ) -> Result<(), DropReason> {
         if check && !self.in_window(from, s) {
-            return Err(DropReason::TcpWindow);
+            match from {
+                End::Client if s.is_initial() => self.flags |= ASKED_ANEW,
+                End::Server if self.answers_anew(s) => *self = Connection::answered_anew(s),
+                _ => return Err(DropReason::TcpWindow),
+            }
+            return Ok(());
+        }
+        if from == End::Client && !s.has(SYN) {
+            self.flags &= !ASKED_ANEW;
         }
         if s.has(RST) {
             self.state = State::Reset;
@@ -130,6 +144,35 @@ impl Connection {
         }
         self.close(from, s);
         Ok(())
+    }
+
+    /// Whether a segment of the server, outside the window, accepts or refuses the connection that the client has asked
+    /// for in place of this one. (That it still has this one it says within the window.)
+    fn answers_anew(&self, s: &Segment) -> bool {
+        self.flags & ASKED_ANEW != 0 && s.has(ACK) && s.has(SYN | RST)
+    }
+
+    /// The connection that this answer of the server belongs to. The client's window scale went by unseen and is assumed
+    /// to be the largest.
+    fn answered_anew(s: &Segment) -> Connection {
+        let mut c = Connection {
+            state: State::SynReceived,
+            flags: SEEN[End::Client as usize],
+            end: [s.ack, 0],
+            limit: [s.ack, 0],
+            scale: 0xe,
+            ..Connection::default()
+        };
+        if s.has(RST) {
+            c.state = State::Reset;
+            return c;
+        }
+        match s.scale {
+            Some(shift) => c.set_scale(End::Server, shift),
+            None => c.scale = 0,
+        }
+        c.note(End::Server, s);
+        c
     }
 
     fn handle_syn(&mut self, from: End, s: &Segment, fresh: bool) {

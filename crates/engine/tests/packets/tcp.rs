@@ -221,6 +221,73 @@ fn window_check() {
     bench.one(OUTSIDE, back(5000, ACK, 505, 105, b"still fine"));
 }
 
+/// A client that was started anew knows nothing of its connection, and takes the same port again.
+#[test]
+fn a_client_that_has_forgotten_its_connection_gets_another_on_the_same_port() {
+    const ANEW: u32 = 0x9000_0000;
+    let begun_anew = || {
+        let mut bench = Bench::new(&allow_all(), two_arms());
+        bench.reconfigure(|s| s.tcp_window_check = true);
+        establish(&mut bench, 5000);
+        bench.one(INSIDE, out(5000, SYN, ANEW, 0, b""));
+        bench
+    };
+
+    // The server still has the connection: it says so, is told that it is over, and takes the next question.
+    let mut bench = begun_anew();
+    bench.one(OUTSIDE, back(5000, ACK, 501, 101, b""));
+    bench.one(INSIDE, out(5000, RST, 101, 0, b""));
+    bench.one(INSIDE, out(5000, SYN, ANEW, 0, b""));
+    bench.one(OUTSIDE, back(5000, SYN | ACK, 7, ANEW + 1, b""));
+    bench.one(INSIDE, out(5000, ACK, ANEW + 1, 8, b"data"));
+
+    // The server has forgotten it as well, and accepts at once.
+    let mut bench = begun_anew();
+    bench.one(OUTSIDE, back(5000, SYN | ACK, 0x4000_0000, ANEW + 1, b""));
+    bench.one(INSIDE, out(5000, ACK, ANEW + 1, 0x4000_0001, b"data"));
+    bench.one(OUTSIDE, back(5000, ACK, 0x4000_0001, ANEW + 5, b"data"));
+    bench.pass(secs(7000));
+    assert_eq!(
+        bench.counters.flows_active.get(),
+        1,
+        "it counts as established"
+    );
+    bench.dropped(
+        OUTSIDE,
+        back(5000, ACK, 501, 101, b"of the old one"),
+        DropReason::TcpWindow,
+    );
+
+    // Nobody is there any more.
+    let mut bench = begun_anew();
+    bench.one(OUTSIDE, back(5000, RST | ACK, 0, ANEW + 1, b""));
+
+    // Nobody else ends or replaces a connection so: not before the client has asked, and not after it has gone on.
+    let mut bench = Bench::new(&allow_all(), two_arms());
+    bench.reconfigure(|s| s.tcp_window_check = true);
+    establish(&mut bench, 5000);
+    let forged = [SYN | ACK, RST | ACK].map(|flags| back(5000, flags, 0x4000_0000, ANEW, b""));
+    for forged in &forged {
+        bench.dropped(OUTSIDE, forged.clone(), DropReason::TcpWindow);
+    }
+    bench.one(INSIDE, out(5000, SYN, ANEW, 0, b""));
+    bench.one(INSIDE, out(5000, ACK, 101, 501, b"goes on"));
+    for forged in forged {
+        bench.dropped(OUTSIDE, forged, DropReason::TcpWindow);
+    }
+}
+
+#[test]
+fn a_second_attempt_from_a_port_reaches_a_server_that_has_not_answered_the_first() {
+    let mut bench = Bench::new(&allow_all(), two_arms());
+    bench.reconfigure(|s| s.tcp_window_check = true);
+    bench.one(INSIDE, out(5000, SYN, 0xf000_0000, 0, b""));
+    bench.one(INSIDE, out(5000, SYN, 0x7000_0000, 0, b""));
+    bench.one(OUTSIDE, back(5000, SYN | ACK, 9, 0x7000_0001, b""));
+    bench.one(INSIDE, out(5000, ACK, 0x7000_0001, 10, b"data"));
+    assert_eq!(bench.counters.flows_opened.get(), 1);
+}
+
 #[test]
 fn flags_that_no_stack_sends() {
     let mut bench = Bench::new(&allow_all(), two_arms());
