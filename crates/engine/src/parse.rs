@@ -46,6 +46,15 @@ impl Parsed {
         self.key.src.is_v4()
     }
 
+    /// Whether an ICMP message asks for an answer.
+    pub(crate) fn is_icmp_query(&self) -> bool {
+        match self.key.proto {
+            proto::ICMP4 => matches!(self.icmp.0, icmp::ECHO | 13),
+            proto::ICMP6 => self.icmp.0 == icmp::ECHO6,
+            _ => false,
+        }
+    }
+
     /// Whether an ICMP message answers a query; such a packet opens nothing.
     pub(crate) fn is_icmp_answer(&self) -> bool {
         match self.key.proto {

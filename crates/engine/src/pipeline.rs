@@ -293,6 +293,10 @@ impl Pipeline {
             // Addresses of one side on the other: somebody pretends.
             return Err(DropReason::Martian);
         }
+        if p.key.src_port == p.key.dst_port && from == End::Server && p.is_icmp_query() {
+            // With the identifier zero a question looks like an answer: it is one that begins outside.
+            return Err(DropReason::FromOutside);
+        }
         let is_new = p.key.proto == proto::TCP && p.segment.is_initial() && from == End::Client;
         if is_new && flow.tcp.may_be_reused() {
             self.close(id, CloseReason::Reused);

@@ -212,3 +212,16 @@ fn our_addresses_answer_echo() {
         assert_eq!((to, reply), (port, expected));
     }
 }
+
+#[test]
+fn a_question_from_outside_is_no_answer_although_its_identifier_is_zero() {
+    let mut bench = Bench::new(&allow_all(), two_arms());
+    let (client, server) = (ip("fd00::2"), ip("2001:db8:1::1"));
+    bench.one(INSIDE, Frame::echo(client, server, false, 0, 1));
+    bench.one(OUTSIDE, Frame::echo(server, client, true, 0, 1));
+    bench.dropped(
+        OUTSIDE,
+        Frame::echo(server, client, false, 0, 1),
+        DropReason::FromOutside,
+    );
+}
