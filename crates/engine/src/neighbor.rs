@@ -15,6 +15,9 @@ use crate::wire::ethernet::Mac;
 const CAPACITY: usize = 4096;
 /// Of these, those that have never answered: a scan of a large subnet must not push others out.
 const MAX_INCOMPLETE: usize = 1024;
+/// Known at most when one that was not asked for is added: whoever speaks to us under many addresses must leave room for
+/// those that we have to ask for.
+const MAX_UNASKED: usize = CAPACITY - MAX_INCOMPLETE;
 /// Pause between questions (RFC 4861 RETRANS_TIMER).
 const RETRANSMIT: Duration = Duration::from_secs(1);
 /// Questions without an answer before a neighbour counts as unreachable.
@@ -78,17 +81,20 @@ impl NeighborTable {
     }
 
     /// The neighbour with this address. If it is new, it is to be asked for at once (`true`).
-    /// None when too many are being asked for.
+    /// None when too many are being asked for. There is always room for a router: they are as many
+    /// as are configured, and everything depends on them.
     pub(crate) fn find_or_add(
         &mut self,
         port: PortId,
         address: Addr,
+        is_router: bool,
         now: Now,
     ) -> Option<(NeighborId, bool)> {
         if let Some(id) = self.by_address.get(&(port, address)) {
             return Some((*id, false));
         }
-        if self.incomplete >= MAX_INCOMPLETE {
+        let is_full = self.incomplete >= MAX_INCOMPLETE || self.len() >= CAPACITY;
+        if is_full && !is_router {
             return None;
         }
         let id = self.add(Neighbor {
@@ -99,7 +105,7 @@ impl NeighborTable {
             asked: now,
             tries: 1,
             used: true,
-        })?;
+        });
         self.incomplete += 1;
         Some((id, true))
     }
@@ -131,7 +137,7 @@ impl NeighborTable {
                 self.incomplete -= 1;
                 return Some(id);
             }
-        } else if create {
+        } else if create && self.len() < MAX_UNASKED {
             self.add(Neighbor {
                 address,
                 port,
@@ -145,20 +151,17 @@ impl NeighborTable {
         None
     }
 
-    fn add(&mut self, neighbor: Neighbor) -> Option<NeighborId> {
-        let place = match self.places.iter().position(Option::is_none) {
-            Some(place) => place,
-            None if self.places.len() < CAPACITY => {
-                self.places.push(None);
-                self.places.len() - 1
-            }
-            None => return None,
-        };
+    fn add(&mut self, neighbor: Neighbor) -> NeighborId {
+        let free = self.places.iter().position(Option::is_none);
+        let place = free.unwrap_or_else(|| {
+            self.places.push(None);
+            self.places.len() - 1
+        });
         let id = NeighborId(place as u32);
         self.places[place] = Some(neighbor);
         self.by_address
             .insert((neighbor.port, neighbor.address), id);
-        Some(id)
+        id
     }
 
     /// When the timers are due; none without neighbours.
@@ -215,10 +218,12 @@ mod tests {
     #[test]
     fn asks_three_times_then_gives_up() {
         let mut table = NeighborTable::default();
-        let (id, new) = table.find_or_add(PORT, Addr::v4(1), at(0.0)).unwrap();
+        let (id, new) = table
+            .find_or_add(PORT, Addr::v4(1), false, at(0.0))
+            .unwrap();
         assert!(new);
         assert_eq!(
-            table.find_or_add(PORT, Addr::v4(1), at(0.0)),
+            table.find_or_add(PORT, Addr::v4(1), false, at(0.0)),
             Some((id, false))
         );
         assert_eq!(table.use_mac(id), None);
@@ -233,7 +238,9 @@ mod tests {
     #[test]
     fn an_answer_releases_what_waits() {
         let mut table = NeighborTable::default();
-        let (id, _) = table.find_or_add(PORT, Addr::v4(1), at(0.0)).unwrap();
+        let (id, _) = table
+            .find_or_add(PORT, Addr::v4(1), false, at(0.0))
+            .unwrap();
         assert_eq!(
             table.learn(PORT, Addr::v4(1), MAC, at(0.1), false, true),
             Some(id)
@@ -249,7 +256,9 @@ mod tests {
     fn a_used_neighbor_is_asked_again_and_kept_meanwhile() {
         let mut table = NeighborTable::default();
         table.learn(PORT, Addr::v4(1), MAC, at(0.0), true, true);
-        let (id, new) = table.find_or_add(PORT, Addr::v4(1), at(1.0)).unwrap();
+        let (id, new) = table
+            .find_or_add(PORT, Addr::v4(1), false, at(1.0))
+            .unwrap();
         assert!(!new);
         assert_eq!(
             due(&mut table, 31.0),
@@ -275,10 +284,49 @@ mod tests {
     fn a_scan_cannot_fill_the_table() {
         let mut table = NeighborTable::default();
         let added = (0..5000)
-            .filter(|i| table.find_or_add(PORT, Addr::v4(*i), at(0.0)).is_some())
+            .filter(|i| {
+                table
+                    .find_or_add(PORT, Addr::v4(*i), false, at(0.0))
+                    .is_some()
+            })
             .count();
         assert_eq!(added, MAX_INCOMPLETE);
         table.learn(PORT, Addr::v4(9999), MAC, at(0.0), true, true);
         assert_eq!(table.len(), MAX_INCOMPLETE + 1);
+        assert!(
+            table
+                .find_or_add(PORT, Addr::v4(8888), true, at(0.0))
+                .is_some(),
+            "there is room for a router"
+        );
+    }
+
+    #[test]
+    fn whoever_speaks_under_many_addresses_leaves_room_for_others() {
+        let mut table = NeighborTable::default();
+        for i in 0..2 * CAPACITY as u32 {
+            table.learn(PORT, Addr::v4(i), MAC, at(0.0), true, true);
+        }
+        assert_eq!(table.len(), MAX_UNASKED);
+        let others = 0x0a00_0000..;
+        let found: Vec<_> = others
+            .map_while(|i| table.find_or_add(PORT, Addr::v4(i), false, at(0.0)))
+            .collect();
+        assert_eq!(found.len(), CAPACITY - MAX_UNASKED);
+        for (id, _) in &found {
+            let address = table.get(*id).unwrap().address;
+            table.learn(PORT, address, MAC, at(0.1), false, true);
+        }
+        assert!(
+            table
+                .find_or_add(PORT, Addr::v4(0x0b00_0000), false, at(0.2))
+                .is_none()
+        );
+        assert!(
+            table
+                .find_or_add(PORT, Addr::v4(0x0b00_0000), true, at(0.2))
+                .is_some(),
+            "there is room for a router"
+        );
     }
 }

@@ -621,7 +621,7 @@ impl Pipeline {
         let neighbor = if self.capabilities(hop.port).layer3 {
             None
         } else {
-            Some(self.find_neighbor(hop.port, hop.neighbor, now)?)
+            Some(self.find_neighbor(hop, to, now)?)
         };
         let hop = CachedHop {
             to,

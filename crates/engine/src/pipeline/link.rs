@@ -8,6 +8,7 @@ use crate::neighbor::{Due, NeighborId};
 use crate::outbox::Link;
 use crate::parse::Parsed;
 use crate::port::PortId;
+use crate::route::Hop;
 use crate::wire::arp::{Arp, Operation};
 use crate::wire::ethernet;
 use crate::wire::ndp::{self, Message};
@@ -136,16 +137,17 @@ impl Pipeline {
         }
     }
 
-    /// The neighbour with this address, asked for if it is new.
+    /// The neighbour that a packet to `to` goes to, asked for if it is new.
     pub(super) fn find_neighbor(
         &mut self,
-        port: PortId,
-        address: Addr,
+        hop: Hop,
+        to: Addr,
         now: Now,
     ) -> Result<NeighborId, DropReason> {
+        let is_router = hop.neighbor != to;
         let (id, new) = self
             .neighbors
-            .find_or_add(port, address, now)
+            .find_or_add(hop.port, hop.neighbor, is_router, now)
             .ok_or(DropReason::NeighborQueueFull)?;
         if new {
             self.ask(id);
