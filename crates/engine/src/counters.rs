@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::port::{Link, PortStats};
 use crate::{DropReason, Verdict};
 
 /// A counter or gauge with a single writer.
@@ -114,6 +115,46 @@ impl CloseReason {
     }
 }
 
+/// What one data port of a worker has lost, and whether it is up; a few hundred milliseconds old at most.
+#[derive(Debug, Default)]
+pub struct PortCounters {
+    /// Frames lost before the engine saw them, since a buffer was full.
+    pub rx_dropped: Counter,
+    /// Frames that came but could not be taken over.
+    pub rx_errors: Counter,
+    /// Frames that the wire had no room for.
+    pub tx_dropped: Counter,
+    /// Frames that the device refused.
+    pub tx_errors: Counter,
+    link: Counter,
+}
+
+impl PortCounters {
+    /// Whether frames can pass.
+    pub fn link(&self) -> Link {
+        match self.link.get() {
+            0 => Link::Up,
+            1 => Link::Down,
+            _ => Link::Gone,
+        }
+    }
+
+    pub(crate) fn note(&self, link: Link, stats: &PortStats) {
+        self.link.set(match link {
+            Link::Up => 0,
+            Link::Down => 1,
+            Link::Gone => 2,
+        });
+        self.rx_dropped.set(stats.rx_dropped);
+        self.rx_errors.set(stats.rx_errors);
+        self.tx_dropped.set(stats.tx_dropped);
+        self.tx_errors.set(stats.tx_errors);
+    }
+}
+
+/// Data ports of a node at most.
+const MAX_PORTS: usize = 2;
+
 /// Everything one worker counts, since it was made.
 #[derive(Debug)]
 pub struct WorkerCounters {
@@ -122,6 +163,8 @@ pub struct WorkerCounters {
     denied: [[Volume; 4]; 2],
     drops: [Volume; DropReason::COUNT],
     closed: [Counter; CloseReason::ALL.len()],
+    ports: [PortCounters; MAX_PORTS],
+    port_count: Counter,
     /// Frames handed to the host over the lane.
     pub local: Volume,
     /// Frames consumed and answered by the engine itself.
@@ -178,6 +221,8 @@ impl Default for WorkerCounters {
             denied: Default::default(),
             drops: std::array::from_fn(|_| Volume::default()),
             closed: Default::default(),
+            ports: Default::default(),
+            port_count: Counter::default(),
             local: Volume::default(),
             replied: Counter::default(),
             flows_opened: Counter::default(),
@@ -215,6 +260,15 @@ impl WorkerCounters {
 
     pub(crate) fn set_generation(&self, generation: u64) {
         self.generation.0.store(generation, Ordering::Release);
+    }
+
+    /// The data ports, the inside one first.
+    pub fn ports(&self) -> &[PortCounters] {
+        &self.ports[..(self.port_count.get() as usize).min(MAX_PORTS)]
+    }
+
+    pub(crate) fn set_port_count(&self, count: usize) {
+        self.port_count.set(count as u64);
     }
 
     /// Packets forwarded or handed to the host.

@@ -30,6 +30,8 @@ const MAX_WAITING_PER_NEIGHBOR: usize = 64;
 const SPIN_TURNS: u32 = 64;
 /// Longest sleep: how late a stop or a new snapshot may be seen by an idle worker.
 const MAX_SLEEP: Duration = Duration::from_millis(20);
+/// How often the ports are asked what they have lost, and whether they are up.
+const LOOK_AT_PORTS: Duration = Duration::from_millis(250);
 
 /// What one worker is made with.
 #[derive(Debug)]
@@ -61,6 +63,7 @@ pub struct Worker<P: Port, L: Port> {
     tx: Vec<Vec<P::Packet>>,
     lane_tx: Vec<L::Packet>,
     waiting: VecDeque<(PortId, NeighborId, P::Packet)>,
+    next_look: Now,
 }
 
 impl<P: Port, L: Port> Worker<P, L> {
@@ -76,6 +79,7 @@ impl<P: Port, L: Port> Worker<P, L> {
         counters: Arc<WorkerCounters>,
     ) -> io::Result<Worker<P, L>> {
         let capabilities = ports.iter().map(|p| p.capabilities().clone()).collect();
+        counters.set_port_count(ports.len());
         let pipeline = Pipeline::new(snapshot.load_full(), capabilities, config, counters)?;
         let tx = ports
             .iter()
@@ -92,6 +96,7 @@ impl<P: Port, L: Port> Worker<P, L> {
             tx,
             lane_tx: Vec::with_capacity(BURST),
             waiting: VecDeque::with_capacity(MAX_WAITING),
+            next_look: Now(0),
         })
     }
 
@@ -100,6 +105,12 @@ impl<P: Port, L: Port> Worker<P, L> {
     pub fn poll(&mut self, now: Now) -> usize {
         self.pipeline.counters().polls.inc();
         self.pipeline.begin(&self.published.load(), now);
+        if now >= self.next_look {
+            self.next_look = now + LOOK_AT_PORTS;
+            for (port, counters) in self.ports.iter().zip(self.pipeline.counters().ports()) {
+                counters.note(port.link(), &port.stats());
+            }
+        }
         let mut taken = 0;
         for i in 0..self.ports.len() {
             taken += self.poll_port(now, PortId(i as u8));

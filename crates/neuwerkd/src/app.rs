@@ -279,15 +279,27 @@ fn last_known_good(config: &Config) -> (Arc<Compiled>, Progress) {
     }
 }
 
-/// Ends the process when the packet workers no longer work: its supervisor starts it again, and a load balancer has
-/// seen `/ready/traffic` fail before.
+/// Tells load balancers when a port's link is down, and ends the process when the packet workers no longer work: its
+/// supervisor starts it again, and a load balancer has seen `/ready/traffic` fail before.
 async fn watchdog(dataplane: Arc<Dataplane>, readiness: Arc<Readiness>, stop: CancellationToken) {
     let mut faults = 0;
+    let mut was_down = None;
     loop {
         match dataplane.fault() {
             None => {
                 faults = 0;
-                readiness.set_ok(Part::DataplaneRunning, "");
+                let down = dataplane.link_down();
+                if down != was_down {
+                    match &down {
+                        Some(reason) => tracing::warn!(reason, "this node does not forward"),
+                        None => tracing::info!("the links of all data ports are up again"),
+                    }
+                }
+                match &down {
+                    Some(reason) => readiness.set_failed(Part::DataplaneRunning, reason.clone()),
+                    None => readiness.set_ok(Part::DataplaneRunning, ""),
+                }
+                was_down = down;
             }
             Some(fault) => {
                 faults += 1;

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use arc_swap::ArcSwap;
-use engine::port::Port;
+use engine::port::{Link, Port};
 use engine::snapshot::Settings;
 use engine::{Now, Snapshot, Worker, WorkerConfig, WorkerCounters};
 use io::idle::{PollIdle, Waker};
@@ -28,6 +28,9 @@ const SWAP_LIMIT: Duration = Duration::from_secs(5);
 
 /// A worker that has not turned for this long is stuck. An idle one turns several times a second.
 const STALL_LIMIT: Duration = Duration::from_secs(2);
+
+/// What the data ports are called, with one arm and with two.
+pub(crate) const PORT_NAMES: [&[&str]; 2] = [&["data"], &["inside", "outside"]];
 
 /// The swap did not reach every worker in time.
 #[derive(Debug, thiserror::Error)]
@@ -196,8 +199,27 @@ impl Dataplane {
             .sum()
     }
 
-    /// Why packets do not flow, if they do not: a worker that has ended or makes no progress.
+    /// Why a data port carries nothing at the moment, if one does not: its link is down.
+    pub fn link_down(&self) -> Option<String> {
+        let name = self.find_link(Link::Down)?;
+        Some(format!("the {name} port has no link"))
+    }
+
+    /// The name of a data port whose link is in this state.
+    fn find_link(&self, state: Link) -> Option<&'static str> {
+        self.workers.iter().find_map(|worker| {
+            let ports = worker.counters.ports();
+            let names = PORT_NAMES[ports.len().saturating_sub(1).min(1)];
+            let mut named = ports.iter().zip(names);
+            named.find_map(|(port, name)| (port.link() == state).then_some(*name))
+        })
+    }
+
+    /// Why packets do not flow, if they do not: a worker that has ended or makes no progress, or a device that has gone.
     pub fn fault(&self) -> Option<String> {
+        if let Some(name) = self.find_link(Link::Gone) {
+            return Some(format!("the device of the {name} port has gone"));
+        }
         let now = Instant::now();
         self.workers.iter().enumerate().find_map(|(index, worker)| {
             let thread = worker.thread.lock().unwrap_or_else(PoisonError::into_inner);

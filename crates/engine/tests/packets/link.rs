@@ -196,6 +196,40 @@ fn frames_that_are_not_ours_to_handle() {
     );
 }
 
+#[test]
+fn what_a_port_loses_and_whether_it_is_up_is_counted() {
+    use engine::port::{Link, Port};
+    let mut bench = Bench::new(&allow_all(), two_arms());
+    let look = |bench: &mut Bench| {
+        bench.now = bench.now + Duration::from_millis(300);
+        bench.worker.poll(bench.now);
+    };
+    bench.send(
+        INSIDE,
+        Frame::udp(at("10.0.0.2:5000"), at("198.51.100.1:53"), b"x"),
+    );
+    bench.worker.ports_mut()[OUTSIDE].link = Link::Down;
+    bench.send(
+        INSIDE,
+        Frame::udp(at("10.0.0.2:5000"), at("198.51.100.1:53"), b"x"),
+    );
+    look(&mut bench);
+    let ports = bench.counters.ports();
+    assert_eq!(ports.len(), 2);
+    assert_eq!(
+        (ports[INSIDE].link(), ports[OUTSIDE].link()),
+        (Link::Up, Link::Down)
+    );
+    assert_eq!(
+        ports[OUTSIDE].tx_dropped.get(),
+        bench.worker.ports()[OUTSIDE].stats().tx_dropped
+    );
+    assert!(ports[OUTSIDE].tx_dropped.get() > 0);
+    bench.worker.ports_mut()[OUTSIDE].link = Link::Up;
+    look(&mut bench);
+    assert_eq!(bench.counters.ports()[OUTSIDE].link(), Link::Up);
+}
+
 fn valid_frame() -> impl Strategy<Value = Vec<u8>> {
     let v4 = (at("10.0.0.2:5000"), at("198.51.100.1:53"));
     let v6 = (at("[fd00::2]:5000"), at("[2001:db8:1::1]:53"));

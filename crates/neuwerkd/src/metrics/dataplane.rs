@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use engine::counters::{CloseReason, Direction, Protocol, Volume};
+use engine::counters::{CloseReason, Direction, PortCounters, Protocol, Volume};
+use engine::port::Link;
 use engine::{DropReason, WorkerCounters};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -11,6 +12,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
+use crate::dataplane::PORT_NAMES;
 use crate::http::App;
 
 /// Reads the counters that `app` has now.
@@ -58,6 +60,7 @@ const COUNTERS: &[(&str, &str, Read)] = &[
     ("neuwerk_dp_flows_rejudged",        "Flows judged again because the policy changed",         |w| w.rejudged.get()),
     ("neuwerk_dp_flows_picked_up",       "TCP connections picked up in the middle",               |w| w.picked_up.get()),
     ("neuwerk_dp_would_deny",            "Flows that a policy in audit mode would have denied",   |w| w.would_deny.get()),
+    ("neuwerk_dp_no_buffer",             "Frames that the engine wanted to originate but had no buffer for", |w| w.no_buffer.get()),
     ("neuwerk_dp_events_lost",           "Events lost because the ring to the control side was full", |w| w.events_lost.get()),
 ];
 
@@ -139,6 +142,41 @@ fn encode(
         let labels = [("reason", reason.name())];
         let value = sum(&|w| w.dropped(*reason).packets.get());
         ConstCounter::new(value).encode(drops.encode_family(&labels)?)?;
+    }
+    ports(&mut encoder, workers)
+}
+
+/// Whether the data ports are up, and what they have lost outside the engine.
+fn ports(
+    encoder: &mut DescriptorEncoder,
+    workers: &[Arc<WorkerCounters>],
+) -> Result<(), std::fmt::Error> {
+    let count = workers.first().map_or(0, |worker| worker.ports().len());
+    let names = PORT_NAMES[count.saturating_sub(1).min(1)];
+    let ports = |index: usize| workers.iter().filter_map(move |w| w.ports().get(index));
+
+    let help = "Whether a data port has a link, 1 or 0";
+    let mut up = encoder.encode_descriptor("neuwerk_dp_port_up", help, None, MetricType::Gauge)?;
+    for (index, name) in names.iter().enumerate().take(count) {
+        let all = ports(index).all(|port| port.link() == Link::Up);
+        ConstGauge::new(u64::from(all)).encode(up.encode_family(&[("port", *name)])?)?;
+    }
+    let help = "Frames lost between a data port and the engine";
+    let mut lost =
+        encoder.encode_descriptor("neuwerk_dp_port_lost", help, None, MetricType::Counter)?;
+    type Lost = fn(&PortCounters) -> u64;
+    let causes: [(&str, &str, Lost); 4] = [
+        ("rx", "full", |port| port.rx_dropped.get()),
+        ("rx", "error", |port| port.rx_errors.get()),
+        ("tx", "full", |port| port.tx_dropped.get()),
+        ("tx", "error", |port| port.tx_errors.get()),
+    ];
+    for (index, name) in names.iter().enumerate().take(count) {
+        for (direction, cause, read) in causes {
+            let labels = [("port", *name), ("direction", direction), ("cause", cause)];
+            let value = ports(index).map(read).sum::<u64>();
+            ConstCounter::new(value).encode(lost.encode_family(&labels)?)?;
+        }
     }
     Ok(())
 }
