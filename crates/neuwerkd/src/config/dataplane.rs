@@ -65,6 +65,11 @@ section! {
     /// Idle time of a TCP connection of which only the first segment was seen.
     flow_incomplete_tcp_syn_sent_idle_timeout_secs: Option<u32> = None, unit("s"), range(1..=31_536_000),
         part(Part::DataplaneTuning);
+    /// Drops TCP segments that lie outside what the ends of their connection have shown each other.
+    tcp_window_check: bool = true;
+    /// How long after its start a node takes TCP connections over in their midst, as far as they begin inside and the
+    /// policy allows them, so that a restart does not end them. Otherwise such a segment is answered with a reset.
+    tcp_pick_up_secs: u32 = 120, unit("s"), range(0..=86_400);
     /// A table of its own for connections of which only the first segment was seen.
     syn_only_enabled: bool = false, part(Part::DataplaneTuning);
     /// More metrics, at a cost.

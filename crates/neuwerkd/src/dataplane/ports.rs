@@ -9,7 +9,7 @@ use io::tun::{Tun, TunConfig, TunDevice};
 use policy::Compiled;
 
 use super::settings::settings;
-use super::{Dataplane, Opened};
+use super::{Dataplane, Opened, monotonic};
 use crate::config::{Config, DataInterface};
 
 /// Everything that holds a node's data ports: the packet workers, and what keeps the kernel off
@@ -60,8 +60,9 @@ impl HeldDataplane {
             })
         };
         let capacity = config.dataplane.flow_table_capacity;
-        let dataplane = Dataplane::start(settings(config), policy, capacity, vec![open])
-            .context("the dataplane cannot start")?;
+        let dataplane =
+            Dataplane::start(settings(config, monotonic()), policy, capacity, vec![open])
+                .context("the dataplane cannot start")?;
         Ok(HeldDataplane {
             dataplane: Arc::new(dataplane),
             _holds: holds,

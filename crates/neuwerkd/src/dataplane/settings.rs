@@ -2,15 +2,18 @@
 
 use std::time::Duration;
 
-use engine::snapshot::{Limits, LocalService, PortSettings, Route, Settings, Snat, Timeouts};
+use engine::snapshot::{
+    Limits, LocalService, PortSettings, Route, Settings, Snat, Timeouts,
+};
+use engine::Now;
 
 use crate::config::{self, Config, SourceNat};
 
 /// The port on which `dns.target_ips` answer.
 const DNS_PORT: u16 = 53;
 
-/// The engine's settings, apart from the policy.
-pub(super) fn settings(config: &Config) -> Settings {
+/// The engine's settings, apart from the policy, of a node that starts `now`.
+pub(super) fn settings(config: &Config, now: Now) -> Settings {
     let dataplane = &config.dataplane;
     let mut ports = vec![port(&dataplane.ports.inside)];
     if config.bootstrap.outside_interface.is_some() {
@@ -34,6 +37,8 @@ pub(super) fn settings(config: &Config) -> Settings {
             max_nat_bindings: dataplane.max_active_nat_entries(),
             ..Limits::default()
         },
+        tcp_window_check: dataplane.tcp_window_check,
+        pick_up_until: now + Duration::from_secs(u64::from(dataplane.tcp_pick_up_secs)),
         services: config.dns.target_ips.iter().map(service).collect(),
         ..Settings::default()
     }
