@@ -15,7 +15,8 @@ use crate::route::{Hop, RouteTable};
 /// Addresses and routes of one data port.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PortSettings {
-    /// Our addresses on it, with the length of the on-link prefix.
+    /// Our addresses on it, with the length of the on-link prefix. Without any, nothing leads to
+    /// the port, and it answers nothing.
     pub addresses: Vec<IpNet>,
     /// Default routers, at most one of each family. With two arms the outside port's are used
     /// before the inside port's.
@@ -171,9 +172,6 @@ pub enum SettingsError {
     /// Neither one arm nor two.
     #[error("one or two data ports are needed, not {0}")]
     PortCount(usize),
-    /// A port without an address cannot take part in anything.
-    #[error("{0:?} has no address")]
-    NoAddress(PortId),
     /// A router must be reachable without another router.
     #[error("router {via} is on no prefix of {port:?}")]
     RouterNotOnLink {
@@ -418,9 +416,6 @@ impl Network {
         let mut own = Vec::new();
         for (i, port) in settings.ports.iter().enumerate() {
             let id = PortId(i as u8);
-            if port.addresses.is_empty() {
-                return Err(SettingsError::NoAddress(id));
-            }
             for net in &port.addresses {
                 let prefix = Prefix::from(*net);
                 own.push(OwnAddress {
@@ -431,7 +426,8 @@ impl Network {
                 routes.add(prefix, id, None);
             }
             let on_link = |via: IpAddr| {
-                Addr::from(via).is_link_local6() || port.addresses.iter().any(|n| n.contains(&via))
+                port.addresses.iter().any(|n| n.contains(&via))
+                    || Addr::from(via).is_link_local6() && !port.addresses.is_empty()
             };
             for route in &port.routes {
                 if route.destination.addr().is_ipv4() != route.via.is_ipv4() {
@@ -489,8 +485,9 @@ impl Network {
             .any(|n| n.addr().is_ipv4());
         let nat4 = match &settings.snat {
             Snat::None => Vec::new(),
-            // A node without any IPv4 address carries no IPv4 and has nothing to translate.
-            Snat::Auto if !has_v4 => Vec::new(),
+            // A node without any IPv4 address carries no IPv4 and has nothing to translate; to a
+            // port without any address there is no route.
+            Snat::Auto if !has_v4 || outside.addresses.is_empty() => Vec::new(),
             Snat::Auto => vec![first(&|a| a.is_ipv4()).ok_or(SettingsError::NoAutoAddress)?],
             Snat::Static(a) => vec![v4(*a)?],
             Snat::Pool(pool) if pool.is_empty() => return Err(SettingsError::EmptyPool),
@@ -503,6 +500,7 @@ impl Network {
         };
         let nat6 = match &settings.nat66 {
             None | Some(Snat::None) => Vec::new(),
+            Some(Snat::Auto) if outside.addresses.is_empty() => Vec::new(),
             Some(Snat::Auto) => vec![first(&global).ok_or(SettingsError::NoNat66Address)?],
             Some(Snat::Static(a)) => vec![v6(*a)?],
             Some(Snat::Pool(pool)) if pool.is_empty() => return Err(SettingsError::EmptyPool),
@@ -582,8 +580,14 @@ mod tests {
             SettingsError::PortCount(4),
         );
         check(
-            |s| s.ports[1].addresses.clear(),
-            SettingsError::NoAddress(PortId(1)),
+            |s| {
+                s.ports[1].addresses.clear();
+                s.ports[1].gateways = vec![ip("fe80::1")];
+            },
+            SettingsError::RouterNotOnLink {
+                port: PortId(1),
+                via: ip("fe80::1"),
+            },
         );
         let far = SettingsError::RouterNotOnLink {
             port: PortId(0),
@@ -629,6 +633,18 @@ mod tests {
             |s| s.nat66 = Some(Snat::Static(ip("fe80::1"))),
             SettingsError::Nat66Address(ip("fe80::1")),
         );
+    }
+
+    #[test]
+    fn nothing_leads_to_a_port_without_addresses() {
+        let mut settings = two_arms();
+        settings.ports[1].addresses.clear();
+        settings.nat66 = Some(Snat::Auto);
+        let snapshot = Snapshot::new(1, Arc::new(Compiled::deny_all()), settings).unwrap();
+        assert!(snapshot.route(ip("10.0.0.9").into()).is_some());
+        for far in ["192.0.2.9", "2001:db8::9", "fe80::9"] {
+            assert!(snapshot.route(ip(far).into()).is_none(), "{far}");
+        }
     }
 
     #[test]

@@ -78,7 +78,13 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
     let (policy, progress) = last_known_good(&config);
     let readiness = Arc::new(Readiness::default());
     let dataplane = HeldDataplane::start(&config, policy)?;
-    readiness.set_ok(Part::DataplaneConfig, "");
+    match config.forwards_nothing() {
+        None => readiness.set_ok(Part::DataplaneConfig, ""),
+        Some(reason) => {
+            tracing::warn!(reason, "nothing is forwarded");
+            readiness.set_failed(Part::DataplaneConfig, reason);
+        }
+    }
     match progress.enforced.index {
         0 => {}
         _ => readiness.set_ok(Part::PolicyReady, "the last-known-good policy is enforced"),

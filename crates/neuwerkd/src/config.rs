@@ -24,9 +24,11 @@ mod value;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io::{self, Read as _};
 use std::path::Path;
 use std::sync::LazyLock;
 
+use engine::snapshot::SettingsError;
 use serde_json::{Map, Value as Json};
 use sha2::{Digest, Sha256};
 
@@ -51,6 +53,9 @@ use read::Reader;
 
 /// Where the file lies unless told otherwise.
 pub const DEFAULT_PATH: &str = "/etc/neuwerk/config.yaml";
+
+/// Largest file that is read, bytes; a real one has a few thousand.
+const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// Everything that an operator can set, complete and consistent.
 #[derive(Debug, Clone, PartialEq)]
@@ -122,12 +127,22 @@ impl fmt::Display for Invalid {
     }
 }
 
+fn read_file(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    let file = std::fs::File::open(path)?;
+    file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > MAX_FILE_BYTES {
+        return Err(io::Error::other("it is larger than 1 MiB"));
+    }
+    Ok(text)
+}
+
 impl Config {
     /// Reads the file at `path`, or [`DEFAULT_PATH`] if there is one, and `flags` on top.
     pub fn load(path: Option<&Path>, flags: &Flags) -> Result<Config, Invalid> {
         let place = path.unwrap_or(Path::new(DEFAULT_PATH));
         let name = place.display().to_string();
-        match std::fs::read_to_string(place) {
+        match read_file(place) {
             Ok(text) => Config::of(document(&name, &text)?, flags),
             Err(error) if path.is_none() && error.kind() == std::io::ErrorKind::NotFound => {
                 Config::of(Map::new(), flags)
@@ -147,6 +162,18 @@ impl Config {
         let config = Config::read(&mut reader);
         reader.finish()?;
         Ok(config)
+    }
+
+    /// What keeps a node with this configuration from forwarding, although it starts.
+    pub fn forwards_nothing(&self) -> Option<String> {
+        let two_arms = self.bootstrap.outside_interface.is_some();
+        let keys = self.dataplane.unaddressed(two_arms);
+        (!keys.is_empty()).then(|| {
+            format!(
+                "no address is set, and this release asks no DHCP server for one: set {}",
+                keys.join(" and ")
+            )
+        })
     }
 
     /// A short fingerprint of every setting in force, to see which nodes run with the same.
@@ -208,6 +235,17 @@ impl Config {
         self.integration.check(reader);
         self.dataplane
             .check(self.bootstrap.outside_interface.is_some(), reader);
+        // The engine has the last word, on settings that are sound one by one.
+        if reader.problems.is_empty()
+            && let Err(error) = crate::dataplane::check(self)
+        {
+            let key = match error {
+                SettingsError::NoNat66Address | SettingsError::Nat66Address(_) => "dataplane.nat66",
+                SettingsError::RouteFamily { .. } => "dataplane.ports",
+                _ => "dataplane.snat",
+            };
+            reader.problem(key, error.to_string());
+        }
     }
 }
 

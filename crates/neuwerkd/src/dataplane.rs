@@ -21,6 +21,7 @@ use io::idle::{PollIdle, Waker};
 use policy::Compiled;
 
 pub use ports::HeldDataplane;
+pub(crate) use settings::check;
 
 /// How long a swap may take to reach every worker before it counts as failed. A burst takes
 /// microseconds and a sleeping worker is woken, so only a stuck worker misses it.

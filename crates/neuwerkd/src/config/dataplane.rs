@@ -118,7 +118,8 @@ section! {
     /// One data port. On a node with one arm, `inside` is that arm.
     Port, Part::Node;
 
-    /// The port's addresses with their prefix lengths, of both families.
+    /// The port's addresses with their prefix lengths, of both families. A port without any forwards nothing: this
+    /// release asks no DHCP server for one.
     addresses: Vec<IpNet> = Vec::new();
     /// Default gateway; at most one of each family.
     gateway: Vec<IpAddr> = Vec::new();
@@ -163,6 +164,18 @@ impl Dataplane {
             .max_active_nat_entries
             .unwrap_or(self.nat_table_capacity)
             .min(self.nat_table_capacity)
+    }
+
+    /// Keys of the ports that have no address, and so forward nothing.
+    pub(super) fn unaddressed(&self, two_arms: bool) -> Vec<&'static str> {
+        let inside = ("dataplane.ports.inside.addresses", &self.ports.inside);
+        let outside = ("dataplane.ports.outside.addresses", &self.ports.outside);
+        [Some(inside), two_arms.then_some(outside)]
+            .into_iter()
+            .flatten()
+            .filter(|(_, port)| port.addresses.is_empty())
+            .map(|(key, _)| key)
+            .collect()
     }
 
     pub(super) fn check(&self, two_arms: bool, reader: &mut Reader) {

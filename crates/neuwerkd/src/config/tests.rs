@@ -96,6 +96,43 @@ fn a_published_configuration_at_its_defaults_needs_no_warning() {
 }
 
 #[test]
+fn a_node_without_addresses_starts_and_says_that_it_forwards_nothing() {
+    let reason = with(&[]).unwrap().forwards_nothing().unwrap();
+    assert!(
+        reason.ends_with("set dataplane.ports.inside.addresses"),
+        "{reason}"
+    );
+    let one_arm = &["--dataplane-ports-inside-addresses=10.1.0.5/24"];
+    assert_eq!(with(one_arm).unwrap().forwards_nothing(), None);
+    let two_arms = with(&[one_arm, &["--outside-interface=eth2"][..]].concat());
+    let reason = two_arms.unwrap().forwards_nothing().unwrap();
+    assert!(
+        reason.ends_with("set dataplane.ports.outside.addresses"),
+        "{reason}"
+    );
+}
+
+#[test]
+fn what_the_engine_cannot_do_is_refused_before_it_starts() {
+    let inside = "--dataplane-ports-inside-addresses=10.1.0.5/24";
+    check(
+        with(&[
+            inside,
+            "--outside-interface=eth2",
+            "--dataplane-ports-outside-addresses=2001:db8::5/64",
+        ]),
+        &[(
+            "dataplane.snat",
+            "needs an IPv4 address on the outside port",
+        )],
+    );
+    check(
+        with(&[inside, "--dataplane-nat66=auto"]),
+        &[("--dataplane-nat66", "needs a global IPv6 address")],
+    );
+}
+
+#[test]
 fn every_key_has_one_flag_a_type_a_default_and_a_description() {
     let mut flags = BTreeSet::new();
     let mut paths = BTreeSet::new();

@@ -1,16 +1,27 @@
 //! From the configuration to the engine's settings.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use engine::snapshot::{
-    Limits, LocalService, PortSettings, Route, Settings, Snat, Timeouts,
+    Limits, LocalService, PortSettings, Route, Settings, SettingsError, Snat, Timeouts,
 };
-use engine::Now;
+use engine::{Now, Snapshot};
+use policy::Compiled;
 
 use crate::config::{self, Config, SourceNat};
 
 /// The port on which `dns.target_ips` answer.
 const DNS_PORT: u16 = 53;
+
+/// Whether the engine takes the settings.
+///
+/// # Errors
+/// They contradict each other.
+pub(crate) fn check(config: &Config) -> Result<(), SettingsError> {
+    let settings = settings(config, Now(0));
+    Snapshot::new(1, Arc::new(Compiled::deny_all()), settings).map(|_| ())
+}
 
 /// The engine's settings, apart from the policy, of a node that starts `now`.
 pub(super) fn settings(config: &Config, now: Now) -> Settings {
