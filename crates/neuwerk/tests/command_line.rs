@@ -120,6 +120,26 @@ fn what_is_wrong_is_all_named_and_exits_with_2() {
 }
 
 #[test]
+fn a_file_that_cannot_be_read_is_refused_with_its_path() {
+    let dir = tempfile::tempdir().expect("there is room");
+    let file = dir.path().join("config.yaml");
+    for (content, reason) in [
+        (vec![0xff; 100], "valid UTF-8"),
+        (vec![0; 100], "not one valid YAML document"),
+        (vec![b'#'; 2 << 20], "larger than 1 MiB"),
+        (b"version: 1\nbootstrap: [a\n".to_vec(), "unclosed bracket"),
+        (b"x: &a [*a, *a]\n".to_vec(), "Recursive reference"),
+        (Vec::new(), "write version: 1"),
+    ] {
+        std::fs::write(&file, content).expect("there is room");
+        let output = neuwerk(&format!("run --check --config {}", file.display()));
+        check(&output, 2, "", reason);
+    }
+    let output = neuwerk(&format!("--config {}", dir.path().display()));
+    check(&output, 2, "", "Is a directory");
+}
+
+#[test]
 fn a_log_level_that_there_is_not_is_refused() {
     let output = Command::new(env!("CARGO_BIN_EXE_neuwerk"))
         .args(["--management-interface=m0", "--data-plane-interface=d0"])

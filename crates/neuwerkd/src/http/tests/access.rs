@@ -347,3 +347,27 @@ async fn every_answer_carries_its_request_id_and_the_security_headers() {
         .await;
     assert!(Uuid::try_parse(unusable.header("x-request-id")).is_ok());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_small_body_is_taken_in_before_it_is_refused() {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use futures::StreamExt as _;
+
+    let cluster = Cluster::one().await;
+    let taken = Arc::new(AtomicUsize::new(0));
+    let body = |pieces: usize| {
+        let taken = Arc::clone(&taken);
+        let pieces = futures::stream::iter(0..pieces).map(move |_| {
+            taken.fetch_add(1, Ordering::Relaxed);
+            Ok::<_, std::io::Error>(bytes::Bytes::from(vec![b' '; 16 * 1024]))
+        });
+        Body::from_stream(pieces)
+    };
+    for (pieces, expected) in [(4, 4), (1_000, 17)] {
+        let put = cluster.ask(0, Method::PUT, api::paths::POLICY);
+        let refused = put.token("garbage").body(body(pieces)).send().await;
+        assert_eq!(refused.status, StatusCode::UNAUTHORIZED);
+        assert_eq!(taken.swap(0, Ordering::Relaxed), expected);
+    }
+}
