@@ -1,4 +1,4 @@
-//! Development commands: `cargo xtask test | ci | bench | fix`. `ci` and `test` never write into the working tree.
+//! Development commands: `cargo xtask test | ci | bench | fuzz | fix`. `ci` and `test` never write into the working tree.
 #![forbid(unsafe_code)]
 #![expect(
     clippy::print_stderr,
@@ -7,9 +7,11 @@
 
 mod ci;
 mod dependencies;
+mod fuzz;
 mod licence;
 mod test;
 
+use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, ensure};
@@ -25,6 +27,14 @@ enum Task {
     Ci,
     /// Measure forwarding and compare it with the kernel's; needs root. The result goes to `target/bench`.
     Bench,
+    /// Look for inputs that break what takes bytes from strangers; needs nightly and cargo-fuzz.
+    Fuzz {
+        /// wire, policy_document or join_request; all of them if none is named.
+        target: Option<String>,
+        /// How long each runs.
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+    },
     /// Format, and apply what the lints suggest.
     Fix,
 }
@@ -34,6 +44,7 @@ fn main() -> ExitCode {
         Task::Test => test::run(),
         Task::Ci => ci::run(),
         Task::Bench => cargo(&["bench", "-p", "io", "--bench", "forwarding"], &[]),
+        Task::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds),
         Task::Fix => fix(),
     };
     match done {
@@ -73,6 +84,11 @@ fn cargo(arguments: &[&str], environment: &[(&str, &str)]) -> Result<()> {
 /// The cargo that runs this program.
 fn cargo_command() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    command.current_dir(root());
     command
+}
+
+/// The workspace's directory.
+fn root() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
 }
