@@ -184,6 +184,16 @@ pub fn unverified_status(operator: &Netns, address: SocketAddr, path: &str) -> R
     Ok(printed.trim().parse()?)
 }
 
+/// The body of `GET path` at such a node.
+///
+/// # Errors
+/// When nothing answers.
+pub fn unverified_body(operator: &Netns, address: SocketAddr, path: &str) -> Result<String> {
+    let mut curl = operator.command("curl");
+    curl.args(["--insecure", "--silent", "--show-error", "--max-time", "5"]);
+    tool::run(curl.arg(format!("https://{address}{path}")))
+}
+
 /// The metrics page of a node, which is plain HTTP.
 ///
 /// # Errors

@@ -14,6 +14,7 @@ pub mod duration;
 pub mod error;
 pub mod headers;
 pub mod health;
+pub mod joining;
 pub mod paths;
 pub mod policy;
 pub mod stats;

@@ -28,6 +28,20 @@ pub const POLICY: &str = "/api/v1/policy";
 pub const STATS: &str = "/api/v1/stats";
 /// The cluster's members.
 pub const MEMBERS: &str = "/api/v1/cluster/members";
+/// Lets a node in that waits for approval.
+pub const MEMBER_APPROVAL: &str = "/api/v1/cluster/members/{node_id}/approve";
+/// How new members are let in.
+pub const JOIN_SETTINGS: &str = "/api/v1/cluster/join";
+/// Replaces the bootstrap secret.
+pub const BOOTSTRAP_ROTATION: &str = "/api/v1/cluster/join/rotate";
+/// Join tokens.
+pub const JOIN_TOKENS: &str = "/api/v1/cluster/tokens";
+/// One join token.
+pub const JOIN_TOKEN: &str = "/api/v1/cluster/tokens/{id}";
+/// The cluster's CA.
+pub const CLUSTER_CA: &str = "/api/v1/cluster/ca";
+/// The rotation of the cluster's CA.
+pub const CA_ROTATION: &str = "/api/v1/cluster/ca/rotation";
 /// Service accounts.
 pub const SERVICE_ACCOUNTS: &str = "/api/v1/service-accounts";
 /// One service account.

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
     DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    PKCS_ECDSA_P256_SHA256, PublicKeyData as _, SanType, SerialNumber,
+    PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber, SubjectPublicKeyInfo,
 };
 use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, PrivatePkcs8KeyDer};
 use time::OffsetDateTime;
@@ -20,6 +20,7 @@ use zeroize::Zeroizing;
 
 use crate::command::{Authority, Certificate, Secret};
 use crate::id::{ClusterId, Digest, NodeId};
+use crate::keyring::{self, OpenKey, SealError};
 use crate::pem;
 
 /// A member's certificate lives this long, and is renewed at 50–80 % of it.
@@ -51,6 +52,9 @@ pub enum CaError {
     /// A stored authority cannot be read.
     #[error("the certificate authority's certificate or key cannot be read")]
     Authority(#[source] rcgen::Error),
+    /// The authority's key is sealed, and this node cannot open it now.
+    #[error(transparent)]
+    Sealed(#[from] SealError),
     /// The authority's key does not belong to its certificate.
     #[error("the certificate authority's key does not belong to its certificate")]
     KeyMismatch,
@@ -111,18 +115,12 @@ impl Ca {
         Self::from_parts(certificate, key_pkcs8)
     }
 
-    /// The authority as it is kept in the replicated state.
+    /// An authority of its certificate and its key, PKCS #8. Those in the replicated state are opened by
+    /// [`State::open_ca`](crate::State::open_ca).
     ///
     /// # Errors
     /// [`CaError::Authority`] or [`CaError::KeyMismatch`].
-    pub fn from_authority(authority: &Authority) -> Result<Self, CaError> {
-        Self::from_parts(
-            authority.certificate_der.clone().into(),
-            Zeroizing::new(authority.key_pkcs8.expose().to_vec()),
-        )
-    }
-
-    fn from_parts(
+    pub fn from_parts(
         certificate: CertificateDer<'static>,
         key_pkcs8: Zeroizing<Vec<u8>>,
     ) -> Result<Self, CaError> {
@@ -140,12 +138,29 @@ impl Ca {
         })
     }
 
-    /// The form that is kept in the replicated state.
+    /// The form that is kept in the replicated state, with the key in clear.
     pub fn authority(&self) -> Authority {
         Authority {
             certificate_der: self.certificate.to_vec(),
             key_pkcs8: Secret::plain(self.key_pkcs8.to_vec()),
         }
+    }
+
+    /// The form that is kept in the replicated state, with the key sealed under the data key of `epoch`.
+    ///
+    /// # Errors
+    /// [`SealError::Failed`].
+    pub fn sealed_authority(&self, epoch: u64, key: &OpenKey) -> Result<Authority, SealError> {
+        Ok(Authority {
+            certificate_der: self.certificate.to_vec(),
+            key_pkcs8: keyring::seal(&self.key_pkcs8, epoch, key)?,
+        })
+    }
+
+    /// The same authority again.
+    #[cfg(test)]
+    pub(crate) fn reopened(&self) -> Self {
+        Self::from_parts(self.certificate.clone(), self.key_pkcs8.clone()).expect("our own")
     }
 
     /// The authority's own certificate.
@@ -171,12 +186,40 @@ impl Ca {
         request: &Csr,
         now: SystemTime,
     ) -> Result<Certificate, CaError> {
+        self.issue_member(cluster_id, node_id, host, &request.key, now)
+    }
+
+    /// Issues a new certificate for a member whose `certificate` is to be replaced: for the same key.
+    ///
+    /// # Errors
+    /// [`CaError::Issue`], [`CaError::Authority`] when the old one cannot be read.
+    pub fn renew_node(
+        &self,
+        cluster_id: ClusterId,
+        node_id: NodeId,
+        host: &str,
+        certificate: &[u8],
+        now: SystemTime,
+    ) -> Result<Certificate, CaError> {
+        let unreadable = || CaError::Authority(rcgen::Error::CouldNotParseCertificate);
+        let (_, parsed) =
+            x509_parser::parse_x509_certificate(certificate).map_err(|_| unreadable())?;
+        let key =
+            SubjectPublicKeyInfo::from_der(parsed.public_key().raw).map_err(CaError::Authority)?;
+        self.issue_member(cluster_id, node_id, host, &key, now)
+    }
+
+    fn issue_member(
+        &self,
+        cluster_id: ClusterId,
+        node_id: NodeId,
+        host: &str,
+        key: &impl PublicKeyData,
+        now: SystemTime,
+    ) -> Result<Certificate, CaError> {
         let mut params = params(now, NODE_LIFETIME)?;
         params.distinguished_name = named(&node_id.to_string());
-        let uri = node_uri(cluster_id, node_id)
-            .try_into()
-            .map_err(CaError::Issue)?;
-        params.subject_alt_names = vec![SanType::URI(uri)];
+        params.subject_alt_names = vec![node_san(cluster_id, node_id)?];
         params.subject_alt_names.extend(san(host).ok());
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![
@@ -184,9 +227,18 @@ impl Ca {
             ExtendedKeyUsagePurpose::ClientAuth,
         ];
         let issued = params
-            .signed_by(&request.key, &self.issuer)
+            .signed_by(key, &self.issuer)
             .map_err(CaError::Issue)?;
         Ok(described(&params, issued.der()))
+    }
+
+    /// Signs what a joiner with a join token is to check with the authority's key (ECDSA P-256, SHA-256, DER).
+    ///
+    /// # Errors
+    /// [`CaError::Issue`].
+    pub fn sign(&self, message: &[u8]) -> Result<Vec<u8>, CaError> {
+        use rcgen::SigningKey as _;
+        self.issuer.key().sign(message).map_err(CaError::Issue)
     }
 
     /// Makes a key and issues a server certificate for it, valid for `names`: IP addresses and DNS names. The first
@@ -292,6 +344,29 @@ pub fn spki_of(certificate: &[u8]) -> Option<Digest> {
     Some(Digest::of(parsed.public_key().raw))
 }
 
+/// Whether the key in `signer`, X.509 DER, made `signature` over `message`: ECDSA P-256, SHA-256, DER.
+pub fn has_signed(signer: &[u8], message: &[u8], signature: &[u8]) -> bool {
+    use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
+    let Ok((_, signer)) = x509_parser::parse_x509_certificate(signer) else {
+        return false;
+    };
+    let point = &signer.public_key().subject_public_key.data;
+    UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, &**point)
+        .verify(message, signature)
+        .is_ok()
+}
+
+/// Whether the key of `authority` signed `certificate`: both X.509, DER.
+pub fn is_issued_by(certificate: &[u8], authority: &[u8]) -> bool {
+    x509_parser::parse_x509_certificate(certificate).is_ok_and(|(_, certificate)| {
+        let (message, signature) = (
+            certificate.tbs_certificate.as_ref(),
+            &certificate.signature_value.data,
+        );
+        has_signed(authority, message, signature)
+    })
+}
+
 /// Which member of which cluster a certificate names; none unless it holds exactly one such name.
 pub fn member_of(certificate: &[u8]) -> Option<(ClusterId, NodeId)> {
     let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
@@ -322,17 +397,29 @@ fn params(now: SystemTime, lifetime: Duration) -> Result<CertificateParams, CaEr
     let since_epoch = now.duration_since(UNIX_EPOCH).unwrap_or_default();
     params.not_before = OffsetDateTime::UNIX_EPOCH + since_epoch.saturating_sub(BACKDATE);
     params.not_after = OffsetDateTime::UNIX_EPOCH + since_epoch + lifetime;
-    // RFC 5280, 4.1.2.2: positive, at most 20 bytes; 126 random bits.
-    let mut serial = [0; 16];
-    aws_lc_rs::rand::fill(&mut serial)
-        .map_err(|_| CaError::Issue(rcgen::Error::RingUnspecified))?;
-    serial[0] = serial[0] & 0x3f | 0x40;
-    params.serial_number = Some(SerialNumber::from_slice(&serial));
+    params.serial_number = Some(random_serial()?);
     params.use_authority_key_identifier_extension = true;
     Ok(params)
 }
 
-fn named(common_name: &str) -> DistinguishedName {
+/// RFC 5280, 4.1.2.2: positive, at most 20 bytes; 126 random bits.
+pub(crate) fn random_serial() -> Result<SerialNumber, CaError> {
+    let mut serial = [0; 16];
+    aws_lc_rs::rand::fill(&mut serial)
+        .map_err(|_| CaError::Issue(rcgen::Error::RingUnspecified))?;
+    serial[0] = serial[0] & 0x3f | 0x40;
+    Ok(SerialNumber::from_slice(&serial))
+}
+
+/// The name of a member, as it stands in its certificate.
+pub(crate) fn node_san(cluster_id: ClusterId, node_id: NodeId) -> Result<SanType, CaError> {
+    let uri = node_uri(cluster_id, node_id)
+        .try_into()
+        .map_err(CaError::Issue)?;
+    Ok(SanType::URI(uri))
+}
+
+pub(crate) fn named(common_name: &str) -> DistinguishedName {
     let mut name = DistinguishedName::new();
     // RFC 5280: at most 64 characters.
     let common_name: String = common_name.chars().take(64).collect();
@@ -372,6 +459,7 @@ fn described(params: &CertificateParams, der: &[u8]) -> Certificate {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::keyring::Keyring;
     use x509_parser::parse_x509_certificate;
 
     const DAY_MS: u64 = 24 * 60 * 60 * 1000;
@@ -462,7 +550,7 @@ mod tests {
     #[test]
     fn an_authority_survives_the_state() {
         let first = ca(Purpose::Https);
-        let again = Ca::from_authority(&first.authority()).expect("our own");
+        let again = reopened(&first.authority()).expect("our own");
         assert_eq!(again.certificate(), first.certificate());
         let served = again
             .issue_server(&["192.0.2.1".into(), "fw.example".into()], now())
@@ -480,10 +568,7 @@ mod tests {
     fn a_key_of_another_authority_is_refused() {
         let mut mixed = ca(Purpose::Members).authority();
         mixed.key_pkcs8 = ca(Purpose::Members).authority().key_pkcs8.clone();
-        assert!(matches!(
-            Ca::from_authority(&mixed),
-            Err(CaError::KeyMismatch)
-        ));
+        assert!(matches!(reopened(&mixed), Err(CaError::KeyMismatch)));
     }
 
     #[test]
@@ -532,6 +617,35 @@ mod tests {
 
     fn ca(purpose: Purpose) -> Ca {
         Ca::create(purpose, CLUSTER, now()).expect("creates")
+    }
+
+    fn reopened(authority: &Authority) -> Result<Ca, CaError> {
+        let key = Keyring::default()
+            .open(&authority.key_pkcs8, None)
+            .expect("in clear");
+        Ca::from_parts(authority.certificate_der.clone().into(), key)
+    }
+
+    #[test]
+    fn a_renewal_is_for_the_same_key_and_name() {
+        let ca = ca(Purpose::Members);
+        let (_, csr) = request();
+        let first = ca
+            .issue_node(CLUSTER, NODE, "192.0.2.7", &csr, now())
+            .expect("issues");
+        let later = now() + NODE_LIFETIME * 2;
+        let renewed = ca
+            .renew_node(CLUSTER, NODE, "192.0.2.8", &first.der, later)
+            .expect("renews");
+        assert_eq!(spki_of(&renewed.der), Some(csr.spki()));
+        assert_eq!(member_of(&renewed.der), Some((CLUSTER, NODE)));
+        assert_ne!(renewed.serial, first.serial);
+        assert_eq!(renewed.not_after_ms, first.not_after_ms + 60 * DAY_MS);
+        assert!(is_issued_by(&renewed.der, ca.certificate()));
+        let other = Ca::create(Purpose::Members, CLUSTER, now()).expect("creates");
+        assert!(!is_issued_by(&renewed.der, other.certificate()));
+        assert!(!is_issued_by(&[], ca.certificate()));
+        assert!(ca.renew_node(CLUSTER, NODE, "", b"", later).is_err());
     }
 
     fn now() -> SystemTime {

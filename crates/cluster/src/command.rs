@@ -5,9 +5,13 @@
 //! added with a default, and nothing may be renamed or removed (`tests/golden` holds one of each, for ever). What an
 //! older version does not know needs a [feature level](crate::feature).
 
+mod trust;
+
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 use uuid::Uuid;
+
+pub use trust::{DataKey, FirstKey, Sealing, TrustChange, TrustRefusal, Voucher, Wrapped};
 
 use crate::id::{ClusterId, Digest, Lineage, NodeId};
 
@@ -19,11 +23,20 @@ pub const MAX_DOCUMENT_BYTES: u64 = 64 * 1024 * 1024;
 
 /// Secret bytes that live in the replicated state. Never printed.
 ///
-/// An enum, so that a sealed form (under a data key wrapped for every member) can stand beside the plain one.
+/// Sealed from feature level 2 on: what is kept on disk, and in backups, then tells nothing without a member's own key.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Secret {
     /// The bytes themselves. The store they end up in is readable by root only.
     Plain(ByteBuf),
+    /// Encrypted under the data key (AES-256-GCM). Read it with [`State::open`](crate::State::open).
+    Sealed {
+        /// Epoch of the data key.
+        epoch: u64,
+        /// Random, 12 bytes.
+        nonce: ByteBuf,
+        /// Ciphertext and tag.
+        sealed: ByteBuf,
+    },
 }
 
 impl Secret {
@@ -32,10 +45,11 @@ impl Secret {
         Secret::Plain(ByteBuf::from(bytes.into()))
     }
 
-    /// The secret bytes.
-    pub fn expose(&self) -> &[u8] {
+    /// Epoch of the data key that it is sealed under; none if it is not sealed.
+    pub fn epoch(&self) -> Option<u64> {
         match self {
-            Secret::Plain(bytes) => bytes,
+            Secret::Plain(_) => None,
+            Secret::Sealed { epoch, .. } => Some(*epoch),
         }
     }
 }
@@ -49,8 +63,8 @@ impl std::fmt::Debug for Secret {
 impl Drop for Secret {
     fn drop(&mut self) {
         use zeroize::Zeroize;
-        match self {
-            Secret::Plain(bytes) => bytes.zeroize(),
+        if let Secret::Plain(bytes) = self {
+            bytes.zeroize();
         }
     }
 }
@@ -316,6 +330,9 @@ pub struct Init {
     /// The seed's version, as in [`Command::RaiseFeatureLevel`].
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub version: String,
+    /// What the secrets in here are sealed with; none if they are not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_key: Option<FirstKey>,
 }
 
 /// The seed's own entry among the members.
@@ -480,6 +497,8 @@ pub enum Command {
         #[serde(default, skip_serializing_if = "String::is_empty")]
         version: String,
     },
+    /// Changes what the members trust and keep secret.
+    Trust(TrustChange),
     /// Keeps an event in the change log.
     RecordEvent {
         /// What happened.
@@ -663,6 +682,9 @@ pub enum Refusal {
     /// The idempotency key was used for something else.
     #[error("the idempotency key was used for another request")]
     KeyReused,
+    /// Trust is as it was.
+    #[error(transparent)]
+    Trust(TrustRefusal),
     /// Not every member supports this level.
     #[error("members support feature level {supported} at most")]
     FeatureLevel {

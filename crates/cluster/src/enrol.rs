@@ -11,7 +11,7 @@ use bytes::Bytes;
 use openraft::AsyncRuntime;
 use serde_bytes::ByteBuf;
 
-use crate::ca::Ca;
+use crate::ca::CaError;
 use crate::command::{Author, Command};
 use crate::join::{EnrolGrant, EnrolRefusal, EnrolRequest, KnownMember};
 use crate::node::{Node, ProposeError};
@@ -100,7 +100,15 @@ impl<R: AsyncRuntime> Node<R> {
         else {
             return Err(later("the cluster is not initialised yet".into()));
         };
-        let ca = Ca::from_authority(authority).map_err(|error| never(error.to_string()))?;
+        if state.waits_for_approval(node_id) {
+            return Err(later(format!(
+                "it waits for an administrator: neuwerk cluster members approve {node_id}"
+            )));
+        }
+        let ca = match state.open_ca(authority) {
+            Err(CaError::Sealed(error)) => return Err(later(error.to_string())),
+            opened => opened.map_err(|error| never(error.to_string()))?,
+        };
         // Log time, so that a wrong clock on one node dates no certificate.
         let now: SystemTime = UNIX_EPOCH + Duration::from_millis(state.time_ms());
         let certificate = request
@@ -124,7 +132,10 @@ impl<R: AsyncRuntime> Node<R> {
             lineage,
             node_id,
             certificate: certificate.der,
-            authorities: vec![ByteBuf::from(ca.certificate().to_vec())],
+            authorities: state
+                .cluster_cas()
+                .map(|ca| ByteBuf::from(ca.certificate_der.clone()))
+                .collect(),
             members: known_members(&self.state()),
         })
     }

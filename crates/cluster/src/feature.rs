@@ -47,6 +47,7 @@ impl Command {
             // Its version is read by all that support the level itself, and applied once all do.
             | Command::RaiseFeatureLevel { .. } => 1,
             Command::RecordEvent { kind, .. } => kind.level(),
+            Command::Trust(_) => 2,
         }
     }
 }

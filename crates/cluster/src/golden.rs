@@ -139,6 +139,7 @@ fn commands() -> Vec<Command> {
             policy: Some(Document::Inline(ByteBuf::from("{}"))),
             feature_level: 1,
             version: String::new(),
+            first_key: None,
         })),
         Command::PutChunk {
             hash: Digest([4; 32]),
@@ -243,6 +244,7 @@ fn command_name(command: &Command) -> &'static str {
         Command::RemoveMember { .. } => "remove-member",
         Command::ReleaseMember { .. } => "release-member",
         Command::RaiseFeatureLevel { .. } => "raise-feature-level",
+        Command::Trust(_) => "trust",
         Command::RecordEvent { .. } => "record-event",
     }
 }
@@ -289,6 +291,90 @@ fn later_forms() -> Vec<(&'static str, Command)> {
     ]
 }
 
+fn sealed(n: u8) -> Secret {
+    Secret::Sealed {
+        epoch: 2,
+        nonce: ByteBuf::from([n; 12]),
+        sealed: ByteBuf::from([n; 17]),
+    }
+}
+
+fn data_key() -> DataKey {
+    let wrapped = Wrapped {
+        enc: ByteBuf::from([1; 32]),
+        sealed: ByteBuf::from([2; 48]),
+    };
+    DataKey {
+        epoch: 2,
+        wraps: [(NodeId(0x22), wrapped)].into(),
+    }
+}
+
+/// One of every change of trust, with the name of its file.
+fn trust_changes() -> Vec<(&'static str, TrustChange)> {
+    let node_id = NodeId(0x22);
+    vec![
+        (
+            "vouch",
+            TrustChange::Vouch {
+                node_id,
+                voucher: Voucher {
+                    by: node_id,
+                    certificate: ByteBuf::from([1]),
+                    signer: ByteBuf::from([2]),
+                },
+            },
+        ),
+        ("approve", TrustChange::Approve { node_id }),
+        (
+            "set-sealing-key",
+            TrustChange::SetSealingKey {
+                node_id,
+                public: ByteBuf::from([3; 32]),
+            },
+        ),
+        (
+            "seal",
+            TrustChange::Seal(Box::new(Sealing {
+                key: data_key(),
+                of: Digest([4; 32]),
+                cluster_ca: sealed(1),
+                https_ca: sealed(2),
+                other_ca: Some(sealed(3)),
+                signing_keys: [("k1".into(), sealed(4))].into(),
+                bootstrap: Some(sealed(5)),
+            })),
+        ),
+        (
+            "wrap",
+            TrustChange::Wrap {
+                node_id,
+                epoch: 2,
+                wrapped: data_key().wraps[&node_id].clone(),
+            },
+        ),
+        (
+            "put-bootstrap-secret",
+            TrustChange::PutBootstrapSecret {
+                kid: "r1".into(),
+                secret: sealed(6),
+            },
+        ),
+        (
+            "start-ca-rotation",
+            TrustChange::StartCaRotation {
+                next: Authority {
+                    certificate_der: vec![1],
+                    key_pkcs8: sealed(7),
+                },
+            },
+        ),
+        ("issue-from-next-ca", TrustChange::IssueFromNextCa),
+        ("finish-ca-rotation", TrustChange::FinishCaRotation),
+        ("abort-ca-rotation", TrustChange::AbortCaRotation),
+    ]
+}
+
 #[test]
 fn later_forms_of_commands_are_read_for_ever() {
     for (name, command) in later_forms() {
@@ -306,6 +392,26 @@ fn every_command_is_within_this_versions_level() {
             "{command:?}"
         );
     }
+}
+
+#[test]
+fn changes_of_trust_are_read_for_ever() {
+    for (name, change) in trust_changes() {
+        check(&format!("trust-{name}"), &stamped(Command::Trust(change)));
+    }
+    check("command-init-sealed", &stamped(sealed_init()));
+}
+
+fn sealed_init() -> Command {
+    let Command::Init(mut init) = commands().remove(0) else {
+        panic!("the first is Init")
+    };
+    init.first_key = Some(FirstKey {
+        sealing_key: ByteBuf::from([3; 32]),
+        data_key: data_key(),
+    });
+    init.cluster_ca.key_pkcs8 = sealed(1);
+    Command::Init(init)
 }
 
 #[test]
@@ -460,6 +566,46 @@ fn states_are_read_for_ever() {
 }
 
 #[test]
+fn a_state_with_trust_is_read_for_ever() {
+    let mut state = State::default();
+    let changes = trust_changes()
+        .into_iter()
+        .map(|(_, change)| Command::Trust(change));
+    for (index, command) in std::iter::once(sealed_init()).chain(changes).enumerate() {
+        let stamped = Stamped {
+            idempotency_key: None,
+            ..stamped(command)
+        };
+        state.apply(index as u64 + 1, stamped);
+        if index == 7 {
+            // A rotation has just begun.
+            let records: Vec<ByteBuf> = state
+                .records()
+                .map(|record| ByteBuf::from(record.to_vec()))
+                .collect();
+            check("state-trust", &records);
+            assert_eq!(State::from_records(&records).expect("is read"), state);
+        }
+    }
+}
+
+#[test]
+fn a_report_of_trust_is_read_for_ever() {
+    let trust = crate::status::TrustReport {
+        sealing_key: vec![1; 32],
+        authorities: vec![Digest([2; 32])],
+        certificate: Some(Digest([3; 32])),
+    };
+    check(
+        "report-trust",
+        &NodeReport {
+            trust,
+            ..NodeReport::default()
+        },
+    );
+}
+
+#[test]
 fn reports_and_requests_are_read_for_ever() {
     let node = NodeReport {
         version: "0.1.0".into(),
@@ -507,6 +653,7 @@ fn reports_and_requests_are_read_for_ever() {
         &LeaderView {
             members: vec![member],
             failure_tolerance: 1,
+            duplicate_of: None,
         },
     );
     check(

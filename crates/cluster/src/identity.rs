@@ -17,6 +17,7 @@ use zeroize::Zeroizing;
 use crate::ca;
 use crate::durable::{self, PRIVATE, PUBLIC};
 use crate::id::{ClusterId, Digest, NodeId};
+use crate::keyring::SealingKey;
 use crate::pem;
 
 /// Why this node has no identity that it may use.
@@ -118,6 +119,11 @@ impl Layout {
     /// The cluster's trusted CA certificates, PEM.
     pub fn ca_certificate_path(&self) -> PathBuf {
         self.tls_dir().join("ca.crt")
+    }
+
+    /// The key that the cluster's secrets are wrapped for: 64 hexadecimal digits.
+    pub fn sealing_key_path(&self) -> PathBuf {
+        self.tls_dir().join("seal.key")
     }
 
     fn node_request_path(&self) -> PathBuf {
@@ -236,6 +242,34 @@ impl NodeKey {
     }
 }
 
+/// The key pair in `layout` that the cluster's secrets are wrapped for, made durably if there is none.
+///
+/// # Errors
+/// [`IdentityError::Unreadable`], [`IdentityError::Io`].
+pub fn sealing_key(layout: &Layout) -> Result<SealingKey, IdentityError> {
+    let path = layout.sealing_key_path();
+    if let Some(text) = read(&path)?.map(Zeroizing::new) {
+        let private = std::str::from_utf8(&text)
+            .ok()
+            .and_then(|text| text.trim().parse::<Digest>().ok());
+        return private
+            .and_then(|private| SealingKey::from_private(&Zeroizing::new(private.0)[..]))
+            .ok_or(IdentityError::Unreadable {
+                path,
+                expected: "a key of 64 hexadecimal digits",
+            });
+    }
+    let key = SealingKey::generate().map_err(|error| IdentityError::Io {
+        path: path.clone(),
+        source: io::Error::other(error),
+    })?;
+    let tls = layout.tls_dir();
+    durable::create_directory(&tls).map_err(at(&tls))?;
+    let text = Zeroizing::new(format!("{}\n", Digest(*key.private())));
+    write(&path, text.as_bytes(), PRIVATE)?;
+    Ok(key)
+}
+
 /// Who the node is, and how it proves that.
 #[derive(Debug)]
 pub struct Identity {
@@ -344,6 +378,29 @@ impl Identity {
         Ok(OnDisk::Member(Box::new(identity)))
     }
 
+    /// Takes over a certificate that replaces the old one, and the authorities to trust from now on; writes them down.
+    /// False when nothing is new.
+    ///
+    /// # Errors
+    /// [`IdentityError::Io`]: it is taken over all the same, and written next time.
+    pub fn renew(
+        &mut self,
+        layout: &Layout,
+        certificate: CertificateDer<'static>,
+        authorities: Vec<CertificateDer<'static>>,
+    ) -> Result<bool, IdentityError> {
+        let fits = ca::spki_of(&certificate) == Some(self.key.spki())
+            && ca::member_of(&certificate) == Some((self.cluster_id, self.node_id));
+        let news = self.certificate != certificate || self.authorities != authorities;
+        if !fits || !news || authorities.is_empty() {
+            return Ok(false);
+        }
+        self.certificate = certificate;
+        self.authorities = authorities;
+        self.store(layout)?;
+        Ok(true)
+    }
+
     /// Writes key and certificates. The node is no member on disk before [`Identity::commit`].
     ///
     /// # Errors
@@ -426,6 +483,24 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> IdentityError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_sealing_key_is_made_once_and_kept_private() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let layout = Layout {
+            data_dir: directory.path().to_owned(),
+            node_id_path: directory.path().join("node_id"),
+        };
+        let made = sealing_key(&layout).expect("makes one");
+        let again = sealing_key(&layout).expect("reads it");
+        assert_eq!(made.public(), again.public());
+        let path = layout.sealing_key_path();
+        use std::os::unix::fs::PermissionsExt as _;
+        let mode = fs::metadata(&path).expect("is there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        fs::write(&path, "garbage").expect("writes");
+        assert!(sealing_key(&layout).is_err());
+    }
     use std::os::unix::fs::PermissionsExt as _;
     use std::time::SystemTime;
 

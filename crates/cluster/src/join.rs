@@ -1,17 +1,20 @@
 //! Secure join: how a node without an identity becomes one that members trust.
 //!
 //! Both sides prove that they hold the bootstrap secret, by an HMAC over role, both nonces, the hash of the joiner's
-//! certificate request and the TLS exporter of this very connection; the cluster proves first. Nothing secret crosses
-//! the wire, and a proof that is relayed over another connection, or replayed, is worth nothing. The connection's
-//! certificate is therefore made up on the spot and means nothing either.
+//! certificate request and the TLS exporter of this very connection; the cluster proves first. With a [join token](token)
+//! they sign the same instead: the cluster with the key of its CA, which the token names, the joiner with the key that it
+//! derives from the token. Nothing secret crosses the wire, and a proof that is relayed over another connection, or
+//! replayed, is worth nothing. The connection's certificate is therefore made up on the spot and means nothing either.
 //!
 //! [`protocol`] is pure: bytes in, bytes out, with nonces and exporter as arguments. [`listener`] and [`client`] own
 //! sockets and time.
 
 pub mod client;
+mod journal;
 pub mod listener;
 pub mod protocol;
 pub mod secret;
+pub mod token;
 
 use serde::{Deserialize, Serialize};
 
@@ -117,7 +120,7 @@ pub struct EnrolRefusal {
 }
 
 /// The host of `host:port`, without the brackets of an IPv6 address.
-fn host(address: &str) -> &str {
+pub(crate) fn host(address: &str) -> &str {
     let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
     host.strip_prefix('[')
         .and_then(|host| host.strip_suffix(']'))

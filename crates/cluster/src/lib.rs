@@ -13,6 +13,7 @@ mod golden;
 pub mod id;
 pub mod identity;
 pub mod join;
+pub mod keyring;
 pub mod lkg;
 pub mod meta;
 pub mod node;
@@ -26,6 +27,7 @@ pub mod store;
 mod throttle;
 pub mod tls;
 pub mod transport;
+pub mod voucher;
 mod wire;
 
 pub use command::{Command, Refusal, Response, Stamped};
@@ -34,4 +36,6 @@ pub use forward::{ForwardError, HttpRequest, HttpResponse};
 pub use id::{ClusterId, Digest, Lineage, NodeId};
 pub use node::{Applied, Environment, Failure, Node, NodeConfig, ProposeError, Timing};
 pub use state::State;
-pub use status::{MemberRole, MemberStatus, NoLeader, NodeReport, PolicyMark, Role, Status};
+pub use status::{
+    MemberRole, MemberStatus, NoLeader, NodeReport, PolicyMark, Role, Status, TrustReport,
+};

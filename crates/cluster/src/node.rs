@@ -4,9 +4,13 @@
 //! or draws a random number other than through that runtime and the [`Environment`], so that the simulator runs it as
 //! it is.
 
+mod boots;
+pub(crate) mod door;
 mod propose;
 pub(crate) mod report;
+mod scrub;
 mod steward;
+mod trust;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -25,10 +29,11 @@ pub use crate::feature::FEATURE_LEVEL;
 pub use propose::{Applied, ProposeError, TransferError};
 use report::{LeaderView, Received};
 
-use crate::command::{Addresses, Author, Command, Init, Refusal};
+use crate::command::{Addresses, Author, Command, Init, JoinApproval, Refusal};
 use crate::feature::{TooOld, Verdict};
 use crate::forward::{HttpRequest, HttpResponse};
 use crate::id::{ClusterId, Lineage, NodeId};
+use crate::keyring::Keyring;
 use crate::raft::machine::Machine;
 use crate::raft::network::{Network, peer};
 use crate::raft::service::RaftService;
@@ -101,6 +106,10 @@ pub struct NodeConfig {
     pub raise_after: Duration,
     /// Free space below which proposals are refused, in bytes: what is left is for votes and membership.
     pub reserve_bytes: u64,
+    /// This node's private keys: what it vouches for others with, and opens the state's secrets with.
+    pub keyring: Arc<Keyring>,
+    /// Whether this node, when it leads, has new members wait for an administrator: the settings follow it.
+    pub join_approval: JoinApproval,
 }
 
 impl NodeConfig {
@@ -120,6 +129,8 @@ impl NodeConfig {
             promote_after: Duration::from_secs(10),
             raise_after: Duration::from_secs(600),
             reserve_bytes: 64 * 1024 * 1024,
+            keyring: Arc::default(),
+            join_approval: JoinApproval::Auto,
         }
     }
 }
@@ -208,6 +219,12 @@ pub enum Failure {
     /// A newer version has written what came next.
     #[error(transparent)]
     TooOld(TooOld),
+    /// Another machine runs under this node's identity, and was there first.
+    #[error(
+        "a copy of this node is running at {0}: stop one of the two for good, or make this one a new node by removing \
+         cluster.data_dir and cluster.node_id_path"
+    )]
+    Duplicate(String),
     /// Consensus has stopped otherwise.
     #[error("consensus has stopped: {0}")]
     Consensus(String),
@@ -253,6 +270,18 @@ pub(crate) struct Inner<R: AsyncRuntime> {
     /// What the leader said of all, while another node leads.
     leader_view: Mutex<Option<(LeaderView, InstantOf<Types<R>>)>>,
     own_report: watch::Sender<NodeReport>,
+    /// Why the leader's last step of trust failed, so that it is told once.
+    trust_failure: Mutex<Option<String>>,
+    /// Which machines report under each identity, while this node leads.
+    boots: Mutex<boots::Boots<R>>,
+    /// Members that run twice and have been told of, with the time.
+    told: Mutex<BTreeMap<NodeId, InstantOf<Types<R>>>>,
+    /// What is to be put into the change log by the steward.
+    notes: Mutex<Vec<door::Note>>,
+    /// Where the machine is that has this node's identity as well, and had it first.
+    duplicate_of: Mutex<Option<String>>,
+    /// Whether secrets in clear may be left on this node's disk.
+    scrub: Mutex<scrub::Scrub>,
     handlers: RwLock<BTreeMap<Kind, Handler>>,
     stop: watch::Sender<bool>,
 }
@@ -317,6 +346,7 @@ impl<R: AsyncRuntime> Node<R> {
             .await
             .and_then(|opened| opened)
             .map_err(|error| too_old(StartError::Snapshots(error)))?;
+        let machine = machine.read_with(Arc::clone(&config.keyring));
         let state = machine.watch();
         let unsnapped_bytes = machine.unsnapped_bytes();
         let network = Network {
@@ -346,6 +376,12 @@ impl<R: AsyncRuntime> Node<R> {
             reports: Mutex::default(),
             leader_view: Mutex::new(None),
             own_report: watch::Sender::new(NodeReport::default()),
+            trust_failure: Mutex::new(None),
+            boots: Mutex::default(),
+            told: Mutex::default(),
+            notes: Mutex::default(),
+            duplicate_of: Mutex::new(None),
+            scrub: Mutex::new(scrub::Scrub::Unknown),
             handlers: RwLock::default(),
             stop: watch::Sender::new(false),
         });
@@ -393,6 +429,10 @@ impl<R: AsyncRuntime> Node<R> {
             .is_err()
         {
             return Err(ProposeError::NoLeader(self.no_leader()).into());
+        }
+        if init.first_key.is_some() {
+            // Then nothing in clear was ever here. If that cannot be noted, it is looked for once in vain.
+            let _ = self.inner.store.mark_scrubbed().await;
         }
         let author = Author::system(self.node_id());
         let applied = self
@@ -466,6 +506,11 @@ impl<R: AsyncRuntime> Node<R> {
     pub async fn failed(&self) -> Failure {
         let mut metrics = self.inner.raft.metrics();
         loop {
+            // Metrics change with every heartbeat, so that the second question is asked soon enough.
+            let duplicate_of = locked(&self.inner.duplicate_of).clone();
+            if let Some(first) = duplicate_of {
+                return Failure::Duplicate(first);
+            }
             if metrics.borrow_watched().running_state.is_err() || metrics.changed().await.is_err() {
                 return self.inner.failure();
             }

@@ -115,11 +115,12 @@ impl Peers {
             content.members.insert(member.node_id, member);
         }
         content.members.retain(|id, _| state.removed(*id).is_none());
-        if let Some(authority) = state.cluster_ca() {
-            let authority = pem::certificate(&authority.certificate_der);
-            if !content.authorities.contains(&authority) {
-                content.authorities.push(authority);
-            }
+        let authorities: Vec<String> = state
+            .cluster_cas()
+            .map(|authority| pem::certificate(&authority.certificate_der))
+            .collect();
+        if !authorities.is_empty() {
+            content.authorities = authorities;
         }
         if content == self.content {
             return Ok(false);

@@ -6,6 +6,7 @@
 
 mod apply;
 mod snapshot;
+mod trust;
 
 use std::sync::Arc;
 
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 pub use snapshot::SnapshotError;
+pub use trust::{BootstrapSecret, CaPhase, CaRotation, Trust};
 
 use crate::command::{
     AccountSpec, Addresses, Author, Authority, Certificate, EventKind, Record, Response, Settings,
@@ -272,6 +274,8 @@ struct Root {
     feature_level: u32,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     feature_version: String,
+    #[serde(default, skip_serializing_if = "Trust::is_empty")]
+    trust: Trust,
 }
 
 /// The replicated state at one log index.
@@ -295,6 +299,8 @@ pub struct State {
     answer_order: Vector<AnswerKey>,
     /// Oldest first.
     changes: Vector<Arc<Change>>,
+    /// What opens the secrets here: this node's own, and no part of the state.
+    reader: trust::Reader,
 }
 
 impl State {

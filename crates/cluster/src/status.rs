@@ -49,6 +49,28 @@ pub struct NodeReport {
     pub wall_clock_ms: u64,
     /// Its boot.
     pub incarnation: u64,
+    /// What it trusts and shows.
+    #[serde(default, skip_serializing_if = "TrustReport::is_empty")]
+    pub trust: TrustReport,
+}
+
+/// What a node says of its keys and of the authorities that it goes by.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TrustReport {
+    /// The public key that secrets are wrapped for (X25519); empty from a version that has none.
+    #[serde(with = "serde_bytes")]
+    pub sealing_key: Vec<u8>,
+    /// SHA-256 of the certificate of each cluster CA that it trusts.
+    pub authorities: Vec<Digest>,
+    /// SHA-256 of the certificate that it shows.
+    pub certificate: Option<Digest>,
+}
+
+impl TrustReport {
+    fn is_empty(&self) -> bool {
+        *self == TrustReport::default()
+    }
 }
 
 /// What a node is now, by what it heard within the effective detection time; never by what it believes of itself.

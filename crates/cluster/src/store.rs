@@ -234,6 +234,39 @@ impl Store {
         self.shared.disk.close();
     }
 
+    /// Whether [`Store::scrub`] was ever done.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub(crate) fn is_scrubbed(&self) -> io::Result<bool> {
+        self.shared.disk.is_scrubbed()
+    }
+
+    /// Overwrites what is free in the file, and notes that this was done.
+    ///
+    /// # Errors
+    /// The file cannot be written: as with any other write, nothing is written after that.
+    pub(crate) async fn scrub(&self) -> io::Result<()> {
+        let scrub = |done| Job {
+            change: disk::Change::Scrub,
+            done: Some(done),
+        };
+        self.settle(scrub).await?;
+        self.mark_scrubbed().await
+    }
+
+    /// Notes that nothing here needs to be overwritten.
+    ///
+    /// # Errors
+    /// As [`Store::scrub`].
+    pub(crate) async fn mark_scrubbed(&self) -> io::Result<()> {
+        let mark = |done| Job {
+            change: disk::Change::Scrubbed,
+            done: Some(done),
+        };
+        self.settle(mark).await
+    }
+
     pub(crate) fn io(&self) -> Io {
         self.shared.io
     }

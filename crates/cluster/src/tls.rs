@@ -1,9 +1,11 @@
 //! Mutual TLS 1.3 between members, judged by the replicated membership.
 //!
-//! A peer is who it says when its key is the one pinned for its id, the id is the one that was dialled, its
-//! certificate was issued by a CA of this cluster, and it has not been removed. So removal is revocation, at once and
-//! for connections that are open (no session is ever resumed), while the *dates* of a certificate decide nothing: an
-//! expired certificate of a current member raises an alert, and a cluster whose clocks are wrong still works.
+//! A peer is who it says when its key is the one pinned for its id, the id is the one that was dialled, and it has not
+//! been removed. So removal is revocation, at once and for connections that are open (no session is ever resumed), while
+//! the *dates* and the *issuer* of a certificate decide nothing: an expired certificate of a current member, or one of
+//! the CA before a rotation that it slept through, raises an alert and is renewed, and a cluster whose clocks are wrong
+//! still works. Whom the pins do not name yet must show an unbroken chain of [vouchers](crate::voucher) that begins at a
+//! pinned key; such a peer is remembered until the membership is known.
 //!
 //! The client names whom it wants in the server name, `<node>.<lineage>.<cluster>.neuwerk`; a server completes no
 //! handshake for any other name than its own.
@@ -12,9 +14,8 @@ mod connections;
 mod verify;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
 use rustls::client::Resumption;
@@ -26,6 +27,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::id::{ClusterId, Digest, Lineage, NodeId};
 use crate::identity::Identity;
+use crate::state::MAX_MEMBERS;
+use crate::voucher;
 
 use connections::Connections;
 pub use connections::{Admission, PeerStream};
@@ -74,9 +77,6 @@ pub enum Denied {
     /// The key is not the one that the membership pins.
     #[error("the key is not the one that {0} joined with")]
     WrongKey(NodeId),
-    /// The certificate was not issued by a CA that the cluster trusts.
-    #[error("the certificate of {0} was not issued by a CA of this cluster")]
-    NotIssued(NodeId),
 }
 
 /// The membership as TLS sees it.
@@ -105,14 +105,19 @@ struct Judge {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Peer {
     node_id: NodeId,
-    /// Whether the certificate's dates include now.
+    /// SHA-256 of its SubjectPublicKeyInfo.
+    spki: Digest,
+    /// The pinned member whose word is taken for it; none if it is pinned itself.
+    vouched_by: Option<NodeId>,
+    /// Whether a CA that is trusted issued the certificate, and its dates include now.
     dated: bool,
 }
 
 /// Counts of what operators should know of.
 #[derive(Debug, Default)]
 pub struct Alerts {
-    /// Handshakes with a current member whose certificate has expired, or is not valid yet by this clock.
+    /// Handshakes with a current member whose certificate has expired, is not valid yet by this clock, or is of a CA
+    /// that is not trusted (any more).
     pub out_of_date: AtomicU64,
     /// Handshakes that were refused, both ways.
     pub denied: AtomicU64,
@@ -131,6 +136,10 @@ pub struct Trust {
     node_id: NodeId,
     judge: ArcSwap<Judge>,
     certified: ArcSwap<CertifiedKey>,
+    /// Keys that pinned members vouch for and the pins do not name: of members that joined while this node was off.
+    vouched: Mutex<BTreeMap<NodeId, Digest>>,
+    /// Members at whose address somebody else answers, by the address.
+    strangers: Mutex<BTreeMap<NodeId, String>>,
     connections: Arc<Connections>,
     alerts: Alerts,
     provider: Arc<CryptoProvider>,
@@ -148,6 +157,8 @@ impl Trust {
             node_id: identity.node_id,
             judge: ArcSwap::from_pointee(Judge::new(pins)?),
             certified: ArcSwap::from_pointee(certified),
+            vouched: Mutex::default(),
+            strangers: Mutex::default(),
             connections: Arc::default(),
             alerts: Alerts::default(),
             provider,
@@ -175,14 +186,26 @@ impl Trust {
     /// [`TlsError::Authority`]: the old pins stay in force.
     pub fn set_pins(&self, pins: Pins) -> Result<(), TlsError> {
         let judge = Arc::new(Judge::new(pins)?);
+        // A copy, for whoever is admitted looks there while the connections are locked.
+        let vouched = {
+            let mut vouched = self.vouched();
+            vouched.retain(|node_id, _| {
+                let pins = &judge.pins;
+                !pins.members.contains_key(node_id) && !pins.removed.contains(node_id)
+            });
+            vouched.clone()
+        };
         self.connections.retain(
             || self.judge.store(Arc::clone(&judge)),
-            |node_id, spki| judge.pins.members.get(&node_id) == Some(&spki),
+            |node_id, spki| {
+                judge.pins.members.get(&node_id).or(vouched.get(&node_id)) == Some(&spki)
+            },
         );
         Ok(())
     }
 
-    /// Shows a new certificate from now on: a renewal, for the same key or another one.
+    /// Shows a new certificate from now on: a renewal, for the same key or another one, with the vouchers for it.
+    /// Connections that are open notice nothing.
     ///
     /// # Errors
     /// [`TlsError::Certificate`]: the old one stays in use.
@@ -190,10 +213,17 @@ impl Trust {
         &self,
         certificate: &CertificateDer<'static>,
         pkcs8: &[u8],
+        vouchers: &[CertificateDer<'static>],
     ) -> Result<(), TlsError> {
-        let certified = certified(&self.provider, certificate, pkcs8)?;
+        let mut certified = certified(&self.provider, certificate, pkcs8)?;
+        certified.cert.extend_from_slice(vouchers);
         self.certified.store(Arc::new(certified));
         Ok(())
+    }
+
+    fn vouched(&self) -> MutexGuard<'_, BTreeMap<NodeId, Digest>> {
+        // Nothing in there can panic half-way.
+        self.vouched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How a client names `node_id` to it.
@@ -245,7 +275,7 @@ impl Trust {
         let spki = crate::ca::spki_of(certificate).ok_or(Denied::Unreadable)?;
         let (_, node_id) = crate::ca::member_of(certificate).ok_or(Denied::ForeignCluster)?;
         Connections::admit(&self.connections, (node_id, spki), within, || {
-            self.judge.load().pinned(node_id, spki)
+            self.known(node_id, spki)
         })
     }
 
@@ -259,22 +289,70 @@ impl Trust {
         self.alerts.misdirected.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Somebody answers where `node_id` was dialled, who is not that member of this cluster.
+    pub(crate) fn note_stranger(&self, node_id: NodeId, address: &str) {
+        self.note_misdirected();
+        self.strangers().insert(node_id, address.to_owned());
+    }
+
+    /// The members at whose address somebody else has answered since this was last asked.
+    pub fn take_strangers(&self) -> BTreeMap<NodeId, String> {
+        std::mem::take(&mut self.strangers())
+    }
+
+    fn strangers(&self) -> MutexGuard<'_, BTreeMap<NodeId, String>> {
+        // Nothing in there can panic half-way.
+        self.strangers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether `spki` is the key of the member `node_id`, by the pins or by a voucher.
+    fn known(&self, node_id: NodeId, spki: Digest) -> Result<(), Denied> {
+        let pinned = self.judge.load().pinned(node_id, spki);
+        match pinned {
+            Err(Denied::Unknown(_)) if self.vouched().get(&node_id) == Some(&spki) => Ok(()),
+            pinned => pinned,
+        }
+    }
+
+    /// Keeps in mind a peer that was vouched for.
+    fn remember(&self, peer: Peer) -> Result<Peer, Denied> {
+        let Some(by) = peer.vouched_by else {
+            return Ok(peer);
+        };
+        let mut vouched = self.vouched();
+        if vouched.len() >= MAX_MEMBERS && !vouched.contains_key(&peer.node_id) {
+            return Err(Denied::Unknown(peer.node_id));
+        }
+        if vouched.insert(peer.node_id, peer.spki) != Some(peer.spki) {
+            tracing::info!(
+                node = %peer.node_id, %by,
+                "a member that joined while this node was off is vouched for by one that it knows"
+            );
+        }
+        Ok(peer)
+    }
+
+    /// The rules, with what `shown` behind the certificate proves about a peer that the pins do not name.
     fn judge(
         &self,
         certificate: &CertificateDer<'_>,
+        shown: &[CertificateDer<'_>],
         dialled: Option<NodeId>,
         now: UnixTime,
     ) -> Result<(), Denied> {
         let judged = self
             .judge
             .load()
-            .judge(self.node_id, certificate, dialled, now);
+            .judge(self.node_id, certificate, shown, dialled, now)
+            .and_then(|peer| self.remember(peer));
         match &judged {
             Ok(peer) if !peer.dated => {
                 self.alerts.out_of_date.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(
                     node = %peer.node_id,
-                    "a member's certificate is out of date by this node's clock: check both clocks; it will be renewed"
+                    "a member's certificate is out of date: check both clocks; it will be renewed"
                 );
             }
             Ok(_) => {}
@@ -315,6 +393,7 @@ impl Judge {
         &self,
         me: NodeId,
         certificate: &CertificateDer<'_>,
+        shown: &[CertificateDer<'_>],
         dialled: Option<NodeId>,
         now: UnixTime,
     ) -> Result<Peer, Denied> {
@@ -338,21 +417,21 @@ impl Judge {
             }
             _ => {}
         }
-        self.pinned(node_id, spki)?;
-        // The dates of a member's certificate are for alerts: the chain is judged at the nearest moment they include.
-        let second = |at: x509_parser::time::ASN1Time| u64::try_from(at.timestamp()).unwrap_or(0);
-        let validity = parsed.validity();
-        let (first, last) = (second(validity.not_before), second(validity.not_after));
-        let moment = now.as_secs().max(first).min(last);
-        verify::issued_by(
-            certificate,
-            &self.roots,
-            UnixTime::since_unix_epoch(Duration::from_secs(moment)),
-        )
-        .map_err(|_| Denied::NotIssued(node_id))?;
+        let vouched_by = match self.pinned(node_id, spki) {
+            Err(unknown @ Denied::Unknown(_)) => {
+                Some(voucher::vouched_for(&self.pins, node_id, spki, shown).ok_or(unknown)?)
+            }
+            pinned => {
+                pinned?;
+                None
+            }
+        };
+        let issued = verify::issued_by(certificate, &self.roots, now);
         Ok(Peer {
             node_id,
-            dated: moment == now.as_secs(),
+            spki,
+            vouched_by,
+            dated: issued.is_ok(),
         })
     }
 }

@@ -48,13 +48,16 @@ pub enum Kind {
     Renew = 9,
     /// An API token, asked of any member by another one's root.
     Mint = 10,
+    /// Something for the change log that another member than the leader saw.
+    Event = 16,
 }
 
 impl Kind {
     /// The kind with this number.
     pub fn from_u8(number: u8) -> Option<Kind> {
         use Kind::{
-            Append, Enrol, Http, Mint, PreVote, ReadIndex, Renew, Report, TransferLeader, Vote,
+            Append, Enrol, Event, Http, Mint, PreVote, ReadIndex, Renew, Report, TransferLeader,
+            Vote,
         };
         [
             Vote,
@@ -67,6 +70,7 @@ impl Kind {
             Enrol,
             Renew,
             Mint,
+            Event,
         ]
         .into_iter()
         .find(|kind| *kind as u8 == number)

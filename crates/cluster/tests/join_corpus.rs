@@ -3,6 +3,19 @@
 use std::path::Path;
 
 include!("join_corpus/sound.rs");
+include!("join_corpus/sound_token.rs");
+
+#[test]
+fn the_corpus_of_join_tokens_is_handled_soundly() {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus/join_token");
+    let mut replayed = 0;
+    for entry in std::fs::read_dir(corpus).expect("the corpus is in the repository") {
+        let path = entry.expect("readable").path();
+        sound_token(&std::fs::read(&path).expect("readable"));
+        replayed += 1;
+    }
+    assert!(replayed >= 8, "only {replayed} inputs");
+}
 
 #[test]
 fn the_corpus_is_handled_soundly() {

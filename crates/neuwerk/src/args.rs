@@ -10,6 +10,7 @@ use clap::{
 use neuwerkd::config::Flags;
 
 use crate::failure::Failure;
+use crate::joining;
 use crate::print;
 
 /// An egress firewall: enforces one policy on every node of a cluster.
@@ -118,6 +119,14 @@ pub(crate) enum Cluster {
         #[command(flatten)]
         target: Target,
     },
+    /// Join tokens, and the bootstrap secret.
+    #[command(subcommand)]
+    Token(joining::TokenVerb),
+    /// Say whether new members are let in at once, or wait for an administrator.
+    Approval(joining::Approval),
+    /// The CA that issues the members' certificates.
+    #[command(subcommand)]
+    Ca(joining::CaVerb),
 }
 
 #[derive(Debug, Subcommand)]
@@ -215,6 +224,8 @@ pub(crate) struct Target {
 pub(crate) enum MembersVerb {
     /// List the members.
     List(Target),
+    /// Let a node in that waits for approval.
+    Approve(joining::Approve),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -360,7 +371,10 @@ mod tests {
             else {
                 panic!("{line}");
             };
-            let target = list.map_or(target, |MembersVerb::List(target)| target);
+            let target = match list {
+                Some(MembersVerb::List(target)) => target,
+                _ => target,
+            };
             assert!(target.json, "{line}");
         }
     }
@@ -380,6 +394,9 @@ mod tests {
             "auth token mint",
             "auth token mint --sub a --cluster-addr b:1 --http-tls-dir /t",
             "completions tcsh",
+            "cluster token bootstrap maybe",
+            "cluster token create --uses -1",
+            "cluster approval",
         ] {
             assert_eq!(
                 parsed(line).err().map(|error| error.exit_code()),
@@ -398,6 +415,14 @@ mod tests {
             "cluster members list --http-addr 10.0.0.1:8443 --token t --ca /ca.crt",
             "policy apply p.yaml --wait committed --timeout 2s --if-match \"x-1\"",
             "policy apply - --format json",
+            "cluster token create --ttl 30m --uses 3",
+            "cluster token list --json",
+            "cluster token revoke 00000000-0000-0000-0000-000000000001",
+            "cluster token bootstrap rotate",
+            "cluster approval manual",
+            "cluster members approve 00000000000000a1",
+            "cluster ca status",
+            "cluster ca rotate --abort",
         ] {
             assert!(
                 parsed(line).is_ok(),

@@ -10,6 +10,7 @@ mod auth;
 mod cluster;
 mod connect;
 mod failure;
+mod joining;
 mod policy;
 mod print;
 mod run;
@@ -49,10 +50,16 @@ fn perform(cli: Cli, matches: &clap::ArgMatches) -> Result<ExitCode, Failure> {
         Verb::Policy(Policy::Apply(apply)) => return connect::block_on(policy::apply(apply)),
         Verb::Policy(Policy::Get(get)) => connect::block_on(policy::get(get)),
         Verb::Status(target) => connect::block_on(status::status(target)),
-        Verb::Cluster(Cluster::Members { list, target }) => {
-            let target = list.map_or(target, |MembersVerb::List(target)| target);
-            connect::block_on(cluster::members(target))
+        Verb::Cluster(Cluster::Members { list, target }) => match list {
+            Some(MembersVerb::Approve(approve)) => connect::block_on(joining::approve(approve)),
+            Some(MembersVerb::List(target)) => connect::block_on(cluster::members(target)),
+            None => connect::block_on(cluster::members(target)),
+        },
+        Verb::Cluster(Cluster::Token(verb)) => connect::block_on(joining::token(verb)),
+        Verb::Cluster(Cluster::Approval(approval)) => {
+            connect::block_on(joining::approval(approval))
         }
+        Verb::Cluster(Cluster::Ca(verb)) => connect::block_on(joining::ca(verb)),
         Verb::Auth(Auth::Token(Token::Mint(mint))) => connect::block_on(auth::mint(mint)),
         Verb::Completions { shell } => args::completions(shell),
         Verb::Reference {

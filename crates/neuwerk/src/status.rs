@@ -1,6 +1,7 @@
 //! `neuwerk status`: how a node and its cluster are, on one screen.
 
 use api::health::Ready;
+use api::joining::JoinSettings;
 use api::stats::{ClusterNodeCatchup, StatsSnapshot};
 use serde::Serialize;
 
@@ -15,6 +16,8 @@ struct Status {
     ready: Ready,
     ready_traffic: Ready,
     stats: StatsSnapshot,
+    /// How new members are let in; none from a node that does not know.
+    join: Option<JoinSettings>,
 }
 
 pub(crate) async fn status(target: Target) -> Result<(), Failure> {
@@ -22,10 +25,13 @@ pub(crate) async fn status(target: Target) -> Result<(), Failure> {
     let ready = client.ready().await?;
     let ready_traffic = client.ready_traffic().await?;
     let stats = client.stats().await?;
+    // A node whose control plane is down has no say in it, and everything else is worth showing all the same.
+    let join = client.join_settings().await.ok();
     let status = Status {
         ready,
         ready_traffic,
         stats,
+        join,
     };
     if target.json {
         print::json(&status)
@@ -39,6 +45,7 @@ fn screen(status: &Status) -> String {
         ready,
         ready_traffic,
         stats,
+        join,
     } = status;
     let cluster = &stats.cluster;
     let mut text = String::new();
@@ -107,6 +114,15 @@ fn screen(status: &Status) -> String {
             ),
         );
     }
+    for advice in join.iter().filter_map(|join| join.recommendation.clone()) {
+        line("advice", advice);
+    }
+    for node in join.iter().flat_map(|join| &join.waiting) {
+        line(
+            "waiting",
+            format!("{node} asks to join: neuwerk cluster members approve {node}"),
+        );
+    }
     let dataplane = &stats.dataplane;
     line(
         "flows",
@@ -166,6 +182,7 @@ fn members(nodes: &[ClusterNodeCatchup]) -> String {
 mod tests {
     use super::*;
     use api::health::Check;
+    use api::joining::JoinApprovalMode;
 
     fn status(tolerance: Option<u64>) -> Status {
         let mut stats = StatsSnapshot::default();
@@ -187,6 +204,14 @@ mod tests {
             ready: Ready::of(vec![failing]),
             ready_traffic: Ready::of(vec![]),
             stats,
+            join: Some(JoinSettings {
+                bootstrap: true,
+                bootstrap_kid: None,
+                bootstrap_rotated_at: None,
+                approval: JoinApprovalMode::Manual,
+                waiting: vec!["00000000000000b2".into()],
+                recommendation: Some("switch it off".into()),
+            }),
         }
     }
 
@@ -209,6 +234,11 @@ mod tests {
         );
         shows(&status, "ready       no (for traffic: yes)");
         shows(&status, "            cluster: no leader for 3 s");
+        shows(&status, "advice      switch it off");
+        shows(
+            &status,
+            "waiting     00000000000000b2 asks to join: neuwerk cluster members approve 00000000000000b2",
+        );
         shows(&status, "00000000000000a1: a source group is too large");
         shows(
             &status,

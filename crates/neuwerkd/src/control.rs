@@ -7,20 +7,21 @@
 mod enforce;
 mod founding;
 mod report;
+mod trust;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow};
-use cluster::command::{Addresses, Init};
-use cluster::identity::NodeKey;
-use cluster::identity::{Identity, Layout, OnDisk};
+use anyhow::Context;
+use cluster::command::{Addresses, EventKind, Init};
+use cluster::identity::{self, Identity, Layout, NodeKey, OnDisk};
 use cluster::join::client::{JoinOptions, join};
 use cluster::join::listener::JoinListener;
 use cluster::join::protocol::Application;
 use cluster::join::secret;
+use cluster::keyring::Keyring;
 use cluster::meta::Meta;
 use cluster::node::FEATURE_LEVEL;
 use cluster::peers::Peers;
@@ -29,7 +30,7 @@ use cluster::store::files::DiskDirectory;
 use cluster::store::{Io, Store};
 use cluster::tls::Trust;
 use cluster::transport::grpc::GrpcTransport;
-use cluster::{Environment, Node, NodeConfig, NodeReport, State, Timing};
+use cluster::{Environment, Node, NodeConfig, NodeReport, State, Timing, TrustReport};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -157,7 +158,7 @@ impl Control {
         let options = JoinOptions {
             addresses: cluster.join.iter().map(ToString::to_string).collect(),
             own: vec![cluster.join_bind(), cluster.advertise()],
-            secrets: Arc::new(move || secret::load(&token_path)),
+            held: Arc::new(move || secret::load(&token_path)),
             application: Application {
                 csr: key.request().to_vec(),
                 name: host_name(),
@@ -166,7 +167,7 @@ impl Control {
                 feature_level: FEATURE_LEVEL,
             },
             on_failure: Box::new(move |address, error| {
-                let chain = anyhow!("{error}").to_string();
+                let chain = chain(error);
                 readiness
                     .readiness()
                     .set_waiting_for(format!("joining through {address}: {chain}"));
@@ -209,6 +210,8 @@ impl Control {
         let store = tokio::task::spawn_blocking(move || Store::open(&log, Io::Threaded)).await??;
         let snapshots = Arc::new(DiskDirectory::open(data_dir.join("snapshots"))?);
         let trust = Trust::new(&member.identity, member.peers.pins(&State::default()))?;
+        let sealing = identity::sealing_key(layout)?;
+        let node_id = member.identity.node_id;
         let transport = GrpcTransport::new(Arc::clone(&trust));
         let config = NodeConfig {
             name: host_name(),
@@ -216,7 +219,9 @@ impl Control {
             incarnation: founding::random_u64(),
             timing: self.timing(),
             raise_after: Duration::from_secs(self.config.cluster.feature_level_delay_secs.into()),
-            ..NodeConfig::new(member.identity.node_id)
+            keyring: Keyring::new(node_id, member.identity.key.pkcs8(), sealing),
+            join_approval: self.config.cluster.join_approval.into(),
+            ..NodeConfig::new(node_id)
         };
         let environment = Environment::system(data_dir);
         let node = Node::start(config, environment, store, snapshots, transport.clone()).await?;
@@ -227,7 +232,7 @@ impl Control {
         let outcome = async {
             member.enter(&node, layout).await?;
             self.open_listeners(&node, &transport, &life).await?;
-            self.follow(member, &node, trust, &life);
+            self.follow(member, layout, &node, trust, &life);
             tokio::select! {
                 () = stop.cancelled() => Ok(()),
                 failure = node.failed() => Err(failure.into()),
@@ -253,6 +258,7 @@ impl Control {
         life: &CancellationToken,
     ) -> anyhow::Result<()> {
         node.answer_enrolments();
+        node.answer_notes();
         node.set_http_handler(self.http.forward_handler());
         auth::answer_mint(node);
         let cluster = &self.config.cluster;
@@ -267,28 +273,54 @@ impl Control {
     }
 
     /// Spawns what follows the state: trust, certificates, reports, and the management API.
-    fn follow(&self, member: Member, node: &Node, trust: Arc<Trust>, life: &CancellationToken) {
-        let data_dir = self.config.cluster.data_dir.clone();
-        let Member { peers, meta, .. } = member;
-        let membership =
-            follow_membership(node.clone(), trust, peers, meta, data_dir, life.clone());
-        tokio::spawn(membership);
+    fn follow(
+        &self,
+        member: Member,
+        layout: &Layout,
+        node: &Node,
+        trust: Arc<Trust>,
+        life: &CancellationToken,
+    ) {
+        let (told, trusts) = watch::channel(TrustReport::default());
+        let follower = trust::Follower {
+            trust,
+            identity: member.identity,
+            peers: member.peers,
+            meta: member.meta,
+            layout: layout.clone(),
+            told,
+            told_of: BTreeMap::new(),
+        };
+        tokio::spawn(follower.run(node.clone(), life.clone()));
         tokio::spawn(self.certificates.clone().follow(node.watch(), life.clone()));
-        tokio::spawn(report::run(self.reporter(node), life.clone()));
+        tokio::spawn(report::run(self.reporter(node, trusts), life.clone()));
         self.http.set_node(Some(node.clone()));
     }
 
     fn join_listener(&self, node: &Node) -> anyhow::Result<Arc<JoinListener>> {
         let path = self.config.cluster.token_path.clone();
         secret::load_or_create(&path)?;
-        let node = node.clone();
+        let (node, enrolling) = (node.clone(), node.clone());
         let enrol = move |request| {
-            let node = node.clone();
+            let node = enrolling.clone();
             Box::pin(async move { node.enrol(request).await }) as _
         };
-        Ok(JoinListener::new(
-            Arc::new(move || secret::load(&path)),
+        let (secrets, tokens) = (
+            node.bootstrap_secrets(Arc::new(move || secret::load(&path))),
+            node.token_offers(),
+        );
+        let told = move |source: SocketAddr, reason: String| {
+            let node = node.clone();
+            tokio::spawn(async move {
+                let from = source.ip().to_string();
+                node.note(EventKind::JoinRefused, from, reason).await;
+            });
+        };
+        Ok(JoinListener::with(
+            secrets,
+            Some(tokens),
             Arc::new(enrol),
+            Some(Box::new(told)),
         )?)
     }
 
@@ -320,9 +352,10 @@ impl Control {
         }
     }
 
-    fn reporter(&self, node: &Node) -> report::Reporter {
+    fn reporter(&self, node: &Node, trusts: watch::Receiver<TrustReport>) -> report::Reporter {
         report::Reporter {
             node: node.clone(),
+            trusts,
             http: Arc::clone(&self.http),
             http_address: self.http_address.clone(),
             progress: self.progress.subscribe(),
@@ -357,36 +390,6 @@ impl Control {
     }
 }
 
-/// Keeps whom TLS trusts, and the file that outlives a restart, as the state says.
-async fn follow_membership(
-    node: Node,
-    trust: Arc<Trust>,
-    mut peers: Peers,
-    mut meta: Meta,
-    data_dir: PathBuf,
-    life: CancellationToken,
-) {
-    let mut state = node.watch();
-    loop {
-        let now = Arc::clone(&state.borrow_and_update());
-        if let Err(error) = peers.follow(&now) {
-            tracing::warn!(%error, "the list of known members cannot be written");
-        }
-        if meta.note_members(&now)
-            && let Err(error) = meta.store(&data_dir)
-        {
-            tracing::warn!(%error, "it cannot be written down that there are several members");
-        }
-        if let Err(error) = trust.set_pins(peers.pins(&now)) {
-            tracing::error!(%error, "the trusted keys stay as they were");
-        }
-        tokio::select! {
-            () = life.cancelled() => return,
-            changed = state.changed() => if changed.is_err() { return },
-        }
-    }
-}
-
 /// Answers other members until it is stopped.
 async fn serve_members<E: std::error::Error>(serving: impl Future<Output = Result<(), E>>) {
     if let Err(error) = serving.await {
@@ -398,6 +401,17 @@ async fn listen(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address)
         .await
         .with_context(|| format!("cannot listen on {address} ({key})"))
+}
+
+/// An error with what led to it, as one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(&format!(": {error}"));
+        source = error.source();
+    }
+    text
 }
 
 fn host_name() -> String {

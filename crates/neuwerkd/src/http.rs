@@ -6,6 +6,7 @@
 //! other members forward take the same way; only what they bring along differs ([`Origin`]).
 
 pub mod account;
+pub mod ca;
 pub mod certificate;
 mod change;
 pub mod control;
@@ -13,6 +14,7 @@ mod edge;
 pub mod error;
 mod gate;
 pub mod health;
+pub mod joining;
 pub mod listen;
 pub mod members;
 pub mod openapi;

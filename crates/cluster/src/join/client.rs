@@ -15,8 +15,8 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use super::protocol::{Application, Binding, Joiner, Outcome, ProtocolError};
-use super::secret::{Secret, SecretError};
+use super::protocol::{Application, Binding, Joiner, Outcome, Presented, ProtocolError};
+use super::secret::{Held, SecretError};
 use super::{ALPN_JOIN, EXPORTER_LABEL, EnrolGrant, EnrolRefusal};
 
 /// Port of the join listener, unless an address says otherwise.
@@ -47,6 +47,9 @@ pub enum JoinError {
     /// No answer in time.
     #[error("no answer in time")]
     TimedOut,
+    /// The file is there and lists nothing.
+    #[error("the bootstrap token file holds neither a secret nor a join token")]
+    Nothing,
     /// This node's own file.
     #[error(transparent)]
     Secrets(#[from] SecretError),
@@ -64,6 +67,9 @@ pub enum JoinError {
 /// Called with an address and why nothing came of it.
 pub type OnFailure = Box<dyn Fn(&str, &JoinError) + Send + Sync>;
 
+/// Reads what this node holds.
+pub type Credentials = Arc<dyn Fn() -> Result<Held, SecretError> + Send + Sync>;
+
 /// Where to ask and what to say.
 pub struct JoinOptions {
     /// `--join`: `host`, `host:port`, `[v6]:port`. A port is the join listener's; that of a cluster listener will do
@@ -71,8 +77,8 @@ pub struct JoinOptions {
     pub addresses: Vec<String>,
     /// Addresses of this node's own listeners, which are skipped.
     pub own: Vec<SocketAddr>,
-    /// Reads the bootstrap secrets, anew for each attempt: the file may be placed later.
-    pub secrets: super::listener::Secrets,
+    /// Reads bootstrap secrets and join tokens, anew for each attempt: the file may be placed later.
+    pub held: Credentials,
     /// What this node says of itself.
     pub application: Application,
     /// Told after each failed attempt where and why; for `/ready`.
@@ -160,8 +166,7 @@ async fn attempt(
     target: SocketAddr,
     options: &JoinOptions,
 ) -> Result<EnrolGrant, JoinError> {
-    let attempt = async {
-        let secrets = (options.secrets)()?;
+    let attempt = async |presented: Presented| {
         let stream = tokio::time::timeout(CONNECT_DEADLINE, TcpStream::connect(target))
             .await
             .map_err(|_| JoinError::TimedOut)?
@@ -172,14 +177,25 @@ async fn attempt(
             connector,
             stream,
             name,
-            secrets,
+            presented,
             options.application.clone(),
         )
         .await
     };
-    tokio::time::timeout(ATTEMPT_DEADLINE, attempt)
-        .await
-        .unwrap_or(Err(JoinError::TimedOut))
+    let Held { secrets, tokens } = (options.held)()?;
+    let secrets = (!secrets.is_empty()).then_some(Presented::Secrets(secrets));
+    let all = tokens.into_iter().map(Presented::Token).chain(secrets);
+    let mut last = Err(JoinError::Nothing);
+    for presented in all {
+        last = tokio::time::timeout(ATTEMPT_DEADLINE, attempt(presented))
+            .await
+            .unwrap_or(Err(JoinError::TimedOut));
+        // Another credential helps only where this one was looked at.
+        if matches!(last, Ok(_) | Err(JoinError::Connect(_))) {
+            break;
+        }
+    }
+    last
 }
 
 /// One attempt over an open connection.
@@ -187,7 +203,7 @@ pub(super) async fn enrol(
     connector: &TlsConnector,
     stream: impl AsyncRead + AsyncWrite + Unpin,
     name: ServerName<'static>,
-    secrets: Vec<Secret>,
+    presented: impl Into<Presented>,
     application: Application,
 ) -> Result<EnrolGrant, JoinError> {
     let mut stream = connector
@@ -203,7 +219,7 @@ pub(super) async fn enrol(
             .export_keying_material([0; 32], EXPORTER_LABEL, None)
             .map_err(|_| JoinError::Cryptography("TLS exporter"))?,
     };
-    let mut joiner = Joiner::new(secrets, application, binding);
+    let mut joiner = Joiner::new(presented, application, binding);
     let mut buffer = vec![0; 16 * 1024];
     loop {
         if let Some(output) = joiner.poll_transmit() {

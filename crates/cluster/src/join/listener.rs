@@ -20,7 +20,8 @@ use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use super::protocol::{Acceptor, Binding, ProtocolError};
+use super::journal::Journal;
+use super::protocol::{Acceptor, Binding, ProtocolError, Tokens};
 use super::secret::{Secret, SecretError};
 use super::{ALPN_JOIN, EXPORTER_LABEL, EnrolGrant, EnrolRefusal, EnrolRequest};
 use crate::throttle::Throttle;
@@ -40,6 +41,9 @@ pub type Secrets = Arc<dyn Fn() -> Result<Vec<Secret>, SecretError> + Send + Syn
 /// What makes a member of a joiner that has proved its secret: the leader, here or elsewhere.
 pub type Enrol =
     Arc<dyn Fn(EnrolRequest) -> BoxFuture<'static, Result<EnrolGrant, EnrolRefusal>> + Send + Sync>;
+
+/// Told of an attempt that came to nothing, for the change log: from where, and why.
+pub type OnRefusal = Box<dyn Fn(SocketAddr, String) + Send + Sync>;
 
 /// Attempts since start.
 #[derive(Debug, Default)]
@@ -92,7 +96,10 @@ enum AttemptError {
 pub struct JoinListener {
     acceptor: TlsAcceptor,
     secrets: Secrets,
+    tokens: Option<Tokens>,
     enrol: Enrol,
+    on_refusal: Option<OnRefusal>,
+    journal: Mutex<Journal>,
     slots: Arc<Semaphore>,
     throttle: Mutex<Throttle>,
     counters: JoinCounters,
@@ -104,10 +111,27 @@ impl JoinListener {
     /// # Errors
     /// [`ListenerError`].
     pub fn new(secrets: Secrets, enrol: Enrol) -> Result<Arc<Self>, ListenerError> {
+        Self::with(secrets, None, enrol, None)
+    }
+
+    /// A listener that admits by `secrets` and `tokens`, passes joiners to `enrol`, and tells `on_refusal` of attempts
+    /// that came to nothing.
+    ///
+    /// # Errors
+    /// [`ListenerError`].
+    pub fn with(
+        secrets: Secrets,
+        tokens: Option<Tokens>,
+        enrol: Enrol,
+        on_refusal: Option<OnRefusal>,
+    ) -> Result<Arc<Self>, ListenerError> {
         Ok(Arc::new(JoinListener {
             acceptor: TlsAcceptor::from(Arc::new(server_config()?)),
             secrets,
+            tokens,
             enrol,
+            on_refusal,
+            journal: Mutex::default(),
             slots: Arc::new(Semaphore::new(MAX_ENROLMENTS)),
             throttle: Mutex::default(),
             counters: JoinCounters::default(),
@@ -166,6 +190,28 @@ impl JoinListener {
                 "a join attempt failed"
             );
             tracing::debug!(%source, "it came from");
+            self.tell(source, &error.to_string());
+        }
+    }
+
+    /// Puts a refusal into the change log, if it is news.
+    fn tell(&self, source: SocketAddr, reason: &str) {
+        let Some(on_refusal) = &self.on_refusal else {
+            return;
+        };
+        let news = self
+            .journal
+            .lock()
+            // Nothing in there can panic half-way.
+            .unwrap_or_else(PoisonError::into_inner)
+            .tell(source.ip(), reason, Instant::now());
+        match news {
+            None => {}
+            Some(0) => on_refusal(source, reason.to_owned()),
+            Some(left_out) => on_refusal(
+                source,
+                format!("{reason} ({left_out} other refusals were left out before)"),
+            ),
         }
     }
 
@@ -190,6 +236,9 @@ impl JoinListener {
         let mut secrets = (self.secrets)()?;
         secrets.retain(|secret| secret.is_valid(now));
         let mut acceptor = Acceptor::new(secrets, binding);
+        if let Some(tokens) = &self.tokens {
+            acceptor = acceptor.with_tokens(Arc::clone(tokens));
+        }
 
         let mut buffer = [0; 4096];
         let request = loop {
@@ -201,13 +250,19 @@ impl JoinListener {
                     io::Error::from(io::ErrorKind::UnexpectedEof).into()
                 });
             }
-            let request = acceptor.handle_input(&buffer[..length])?;
+            let handled = acceptor.handle_input(&buffer[..length]);
             if let Some(output) = acceptor.poll_transmit() {
                 stream.write_all(&output).await?;
                 stream.flush().await?;
             }
-            if let Some(request) = request {
-                break request;
+            match handled {
+                Ok(None) => {}
+                Ok(Some(request)) => break request,
+                Err(error) => {
+                    // What the joiner is told of it must not be cut off by a reset.
+                    let _ = stream.shutdown().await;
+                    return Err(error.into());
+                }
             }
         };
 
@@ -225,8 +280,9 @@ impl JoinListener {
                     address,
                     reason = refusal.reason,
                     retry = refusal.retry,
-                    "did not admit a node that holds the bootstrap secret"
+                    "did not admit a node that has proved its credential"
                 );
+                self.tell(source, &format!("{name}: {}", refusal.reason));
             }
         }
         tracing::debug!(%source, "answered a joiner");

@@ -3,12 +3,16 @@
 //! [`Joiner`] and [`Acceptor`] are the two sides of one attempt on one connection. Each is handed its nonce and the
 //! connection's exporter, so that a test can relay, replay, cut and forge at will.
 
+use std::sync::Arc;
+
 use aws_lc_rs::{constant_time, hmac};
 use prost::Message as _;
+use uuid::Uuid;
 
 use super::secret::Secret;
+use super::token::{self, Token};
 use super::{EnrolGrant, EnrolRefusal, EnrolRequest, KnownMember};
-use crate::ca::{self, Csr};
+use crate::ca::{self, Ca, Csr};
 use crate::command::{Addresses, Credential};
 use crate::id::{ClusterId, Digest, Lineage, NodeId};
 use crate::wire::join as wire;
@@ -21,6 +25,9 @@ pub const MAX_ANSWER_BYTES: usize = 1024 * 1024;
 
 /// Longest name, address or version, in bytes.
 pub const MAX_TEXT_BYTES: usize = 256;
+
+/// Most authorities that a joiner looks at: two are trusted at most.
+const MAX_AUTHORITIES: usize = 4;
 
 /// Bytes of a nonce, of an exporter and of a proof.
 pub const BINDING_BYTES: usize = 32;
@@ -46,15 +53,21 @@ pub enum ProtocolError {
     /// Not the message that was due.
     #[error("malformed: {0}")]
     Malformed(&'static str),
-    /// The joiner holds a join token; this version admits by bootstrap secret only.
-    #[error("join tokens are not supported by this version: use the bootstrap secret")]
-    TokenUnsupported,
+    /// The cluster knows no such join token.
+    #[error("{0}")]
+    UnknownToken(String),
     /// None of the cluster's proofs was made with a secret of this joiner, on this connection.
     #[error(
         "the cluster does not hold this node's bootstrap secret, or somebody stands between: \
          compare the bootstrap token files of both"
     )]
     ClusterUnproved,
+    /// The other side does not hold the key of the CA that the join token names, on this connection.
+    #[error(
+        "this is not the cluster that the join token is for, its CA was rotated since, or somebody stands between: \
+         make another token with: neuwerk cluster token create"
+    )]
+    AuthorityUnproved,
     /// The joiner's proof is wrong.
     #[error("the joiner's proof is wrong: it holds another secret, or relays or replays a proof")]
     JoinerUnproved,
@@ -141,6 +154,24 @@ struct Transcript {
 }
 
 impl Transcript {
+    /// What is signed where the joiner holds a join token.
+    fn message(&self, token: Uuid, side: Side) -> Vec<u8> {
+        let role: &[u8] = match side {
+            Side::Cluster => b"neuwerk-join/1 token cluster\0",
+            Side::Joiner => b"neuwerk-join/1 token joiner\0",
+        };
+        // As with the HMAC: every part but the role, which ends with a zero, has a fixed length.
+        [
+            role,
+            token.as_bytes(),
+            &self.joiner_nonce,
+            &self.cluster_nonce,
+            &self.csr.0,
+            &self.exporter,
+        ]
+        .concat()
+    }
+
     fn proof(&self, secret: &Secret, side: Side) -> hmac::Tag {
         let role: &[u8] = match side {
             Side::Cluster => b"neuwerk-join/1 cluster\0",
@@ -186,9 +217,24 @@ pub enum Outcome {
     Refused(EnrolRefusal),
 }
 
+/// What a joiner shows in one attempt.
+#[derive(Debug, Clone)]
+pub enum Presented {
+    /// Its bootstrap secrets: one will do.
+    Secrets(Vec<Secret>),
+    /// A join token.
+    Token(Token),
+}
+
+impl From<Vec<Secret>> for Presented {
+    fn from(secrets: Vec<Secret>) -> Self {
+        Presented::Secrets(secrets)
+    }
+}
+
 /// The joiner's side of one attempt.
 pub struct Joiner {
-    secrets: Vec<Secret>,
+    presented: Presented,
     application: Application,
     binding: Binding,
     input: Frames,
@@ -198,14 +244,25 @@ pub struct Joiner {
 
 impl Joiner {
     /// Begins an attempt; the first message waits in [`Joiner::poll_transmit`].
-    pub fn new(secrets: Vec<Secret>, application: Application, binding: Binding) -> Self {
+    pub fn new(
+        presented: impl Into<Presented>,
+        application: Application,
+        binding: Binding,
+    ) -> Self {
+        let presented = presented.into();
+        let credential = match &presented {
+            Presented::Secrets(_) => wire::hello::Credential::Bootstrap(wire::BootstrapSecret {}),
+            Presented::Token(token) => wire::hello::Credential::Token(wire::JoinToken {
+                id: token.id.as_bytes().to_vec(),
+            }),
+        };
         let hello = wire::Hello {
             nonce: binding.nonce.to_vec(),
             csr_sha256: Digest::of(&application.csr).0.to_vec(),
-            credential: Some(wire::hello::Credential::Bootstrap(wire::BootstrapSecret {})),
+            credential: Some(credential),
         };
         Joiner {
-            secrets,
+            presented,
             application,
             binding,
             input: Frames::new(MAX_ANSWER_BYTES),
@@ -227,7 +284,9 @@ impl Joiner {
         self.input.push(bytes)?;
         while let Some(message) = self.input.pop() {
             if !self.proved {
-                self.handle_challenge(&message)?;
+                if let Some(refusal) = self.handle_challenge(&message)? {
+                    return Ok(Some(Outcome::Refused(refusal)));
+                }
                 self.proved = true;
                 continue;
             }
@@ -240,26 +299,52 @@ impl Joiner {
         Ok(None)
     }
 
-    fn handle_challenge(&mut self, message: &[u8]) -> Result<(), ProtocolError> {
+    /// Some when the cluster does not know the token: then nobody has proved anything.
+    fn handle_challenge(&mut self, message: &[u8]) -> Result<Option<EnrolRefusal>, ProtocolError> {
         let challenge = wire::Challenge::decode(message)
             .map_err(|_| ProtocolError::Malformed("not a challenge"))?;
+        if let Some(refused) = challenge.refused {
+            return Ok(Some(EnrolRefusal {
+                retry: refused.retry,
+                reason: refused.reason,
+            }));
+        }
         let transcript = Transcript {
             joiner_nonce: self.binding.nonce,
             cluster_nonce: exactly(&challenge.nonce)?,
             csr: Digest::of(&self.application.csr),
             exporter: self.binding.exporter,
         };
-        let offered = challenge.proofs.iter().take(super::secret::MAX_SECRETS);
-        let (proof_index, secret) = offered
-            .enumerate()
-            .find_map(|(index, proof)| {
-                let holds = |secret: &&Secret| transcript.verify(secret, Side::Cluster, proof);
-                Some((index, self.secrets.iter().find(holds)?))
-            })
-            .ok_or(ProtocolError::ClusterUnproved)?;
+        let (proof_index, proof) = match &self.presented {
+            Presented::Secrets(secrets) => {
+                let offered = challenge.proofs.iter().take(super::secret::MAX_SECRETS);
+                let (index, secret) = offered
+                    .enumerate()
+                    .find_map(|(index, proof)| {
+                        let holds =
+                            |secret: &&Secret| transcript.verify(secret, Side::Cluster, proof);
+                        Some((index, secrets.iter().find(holds)?))
+                    })
+                    .ok_or(ProtocolError::ClusterUnproved)?;
+                let proof = transcript.proof(secret, Side::Joiner).as_ref().to_vec();
+                (index, proof)
+            }
+            Presented::Token(token) => {
+                let message = transcript.message(token.id, Side::Cluster);
+                let proves = |authority: &wire::Authority| {
+                    ca::spki_of(&authority.certificate) == Some(token.authority)
+                        && ca::has_signed(&authority.certificate, &message, &authority.signature)
+                };
+                let mut offered = challenge.authorities.iter().take(MAX_AUTHORITIES);
+                if !offered.any(proves) {
+                    return Err(ProtocolError::AuthorityUnproved);
+                }
+                (0, token.sign(&transcript.message(token.id, Side::Joiner)))
+            }
+        };
         let enrol = wire::Enrol {
             proof_index: u32::try_from(proof_index).expect("at most MAX_SECRETS"),
-            proof: transcript.proof(secret, Side::Joiner).as_ref().to_vec(),
+            proof,
             csr: self.application.csr.clone(),
             name: self.application.name.clone(),
             cluster_address: self.application.addresses.cluster.clone(),
@@ -269,7 +354,7 @@ impl Joiner {
             feature_level: self.application.feature_level,
         };
         self.output = Some(frame(&enrol));
-        Ok(())
+        Ok(None)
     }
 
     fn handle_answer(&self, message: &[u8]) -> Result<Outcome, ProtocolError> {
@@ -288,7 +373,9 @@ impl Joiner {
                 let csr = Csr::parse(&self.application.csr).map_err(|_| ProtocolError::Request)?;
                 let issued = ca::spki_of(&grant.certificate) == Some(csr.spki())
                     && ca::member_of(&grant.certificate) == Some((grant.cluster_id, grant.node_id));
-                if !issued || grant.authorities.is_empty() {
+                let elsewhere = matches!(&self.presented, Presented::Token(token)
+                    if token.cluster_id != grant.cluster_id);
+                if !issued || elsewhere || grant.authorities.is_empty() {
                     return Err(ProtocolError::Issued);
                 }
                 Ok(Outcome::Granted(Box::new(grant)))
@@ -297,9 +384,22 @@ impl Joiner {
     }
 }
 
+/// What the cluster knows of a join token, and proves itself with to its holder. Whether the token still admits anybody
+/// is decided by the state, once its holder is known to hold it.
+pub struct TokenOffer {
+    /// The token's public half.
+    pub public: [u8; 32],
+    /// The CAs that the cluster trusts; the token names the key of one.
+    pub authorities: Vec<Arc<Ca>>,
+}
+
+/// Finds a join token, or tells its holder why there is none.
+pub type Tokens = Arc<dyn Fn(Uuid) -> Result<TokenOffer, String> + Send + Sync>;
+
 /// The cluster's side of one attempt.
 pub struct Acceptor {
     secrets: Vec<Secret>,
+    tokens: Option<Tokens>,
     binding: Binding,
     input: Frames,
     output: Option<Vec<u8>>,
@@ -308,9 +408,15 @@ pub struct Acceptor {
 
 enum Step {
     Hello,
-    Enrol(Transcript),
+    Enrol(Transcript, Claim),
     Answer,
     Done,
+}
+
+/// What the joiner says that it holds.
+enum Claim {
+    Secret,
+    Token { id: Uuid, public: [u8; 32] },
 }
 
 impl Acceptor {
@@ -319,10 +425,20 @@ impl Acceptor {
         secrets.truncate(super::secret::MAX_SECRETS);
         Acceptor {
             secrets,
+            tokens: None,
             binding,
             input: Frames::new(MAX_REQUEST_BYTES),
             output: None,
             step: Step::Hello,
+        }
+    }
+
+    /// Takes those as well that hold one of `tokens`.
+    #[must_use]
+    pub fn with_tokens(self, tokens: Tokens) -> Self {
+        Acceptor {
+            tokens: Some(tokens),
+            ..self
         }
     }
 
@@ -345,11 +461,11 @@ impl Acceptor {
         while let Some(message) = self.input.pop() {
             match std::mem::replace(&mut self.step, Step::Done) {
                 Step::Hello => {
-                    let transcript = self.handle_hello(&message)?;
-                    self.step = Step::Enrol(transcript);
+                    let (transcript, claim) = self.handle_hello(&message)?;
+                    self.step = Step::Enrol(transcript, claim);
                 }
-                Step::Enrol(transcript) => {
-                    let request = self.handle_enrol(&transcript, &message)?;
+                Step::Enrol(transcript, claim) => {
+                    let request = self.handle_enrol(&transcript, &claim, &message)?;
                     if !self.input.buffer.is_empty() {
                         return Err(ProtocolError::Trailing);
                     }
@@ -380,46 +496,91 @@ impl Acceptor {
         }));
     }
 
-    fn handle_hello(&mut self, message: &[u8]) -> Result<Transcript, ProtocolError> {
+    fn handle_hello(&mut self, message: &[u8]) -> Result<(Transcript, Claim), ProtocolError> {
         let hello =
             wire::Hello::decode(message).map_err(|_| ProtocolError::Malformed("not a hello"))?;
-        match hello.credential {
-            Some(wire::hello::Credential::Bootstrap(_)) => {}
-            Some(wire::hello::Credential::Token(_)) => return Err(ProtocolError::TokenUnsupported),
-            None => return Err(ProtocolError::Malformed("no credential")),
-        }
         let transcript = Transcript {
             joiner_nonce: exactly(&hello.nonce)?,
             cluster_nonce: self.binding.nonce,
             csr: Digest(exactly(&hello.csr_sha256)?),
             exporter: self.binding.exporter,
         };
-        let proofs = self
-            .secrets
-            .iter()
-            .map(|secret| transcript.proof(secret, Side::Cluster).as_ref().to_vec())
-            .collect();
-        self.output = Some(frame(&wire::Challenge {
+        let mut challenge = wire::Challenge {
             nonce: self.binding.nonce.to_vec(),
-            proofs,
-        }));
-        Ok(transcript)
+            ..wire::Challenge::default()
+        };
+        let claim = match hello.credential {
+            Some(wire::hello::Credential::Bootstrap(_)) => {
+                let secrets = self.secrets.iter();
+                challenge.proofs = secrets
+                    .map(|secret| transcript.proof(secret, Side::Cluster).as_ref().to_vec())
+                    .collect();
+                Claim::Secret
+            }
+            Some(wire::hello::Credential::Token(token)) => {
+                let id = Uuid::from_bytes(exactly(&token.id)?);
+                let offer = self.find_token(id)?;
+                let message = transcript.message(id, Side::Cluster);
+                for authority in &offer.authorities {
+                    challenge.authorities.push(wire::Authority {
+                        certificate: authority.certificate().to_vec(),
+                        signature: authority
+                            .sign(&message)
+                            .map_err(|error| ProtocolError::UnknownToken(error.to_string()))?,
+                    });
+                }
+                Claim::Token {
+                    id,
+                    public: offer.public,
+                }
+            }
+            None => return Err(ProtocolError::Malformed("no credential")),
+        };
+        self.output = Some(frame(&challenge));
+        Ok((transcript, claim))
+    }
+
+    /// The token; whoever names one that is not there is told so, which is no secret.
+    fn find_token(&mut self, id: Uuid) -> Result<TokenOffer, ProtocolError> {
+        let found = match &self.tokens {
+            Some(tokens) => tokens(id),
+            None => Err("this member takes no join tokens".into()),
+        };
+        found.map_err(|reason| {
+            self.output = Some(frame(&wire::Challenge {
+                refused: Some(wire::Refused {
+                    retry: true,
+                    reason: reason.clone(),
+                }),
+                ..wire::Challenge::default()
+            }));
+            ProtocolError::UnknownToken(reason)
+        })
     }
 
     fn handle_enrol(
         &self,
         transcript: &Transcript,
+        claim: &Claim,
         message: &[u8],
     ) -> Result<EnrolRequest, ProtocolError> {
         let enrol =
             wire::Enrol::decode(message).map_err(|_| ProtocolError::Malformed("not an enrol"))?;
-        let secret = usize::try_from(enrol.proof_index)
-            .ok()
-            .and_then(|index| self.secrets.get(index))
-            .ok_or(ProtocolError::JoinerUnproved)?;
-        if !transcript.verify(secret, Side::Joiner, &enrol.proof) {
-            return Err(ProtocolError::JoinerUnproved);
-        }
+        let credential = match claim {
+            Claim::Secret => usize::try_from(enrol.proof_index)
+                .ok()
+                .and_then(|index| self.secrets.get(index))
+                .filter(|secret| transcript.verify(secret, Side::Joiner, &enrol.proof))
+                .map(|secret| Credential::Bootstrap {
+                    kid: secret.kid.clone(),
+                }),
+            Claim::Token { id, public } => {
+                let message = transcript.message(*id, Side::Joiner);
+                token::verify(public, &message, &enrol.proof)
+                    .then_some(Credential::Token { id: *id })
+            }
+        };
+        let credential = credential.ok_or(ProtocolError::JoinerUnproved)?;
         // From here on this is somebody who holds the secret: mistakes, not attacks.
         if Digest::of(&enrol.csr) != transcript.csr || Csr::parse(&enrol.csr).is_err() {
             return Err(ProtocolError::Request);
@@ -444,9 +605,7 @@ impl Acceptor {
             },
             version: enrol.version,
             feature_level: enrol.feature_level,
-            credential: Credential::Bootstrap {
-                kid: secret.kid.clone(),
-            },
+            credential,
         })
     }
 }

@@ -1,7 +1,8 @@
-//! Bootstrap secrets: what a node holds before it is a member of anything.
+//! Bootstrap secrets and join tokens: what a node holds before it is a member of anything.
 //!
-//! The file is either a bare secret or JSON, `{"tokens":[{"kid","token","valid_from"?,"valid_until"?}]}`. The cluster
-//! proves first, to anybody who asks, so a secret must be too long to be guessed offline: shorter ones are refused.
+//! The file is a bare secret, a [join token](super::token), or JSON,
+//! `{"tokens":[{"kid","token","valid_from"?,"valid_until"?}]}`, where each token is either. The cluster proves first, to
+//! anybody who asks, so a secret must be too long to be guessed offline: shorter ones are refused.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _};
@@ -13,8 +14,9 @@ use aws_lc_rs::{hmac, rand};
 use serde::Deserialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
-use zeroize::{Zeroize as _, Zeroizing};
+use zeroize::Zeroizing;
 
+use super::token::{self, Token as JoinToken};
 use crate::durable;
 
 /// Shortest secret, in bytes.
@@ -37,10 +39,10 @@ pub enum SecretError {
         #[source]
         source: io::Error,
     },
-    /// Neither a bare secret nor the JSON form.
+    /// Neither a bare secret, nor a join token, nor the JSON form.
     #[error(
-        "{} must hold one secret of at least {MIN_SECRET_BYTES} characters, or {{\"tokens\":[{{\"kid\",\"token\"}}]}}: \
-         {reason}", path.display()
+        "{} must hold one secret of at least {MIN_SECRET_BYTES} characters, a join token, or \
+         {{\"tokens\":[{{\"kid\",\"token\"}}]}}: {reason}", path.display()
     )]
     Malformed {
         /// The file.
@@ -57,6 +59,9 @@ pub enum SecretError {
         /// The file.
         path: PathBuf,
     },
+    /// The cluster's own secret is sealed, and this node cannot open it now.
+    #[error(transparent)]
+    Sealed(#[from] crate::keyring::SealError),
     /// The random source failed.
     #[error("no secret could be made")]
     Random,
@@ -113,11 +118,40 @@ impl Secret {
     }
 }
 
-/// Reads the secrets in `path`. A file that others can read is tightened to 0600, with a warning.
+/// What a file holds.
+#[derive(Debug, Clone, Default)]
+pub struct Held {
+    /// Bootstrap secrets.
+    pub secrets: Vec<Secret>,
+    /// Join tokens.
+    pub tokens: Vec<JoinToken>,
+}
+
+impl Held {
+    /// Takes in one token of the file. None when it is too short to be a secret.
+    fn add(&mut self, kid: String, text: &str) -> Result<Option<&mut Secret>, Unfit> {
+        if text.starts_with(token::PREFIX) {
+            let token = JoinToken::parse(text).map_err(|error| Unfit::Token(error.to_string()))?;
+            self.tokens.push(token);
+            return Ok(None);
+        }
+        self.secrets
+            .push(Secret::new(kid, text).ok_or(Unfit::Short)?);
+        Ok(self.secrets.last_mut())
+    }
+}
+
+/// Why a token of the file is none.
+enum Unfit {
+    Short,
+    Token(String),
+}
+
+/// Reads what `path` holds. A file that others can read is tightened to 0600, with a warning.
 ///
 /// # Errors
 /// [`SecretError`]; a missing file is [`SecretError::Io`] with [`io::ErrorKind::NotFound`].
-pub fn load(path: &Path) -> Result<Vec<Secret>, SecretError> {
+pub fn load(path: &Path) -> Result<Held, SecretError> {
     let io = |source| SecretError::Io {
         path: path.to_owned(),
         source,
@@ -140,11 +174,11 @@ pub fn load(path: &Path) -> Result<Vec<Secret>, SecretError> {
     parse(path, &content)
 }
 
-/// Reads the secrets in `path`, or makes one of 256 random bits if there is no such file: what a seed does.
+/// Reads what `path` holds, or makes a secret of 256 random bits if there is no such file: what a seed does.
 ///
 /// # Errors
 /// [`SecretError`].
-pub fn load_or_create(path: &Path) -> Result<Vec<Secret>, SecretError> {
+pub fn load_or_create(path: &Path) -> Result<Held, SecretError> {
     match load(path) {
         Err(SecretError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
         other => return other,
@@ -153,6 +187,21 @@ pub fn load_or_create(path: &Path) -> Result<Vec<Secret>, SecretError> {
         path: path.to_owned(),
         source,
     };
+    let mut text = generate()?;
+    text.push('\n');
+    if let Some(parent) = path.parent() {
+        durable::create_directory(parent).map_err(io)?;
+    }
+    durable::replace(path, text.as_bytes(), durable::PRIVATE).map_err(io)?;
+    tracing::info!(path = %path.display(), "made a bootstrap secret: place it on every node that is to join");
+    load(path)
+}
+
+/// A new secret: 256 random bits, in hexadecimal.
+///
+/// # Errors
+/// [`SecretError::Random`].
+pub fn generate() -> Result<Zeroizing<String>, SecretError> {
     let mut bits = Zeroizing::new([0; 32]);
     rand::fill(&mut *bits).map_err(|_| SecretError::Random)?;
     let mut text = Zeroizing::new(String::with_capacity(65));
@@ -161,13 +210,7 @@ pub fn load_or_create(path: &Path) -> Result<Vec<Secret>, SecretError> {
             text.push(char::from_digit(u32::from(nibble), 16).expect("a nibble is a digit"));
         }
     }
-    text.push('\n');
-    if let Some(parent) = path.parent() {
-        durable::create_directory(parent).map_err(io)?;
-    }
-    durable::replace(path, text.as_bytes(), durable::PRIVATE).map_err(io)?;
-    tracing::info!(path = %path.display(), "made a bootstrap secret: place it on every node that is to join");
-    load(path)
+    Ok(text)
 }
 
 #[derive(Deserialize)]
@@ -208,14 +251,18 @@ impl When {
     }
 }
 
-fn parse(path: &Path, content: &[u8]) -> Result<Vec<Secret>, SecretError> {
+fn parse(path: &Path, content: &[u8]) -> Result<Held, SecretError> {
     let malformed = |reason: String| SecretError::Malformed {
         path: path.to_owned(),
         reason,
     };
-    let short = || SecretError::Short {
-        path: path.to_owned(),
+    let unfit = |unfit| match unfit {
+        Unfit::Short => SecretError::Short {
+            path: path.to_owned(),
+        },
+        Unfit::Token(reason) => malformed(reason),
     };
+    let mut held = Held::default();
     let text = std::str::from_utf8(content)
         .map_err(|_| malformed("it is not text".into()))?
         .trim();
@@ -223,7 +270,8 @@ fn parse(path: &Path, content: &[u8]) -> Result<Vec<Secret>, SecretError> {
         if text.contains(char::is_whitespace) {
             return Err(malformed("there is white space in the secret".into()));
         }
-        return Ok(vec![Secret::new("", text).ok_or_else(short)?]);
+        held.add(String::new(), text).map_err(unfit)?;
+        return Ok(held);
     }
     // The message names line and column only; serde_json never repeats a value of the file that is a string here.
     let file: TokenFile = serde_json::from_str(text)
@@ -231,21 +279,19 @@ fn parse(path: &Path, content: &[u8]) -> Result<Vec<Secret>, SecretError> {
     if file.tokens.is_empty() || file.tokens.len() > MAX_SECRETS {
         return Err(malformed(format!("it must list 1 to {MAX_SECRETS} tokens")));
     }
-    let mut secrets: Vec<Secret> = Vec::with_capacity(file.tokens.len());
     for mut token in file.tokens {
         let ms = |when: &Option<When>| when.as_ref().map(When::ms).transpose();
         let limits = (ms(&token.valid_from), ms(&token.valid_until));
-        let secret = Secret::new(token.kid, token.token.trim());
-        token.token.zeroize();
-        let mut secret = secret.ok_or_else(short)?;
-        if secrets.iter().any(|other| other.kid == secret.kid) {
-            return Err(malformed(format!("kid {:?} is there twice", secret.kid)));
+        let text = Zeroizing::new(std::mem::take(&mut token.token));
+        if held.secrets.iter().any(|other| other.kid == token.kid) {
+            return Err(malformed(format!("kid {:?} is there twice", token.kid)));
         }
-        secret.valid_from_ms = limits.0.map_err(malformed)?;
-        secret.valid_until_ms = limits.1.map_err(malformed)?;
-        secrets.push(secret);
+        if let Some(secret) = held.add(token.kid, text.trim()).map_err(unfit)? {
+            secret.valid_from_ms = limits.0.map_err(malformed)?;
+            secret.valid_until_ms = limits.1.map_err(malformed)?;
+        }
     }
-    Ok(secrets)
+    Ok(held)
 }
 
 #[cfg(test)]
@@ -258,7 +304,9 @@ mod tests {
     #[test]
     fn both_forms_are_read() {
         let check = |content: &str, kids: &[&str]| {
-            let secrets = parse(Path::new("t"), content.as_bytes()).expect(content);
+            let secrets = parse(Path::new("t"), content.as_bytes())
+                .expect(content)
+                .secrets;
             let found: Vec<_> = secrets.iter().map(|secret| secret.kid.as_str()).collect();
             assert_eq!(found, kids, "{content}");
             assert!(secrets.iter().all(|secret| *secret.text == LONG));
@@ -274,6 +322,33 @@ mod tests {
                 r#"{{"tokens":[{{"kid":"a","token":"{LONG}"}},{{"kid":"b","token":"{LONG}\n","valid_until":5}}]}}"#
             ),
             &["a", "b"],
+        );
+    }
+
+    #[test]
+    fn a_join_token_may_stand_in_the_same_file() {
+        let token = JoinToken::new(
+            crate::ClusterId([1; 16]),
+            uuid::Uuid::from_u128(7),
+            crate::Digest([2; 32]),
+            [3; 32],
+        );
+        let text = token.text();
+        let read = |content: &str| parse(Path::new("t"), content.as_bytes());
+        let bare = read(&format!("{}\n", *text)).expect("reads");
+        assert_eq!(bare.tokens, std::slice::from_ref(&token));
+        assert!(bare.secrets.is_empty());
+        let both = read(&format!(
+            r#"{{"tokens":[{{"kid":"a","token":"{LONG}"}},{{"kid":"b","token":"{}"}}]}}"#,
+            *text
+        ))
+        .expect("reads");
+        assert_eq!(both.tokens, [token]);
+        assert_eq!(both.secrets[0].kid, "a");
+        let error = read(&text[..100]).expect_err("cut").to_string();
+        assert!(
+            error.contains("copy all of it") && !error.contains(&text[20..60]),
+            "{error}"
         );
     }
 
@@ -314,7 +389,8 @@ mod tests {
         let content = format!(
             r#"{{"tokens":[{{"kid":"a","token":"{LONG}","valid_from":100,"valid_until":"1970-01-01T00:03:20Z"}}]}}"#
         );
-        let secret = &parse(Path::new("t"), content.as_bytes()).expect("reads")[0];
+        let held = parse(Path::new("t"), content.as_bytes()).expect("reads");
+        let secret = &held.secrets[0];
         for (seconds, valid) in [
             (0, false),
             (99, false),
@@ -331,9 +407,9 @@ mod tests {
     fn a_seed_makes_one_secret_and_keeps_it() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("sub/bootstrap-token");
-        let made = load_or_create(&path).expect("makes one");
+        let made = load_or_create(&path).expect("makes one").secrets;
         assert_eq!(made[0].text.len(), 64);
-        let again = load_or_create(&path).expect("reads it");
+        let again = load_or_create(&path).expect("reads it").secrets;
         assert_eq!(*again[0].text, *made[0].text);
         assert_eq!(mode(&path), 0o600);
     }

@@ -16,6 +16,7 @@ use crate::command::{
 use crate::feature::Features;
 use crate::forward::{ForwardError, HttpRequest, HttpResponse};
 use crate::id::{Digest, NodeId};
+use crate::keyring::SealError;
 use crate::raft::{Proposal, Types};
 use crate::status::{NoLeader, Role};
 use crate::transport::{Kind, TransportError};
@@ -58,6 +59,9 @@ pub enum ProposeError {
         /// The level in force, and what the next one waits for.
         features: Features,
     },
+    /// It holds a secret, and this leader cannot seal it yet. The command was not taken.
+    #[error("the leader cannot seal the secret: {0}")]
+    Sealing(SealError),
     /// The command is too large. Documents go in chunks.
     #[error("the command is larger than {limit_bytes} bytes")]
     TooLarge {
@@ -110,6 +114,7 @@ impl<R: AsyncRuntime> Node<R> {
         if free.is_some_and(|free| free < self.inner.config.reserve_bytes) {
             return Err(ProposeError::StorageFull);
         }
+        let command = self.sealed(command).map_err(ProposeError::Sealing)?;
         let mut seed = [0; 32];
         (self.inner.environment.random)(&mut seed);
         let proposal = Proposal::new(&Stamped {

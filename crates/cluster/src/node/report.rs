@@ -44,6 +44,9 @@ pub(crate) struct Report {
 pub(crate) struct LeaderView {
     pub(crate) members: Vec<MemberStatus>,
     pub(crate) failure_tolerance: u32,
+    /// Where the machine is that had this identity first, if the one that is answered is a copy of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) duplicate_of: Option<String>,
 }
 
 /// A report, and when it came.
@@ -201,8 +204,12 @@ impl<R: AsyncRuntime> Node<R> {
                     if let Ok(answer) = self
                         .ask_leader(Kind::Report, body.into(), REPORT_DEADLINE)
                         .await
-                        && let Ok(view) = rmp_serde::from_slice(&answer)
+                        && let Ok(view) = rmp_serde::from_slice::<LeaderView>(&answer)
                     {
+                        if let Some(first) = view.duplicate_of {
+                            *locked(&self.inner.duplicate_of) = Some(first);
+                            return;
+                        }
                         *locked(&self.inner.leader_view) = Some((view, Types::<R>::now()));
                     }
                 }
@@ -266,11 +273,15 @@ impl<R: AsyncRuntime> Inner<R> {
         if !matches!(self.role(), Role::Leader { .. }) {
             return Err("not the leader".into());
         }
-        self.receive(from, report);
+        let duplicate_of = self.second_of_two(from, &report);
+        if duplicate_of.is_none() {
+            self.receive(from, report);
+        }
         let members = self.leader_members();
         let view = LeaderView {
             failure_tolerance: self.failure_tolerance(&members),
             members,
+            duplicate_of,
         };
         Ok(Bytes::from(
             rmp_serde::to_vec_named(&view).expect("a view has no value that MessagePack lacks"),

@@ -21,7 +21,7 @@ use crate::state::{Standing, State};
 use crate::status::{MemberStatus, Role};
 
 /// How often it looks.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
+pub(super) const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// Entries that a learner may be behind and count as caught up.
 const CAUGHT_UP_LAG: u64 = 64;
@@ -154,6 +154,7 @@ impl<R: AsyncRuntime> Node<R> {
                 return;
             }
             self.bound_log().await;
+            self.scrub().await;
             let leads = matches!(self.role(), Role::Leader { .. });
             if !leads && led {
                 // What was reported to this node is of no use to its successor.
@@ -162,6 +163,7 @@ impl<R: AsyncRuntime> Node<R> {
             led = leads;
             if leads && self.state().is_initialised() {
                 self.refresh_members().await;
+                self.tend_trust().await;
                 // Without a quorum a change never ends; it is looked at afresh then.
                 let limit = self.inner.config.propose_timeout * 2;
                 let _ = Types::<R>::timeout(limit, self.reconcile()).await;

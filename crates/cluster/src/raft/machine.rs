@@ -17,6 +17,7 @@ use super::{Address, CommittedLeaderId, LogId, Membership, Types};
 use crate::command::Response;
 use crate::feature::{TooOld, Verdict};
 use crate::id::NodeId;
+use crate::keyring::Keyring;
 use crate::state::State;
 use crate::store::Io;
 use crate::store::files::Directory;
@@ -32,6 +33,8 @@ pub(crate) struct Machine<R> {
     state: State,
     covered: Coverage,
     published: watch::Sender<Arc<State>>,
+    /// What readers of the state open its secrets with.
+    keyring: Arc<Keyring>,
     shelf: Shelf,
     io: Io,
     /// Bytes of commands applied since the last snapshot, to bound the log by size as well.
@@ -72,6 +75,7 @@ impl<R> Machine<R> {
             state,
             covered,
             published,
+            keyring: Arc::default(),
             shelf,
             io,
             unsnapped_bytes: Arc::default(),
@@ -79,6 +83,13 @@ impl<R> Machine<R> {
             verdict,
             runtime: std::marker::PhantomData,
         })
+    }
+
+    /// Has readers of the state open its secrets with `keyring`.
+    pub(crate) fn read_with(self, keyring: Arc<Keyring>) -> Self {
+        let machine = Machine { keyring, ..self };
+        machine.publish();
+        machine
     }
 
     /// Follows the applied state.
@@ -91,7 +102,8 @@ impl<R> Machine<R> {
     }
 
     fn publish(&self) {
-        self.published.send_replace(Arc::new(self.state.clone()));
+        let readable = self.state.clone().read_with(Arc::clone(&self.keyring));
+        self.published.send_replace(Arc::new(readable));
     }
 
     fn apply_payload(

@@ -104,7 +104,7 @@ async fn answer<R: AsyncRuntime>(
                 linearizer.read_log_id().index(),
             ))
         }
-        Kind::Http | Kind::Enrol | Kind::Renew | Kind::Mint => {
+        Kind::Http | Kind::Enrol | Kind::Renew | Kind::Mint | Kind::Event => {
             let handler = inner
                 .handler(kind)
                 .ok_or_else(|| ServiceError("this node does not serve that yet".into()))?;

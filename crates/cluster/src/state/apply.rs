@@ -1,6 +1,7 @@
 //! Applying commands: one function per command, each a rule of the cluster.
 
 mod membership;
+mod trust;
 
 use std::sync::Arc;
 
@@ -159,6 +160,7 @@ impl State {
             Command::RaiseFeatureLevel { level, version } => {
                 self.raise_feature_level(level, version, context)
             }
+            Command::Trust(change) => self.change_trust(change, context),
             Command::RecordEvent {
                 kind,
                 subject,
@@ -228,6 +230,7 @@ impl State {
             policy,
             feature_level,
             version,
+            first_key,
         } = init;
         if let Some(document) = policy {
             self.store_policy(document, 0, String::new(), context)?;
@@ -242,6 +245,9 @@ impl State {
             active_kid: signing_key.kid.clone(),
             feature_level,
             feature_version: version,
+            trust: first_key
+                .map(|first| Trust::sealed(seed.node_id, first))
+                .unwrap_or_default(),
         }));
         self.keys.insert(
             signing_key.kid.clone(),
@@ -458,6 +464,9 @@ impl State {
             });
         }
         check_room(Record::SigningKey, self.keys.len(), MAX_SIGNING_KEYS)?;
+        if self.data_key().is_some() {
+            self.check_sealed(&key.key_pkcs8)?;
+        }
         let kid = key.kid.clone();
         self.keys.insert(
             kid.clone(),

@@ -36,7 +36,7 @@ enum Item {
         index: u64,
         time_ms: u64,
     },
-    Root(Root),
+    Root(Box<Root>),
     Policy(PolicyRevision),
     Chunk {
         bytes: ByteBuf,
@@ -70,7 +70,10 @@ impl State {
             index: self.index,
             time_ms: self.time_ms,
         };
-        let root = self.root.as_deref().cloned().map(Item::Root);
+        let root = self
+            .root
+            .as_deref()
+            .map(|root| Item::Root(Box::new(root.clone())));
         let policies = self.policies.iter().map(|p| Item::Policy((**p).clone()));
         let chunks = self.chunks.values().map(|chunk| Item::Chunk {
             bytes: ByteBuf::from(chunk.bytes.to_vec()),
@@ -144,7 +147,7 @@ impl State {
                 self.index = index;
                 self.time_ms = time_ms;
             }
-            Item::Root(root) => self.root = Some(Arc::new(root)),
+            Item::Root(root) => self.root = Some(Arc::new(*root)),
             Item::Policy(policy) => self.policies.push_back(Arc::new(policy)),
             Item::Chunk {
                 bytes,

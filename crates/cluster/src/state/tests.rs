@@ -61,6 +61,7 @@ pub(crate) fn init() -> Init {
         policy: None,
         feature_level: 1,
         version: "0.1.0".into(),
+        first_key: None,
     }
 }
 

@@ -1,7 +1,7 @@
 //! The tables, and what is written in them.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::RwLock;
 
 use openraft::entry::RaftEntry;
@@ -25,6 +25,16 @@ const FORMAT: &str = "format";
 const VOTE: &str = "vote";
 const COMMITTED: &str = "committed";
 const PURGED: &str = "purged";
+const SCRUBBED: &str = "scrubbed";
+
+/// Takes the place of free pages while they are overwritten.
+const FILLER: TableDefinition<u64, &[u8]> = TableDefinition::new("filler");
+
+/// Fills a page of redb's with what is around it, so that single free pages are reached.
+const FILLER_BYTES: usize = 3 * 1024;
+
+/// Fillings: pages that one transaction frees can be written after the next.
+const FILLINGS: usize = 3;
 
 /// Format written by this version.
 const KNOWN_FORMAT: u64 = 1;
@@ -38,6 +48,8 @@ const CACHE_BYTES: usize = 16 * 1024 * 1024;
 /// An open file. `None` once closed.
 pub(super) struct Disk {
     database: RwLock<Option<Database>>,
+    /// Its name, if it has one.
+    path: Option<PathBuf>,
 }
 
 /// What the single records say, and the end of the log.
@@ -59,6 +71,10 @@ pub(super) enum Change {
     Truncate(u64),
     /// Removes every entry up to this one, itself included.
     Purge(LogId),
+    /// Overwrites what is free in the file.
+    Scrub,
+    /// Notes that this was done.
+    Scrubbed,
 }
 
 impl Disk {
@@ -72,7 +88,8 @@ impl Disk {
             .mode(0o600)
             .open(path)?;
         let backend = FileBackend::new(file).map_err(open_error)?;
-        let disk = Self::open_backend(backend)?;
+        let mut disk = Self::open_backend(backend)?;
+        disk.path = Some(path.to_owned());
         // The file's name must survive a loss of power as well as its content.
         if let Some(parent) = path.parent() {
             std::fs::File::open(parent)?.sync_all()?;
@@ -88,6 +105,7 @@ impl Disk {
             .map_err(open_error)?;
         Ok(Disk {
             database: RwLock::new(Some(database)),
+            path: None,
         })
     }
 
@@ -175,11 +193,53 @@ impl Disk {
         })
     }
 
+    pub(super) fn is_scrubbed(&self) -> io::Result<bool> {
+        self.with(|database| {
+            let meta = database.begin_read()?.open_table(META)?;
+            Ok(meta.get(SCRUBBED)?.is_some())
+        })
+    }
+
+    /// Writes zeros into as many pages as there are, so that none that is free keeps what it held, and frees them again.
+    fn overwrite_free(&self) -> io::Result<()> {
+        let zeros = [0; FILLER_BYTES];
+        let size = match &self.path {
+            Some(path) => std::fs::metadata(path)?.len(),
+            None => 0,
+        };
+        for _ in 0..FILLINGS {
+            self.with(|database| {
+                let mut transaction = database.begin_write()?;
+                transaction.set_two_phase_commit(true);
+                let stats = transaction.stats()?;
+                let used = stats.allocated_pages();
+                let pages = (size / stats.page_size() as u64).max(used * 2);
+                {
+                    let mut filler = transaction.open_table(FILLER)?;
+                    for page in 0..pages {
+                        filler.insert(page, zeros.as_slice())?;
+                    }
+                }
+                transaction.commit()?;
+                let mut transaction = database.begin_write()?;
+                transaction.set_two_phase_commit(true);
+                transaction.delete_table(FILLER)?;
+                transaction.commit()?;
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
     /// Carries out `changes` in order, in one durable transaction.
     pub(super) fn commit<'a>(
         &self,
-        changes: impl IntoIterator<Item = &'a Change>,
+        changes: impl IntoIterator<Item = &'a Change> + Clone,
     ) -> io::Result<()> {
+        let scrubs = |change: &Change| matches!(change, Change::Scrub);
+        if changes.clone().into_iter().any(scrubs) {
+            self.overwrite_free()?;
+        }
         self.with(|database| {
             let mut transaction = database.begin_write()?;
             transaction.set_durability(Durability::Immediate)?;
@@ -205,6 +265,13 @@ impl Disk {
                         }
                         Change::Committed(None) => {
                             meta.remove(COMMITTED)?;
+                        }
+                        Change::Scrub => {}
+                        Change::Scrubbed => {
+                            meta.insert(
+                                SCRUBBED,
+                                sealed(SCRUBBED.as_bytes(), packed(&true)).as_slice(),
+                            )?;
                         }
                         Change::Truncate(from) => log.retain_in::<u64, _>(*from.., |_, _| false)?,
                         Change::Purge(id) => {

@@ -45,10 +45,13 @@ impl Verifier {
     fn verify(
         &self,
         certificate: &CertificateDer<'_>,
+        shown: &[CertificateDer<'_>],
         dialled: Option<NodeId>,
         now: UnixTime,
     ) -> Result<(), Error> {
-        self.0.judge(certificate, dialled, now).map_err(refuse)
+        self.0
+            .judge(certificate, shown, dialled, now)
+            .map_err(refuse)
     }
 
     fn signature(
@@ -73,14 +76,14 @@ impl ServerCertVerifier for Verifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
+        intermediates: &[CertificateDer<'_>],
         server_name: &ServerName<'_>,
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         let dialled = dialled(server_name)
             .ok_or_else(|| Error::General("the server name names no member".into()))?;
-        self.verify(end_entity, Some(dialled), now)
+        self.verify(end_entity, intermediates, Some(dialled), now)
             .map(|()| ServerCertVerified::assertion())
     }
 
@@ -116,10 +119,10 @@ impl ClientCertVerifier for Verifier {
     fn verify_client_cert(
         &self,
         end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
+        intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        self.verify(end_entity, None, now)
+        self.verify(end_entity, intermediates, None, now)
             .map(|()| ClientCertVerified::assertion())
     }
 

@@ -292,6 +292,7 @@ impl<R: AsyncRuntime> Bench<R> {
                 policy: None,
                 feature_level: self.founding_level,
                 version: String::new(),
+                first_key: None,
             })
             .await
             .expect("founds");

@@ -205,11 +205,12 @@ fn decode(key: &SigningKey, token: &str) -> Result<Claims, Invalid> {
 /// Signs claims.
 ///
 /// # Errors
-/// The stored key cannot be used.
-pub fn sign(key: &SigningKey, claims: &Claims) -> Result<String, MintError> {
+/// The stored key cannot be read or used.
+pub fn sign(state: &State, key: &SigningKey, claims: &Claims) -> Result<String, MintError> {
     let mut header = Header::new(Algorithm::EdDSA);
     header.kid = Some(key.kid.clone());
-    let encoding = EncodingKey::from_ed_der(key.key_pkcs8.expose());
+    let private = state.open(&key.key_pkcs8)?;
+    let encoding = EncodingKey::from_ed_der(&private);
     jsonwebtoken::encode(&header, claims, &encoding).map_err(|_| MintError::Key {
         kid: key.kid.clone(),
     })
@@ -239,6 +240,9 @@ pub enum MintError {
         /// The key.
         kid: String,
     },
+    /// The key is sealed, and this node cannot open it now.
+    #[error(transparent)]
+    Sealed(#[from] cluster::keyring::SealError),
     /// The subject is empty, too long, or has control characters.
     #[error("the subject must have 1 to {MAX_SUBJECT_BYTES} bytes and no control characters")]
     Subject,
@@ -306,7 +310,7 @@ pub fn mint(
         roles: request.roles.clone(),
     };
     Ok(api::auth::Minted {
-        token: sign(key, &claims)?,
+        token: sign(state, key, &claims)?,
         kid: key.kid.clone(),
         jti: claims.jti,
         exp: i64::try_from(exp).unwrap_or(i64::MAX),

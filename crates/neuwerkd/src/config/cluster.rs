@@ -27,8 +27,9 @@ section! {
     join: Vec<Peer> = Vec::new(), flag("join"), file_alias("join_seed"), enables_cluster();
     /// Lets a standalone node that holds state of its own join a cluster, which discards that state.
     join_discard_local: bool = false, flag("join-discard-local");
-    /// Whether a new member with a valid proof is taken in at once, or waits for an operator.
-    join_approval: JoinApproval = JoinApproval::Auto, part(Part::ClusterSafeguards);
+    /// Whether a new member with a valid proof is taken in at once, or waits for `neuwerk cluster members approve`.
+    /// `manual` on any member that leads holds for the whole cluster.
+    join_approval: JoinApproval = JoinApproval::Auto;
     /// Log, snapshots, identity and last known good policy.
     data_dir: PathBuf = PathBuf::from("/var/lib/neuwerk/cluster"), enables_cluster();
     /// This node's id.
@@ -79,6 +80,15 @@ choice! {
         Auto = "auto",
         /// When an operator says so.
         Manual = "manual",
+    }
+}
+
+impl From<JoinApproval> for cluster::command::JoinApproval {
+    fn from(approval: JoinApproval) -> Self {
+        match approval {
+            JoinApproval::Auto => Self::Auto,
+            JoinApproval::Manual => Self::Manual,
+        }
     }
 }
 

@@ -9,7 +9,8 @@ use std::time::SystemTime;
 use anyhow::{Context, anyhow, bail};
 use cluster::ca::{Ca, Csr, Purpose};
 use cluster::command::{Addresses, Document, FirstMember, Init, Settings};
-use cluster::identity::{Identity, Layout, NodeKey};
+use cluster::identity::{self, Identity, Layout, NodeKey};
+use cluster::keyring::{self, Keyring};
 use cluster::meta::Meta;
 use cluster::node::FEATURE_LEVEL;
 use cluster::peers::Peers;
@@ -73,15 +74,23 @@ pub(super) fn found(
     };
     let policy = policy::Document::parse_json(policy.as_bytes())
         .map_err(|error| anyhow::anyhow!("the default policy does not parse: {error}"))?;
+    let (first_key, data_key) = keyring::first_key(node_id, &identity::sealing_key(layout)?)?;
+    let epoch = first_key.data_key.epoch;
+    let mut signing_key = token::generate_key(uuid::Uuid::new_v4().to_string())
+        .ok()
+        .context("no signing key can be made")?;
+    let signs = Keyring::default().open(&signing_key.key_pkcs8, None)?;
+    signing_key.key_pkcs8 = keyring::seal(&signs, epoch, &data_key)?;
     let init = Init {
         cluster_id,
         lineage,
-        settings: Settings::default(),
-        cluster_ca: members_ca.authority(),
-        https_ca: https_ca.authority(),
-        signing_key: token::generate_key(uuid::Uuid::new_v4().to_string())
-            .ok()
-            .context("no signing key can be made")?,
+        settings: Settings {
+            join_approval: config.cluster.join_approval.into(),
+            ..Settings::default()
+        },
+        cluster_ca: members_ca.sealed_authority(epoch, &data_key)?,
+        https_ca: https_ca.sealed_authority(epoch, &data_key)?,
+        signing_key,
         seed: FirstMember {
             node_id,
             name: host_name(),
@@ -92,6 +101,7 @@ pub(super) fn found(
         policy: Some(Document::Inline(policy.to_json().into())),
         feature_level: FEATURE_LEVEL,
         version: env!("CARGO_PKG_VERSION").into(),
+        first_key: Some(first_key),
     };
     let meta = Meta::new(cluster_id, lineage, node_id);
     Ok(Member {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cluster::replay::Progress;
-use cluster::{Node, NodeReport, PolicyMark};
+use cluster::{Node, NodeReport, PolicyMark, TrustReport};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -20,6 +20,7 @@ pub(super) struct Reporter {
     pub(super) http: Arc<http::App>,
     pub(super) http_address: watch::Receiver<Option<SocketAddr>>,
     pub(super) progress: watch::Receiver<Progress>,
+    pub(super) trusts: watch::Receiver<TrustReport>,
     /// What does not change while the control plane lives.
     pub(super) fixed: NodeReport,
 }
@@ -34,6 +35,7 @@ pub(super) async fn run(mut reporter: Reporter, life: CancellationToken) {
             () = life.cancelled() => return,
             Ok(()) = reporter.progress.changed() => {}
             Ok(()) = reporter.http_address.changed() => {}
+            Ok(()) = reporter.trusts.changed() => {}
             changed = state.changed() => if changed.is_err() { return },
             () = tokio::time::sleep(REFRESH) => {}
         }
@@ -68,6 +70,16 @@ impl Reporter {
             ready: ready.ready,
             ready_traffic: self.http.readiness().ready_traffic().ready,
             failing_checks: ready.failing().map(|check| check.name.clone()).collect(),
+            certificate_expires_ms: self
+                .node
+                .state()
+                .member(self.node.node_id())
+                .and_then(|own| {
+                    own.certificate
+                        .as_ref()
+                        .map(|certificate| certificate.not_after_ms)
+                }),
+            trust: self.trusts.borrow_and_update().clone(),
             wall_clock_ms: u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX),
             ..self.fixed.clone()
         }

@@ -7,6 +7,7 @@ use api::account::{
     ServiceAccountTokenCreateRequest, ServiceAccountTokenResponse, ServiceAccountUpdateRequest,
     TokenMeta, TokenStatus,
 };
+use api::error::Reason;
 use axum::extract::{Path, State};
 use axum::response::IntoResponse as _;
 use axum::{Extension, Json};
@@ -262,8 +263,10 @@ fn sign(state: &cluster::State, record: &TokenRecord) -> Answer<String> {
         scope: None,
         roles: vec![role_name(record.spec.role).into()],
     };
-    token::sign(key, &claims)
-        .map_err(|error| Refused::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
+    token::sign(state, key, &claims).map_err(|error| match error {
+        token::MintError::Sealed(_) => Refused::unavailable(Reason::NotReady, error.to_string()),
+        _ => Refused::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+    })
 }
 
 fn ttl_ms(ttl: Option<&str>, eternal: bool) -> Answer<Option<u64>> {

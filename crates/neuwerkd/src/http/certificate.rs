@@ -11,8 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
-use cluster::ca::Ca;
-use cluster::command::Authority;
+use cluster::ca::{Ca, CaError};
 use cluster::{State, durable, pem};
 use rustls::ServerConfig;
 use rustls::server::{ClientHello, ResolvesServerCert};
@@ -89,8 +88,8 @@ pub struct Certificates {
 struct Kept {
     /// Addresses and DNS names that one is to be valid for; the first becomes the subject.
     names: Vec<String>,
-    /// Who issued it for which names, once one of this boot is shown.
-    issued: Option<(Authority, Vec<String>)>,
+    /// Certificate of the authority that issued it, and for which names, once one of this boot is shown.
+    issued: Option<(Vec<u8>, Vec<String>)>,
     /// When another is to be issued.
     renew_at: Option<SystemTime>,
     /// When the operator's files were last changed.
@@ -205,11 +204,12 @@ impl Certificates {
             return Ok(false);
         };
         let due = kept.renew_at.is_none_or(|renew_at| now >= renew_at);
-        let wanted = (authority.clone(), kept.names.clone());
+        let wanted = (authority.certificate_der.clone(), kept.names.clone());
         if kept.issued.as_ref() == Some(&wanted) && !due {
             return Ok(false);
         }
-        let pair = self.issue(authority, &kept.names, now)?;
+        let ca = state.open_ca(authority).map_err(CertificateError::Issue)?;
+        let pair = self.issue(&ca, &kept.names, now)?;
         self.shown.0.store(Arc::new(pair));
         kept.issued = Some(wanted);
         kept.renew_at = Some(now + cluster::ca::SERVER_LIFETIME / 2);
@@ -218,11 +218,10 @@ impl Certificates {
 
     fn issue(
         &self,
-        authority: &Authority,
+        ca: &Ca,
         names: &[String],
         now: SystemTime,
     ) -> Result<CertifiedKey, CertificateError> {
-        let ca = Ca::from_authority(authority).map_err(CertificateError::Issue)?;
         write_if_changed(
             &self.settings.ca_crt(),
             ca.certificate_pem().as_bytes(),
@@ -263,6 +262,10 @@ impl Certificates {
             match self.refresh(&state, SystemTime::now()) {
                 Ok(true) => tracing::info!("another HTTPS certificate is shown"),
                 Ok(false) => {}
+                // A new member is told the secrets a moment after it is let in.
+                Err(CertificateError::Issue(CaError::Sealed(error))) => {
+                    tracing::debug!(%error, "the HTTPS certificate waits for the cluster's secrets");
+                }
                 Err(error) => {
                     let error = &error as &dyn std::error::Error;
                     tracing::warn!(
@@ -271,8 +274,9 @@ impl Certificates {
                     );
                 }
             }
-            let known = state.https_ca().cloned();
-            let another = states.wait_for(|state| state.https_ca() != known.as_ref());
+            let another = states.wait_for(|newer| {
+                newer.https_ca() != state.https_ca() || newer.data_key() != state.data_key()
+            });
             tokio::select! {
                 changed = another => if changed.is_err() { return },
                 () = self.named.notified() => {}

@@ -127,6 +127,7 @@ impl Refused {
                 Reason::NoLeader,
                 "the leader has just changed: nothing was done",
             ),
+            ProposeError::Sealing(_) => Self::unavailable(Reason::NotReady, error.to_string()),
             ProposeError::StorageFull => {
                 let mut refused = Self::new(StatusCode::INSUFFICIENT_STORAGE, error.to_string());
                 refused.body.reason = Some(Reason::StorageFull);
@@ -178,6 +179,7 @@ impl From<Refusal> for Refused {
             | Refusal::AccountDisabled
             | Refusal::NotLeaving
             | Refusal::LastMember
+            | Refusal::Trust(_)
             | Refusal::FeatureLevel { .. } => StatusCode::CONFLICT,
         };
         Self::new(status, refusal.to_string())

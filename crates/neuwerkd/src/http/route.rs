@@ -9,7 +9,7 @@ use axum::routing::{MethodRouter, delete, get, post, put};
 use http::Method;
 
 use super::openapi::Doc;
-use super::{App, account, health, members, openapi, policy, session, stats};
+use super::{App, account, ca, health, joining, members, openapi, policy, session, stats};
 
 /// Who may use a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,6 +99,16 @@ pub static ROUTES: &[Row] = &[
     row(Method::PUT,    api::paths::POLICY,                 Admin,  Write,            "putPolicy",            || put(policy::replace),              &policy::REPLACE).with(Body::Policy),
     row(Method::GET,    api::paths::STATS,                  Any,    LocalRead,        "stats",                || get(stats::read),                  &stats::READ),
     row(Method::GET,    api::paths::MEMBERS,                Any,    LocalRead,        "clusterMembers",       || get(members::list),                &members::LIST),
+    row(Method::POST,   api::paths::MEMBER_APPROVAL,        Admin,  Write,            "approveMember",        || post(joining::approve),           &joining::APPROVE),
+    row(Method::GET,    api::paths::JOIN_SETTINGS,          Any,    LocalRead,        "getJoinSettings",      || get(joining::read),               &joining::READ),
+    row(Method::PUT,    api::paths::JOIN_SETTINGS,          Admin,  Write,            "putJoinSettings",      || put(joining::change),             &joining::CHANGE),
+    row(Method::POST,   api::paths::BOOTSTRAP_ROTATION,     Admin,  Write,            "rotateBootstrapSecret",|| post(joining::rotate),            &joining::ROTATE),
+    row(Method::GET,    api::paths::JOIN_TOKENS,            Any,    LinearizableRead, "listJoinTokens",       || get(joining::list_tokens),        &joining::LIST_TOKENS),
+    row(Method::POST,   api::paths::JOIN_TOKENS,            Admin,  Write,            "createJoinToken",      || post(joining::create_token),      &joining::CREATE_TOKEN),
+    row(Method::DELETE, api::paths::JOIN_TOKEN,             Admin,  Write,            "revokeJoinToken",      || delete(joining::revoke_token),    &joining::REVOKE_TOKEN),
+    row(Method::GET,    api::paths::CLUSTER_CA,             Any,    LinearizableRead, "getClusterCa",         || get(ca::read),                    &ca::READ),
+    row(Method::POST,   api::paths::CA_ROTATION,            Admin,  Write,            "rotateClusterCa",      || post(ca::rotate),                 &ca::ROTATE),
+    row(Method::DELETE, api::paths::CA_ROTATION,            Admin,  Write,            "abortCaRotation",      || delete(ca::abort),                &ca::ABORT),
     row(Method::GET,    api::paths::SERVICE_ACCOUNTS,       Any,    LinearizableRead, "listServiceAccounts",  || get(account::list),                &account::LIST),
     row(Method::POST,   api::paths::SERVICE_ACCOUNTS,       Admin,  Write,            "createServiceAccount", || post(account::create),             &account::CREATE),
     row(Method::PUT,    api::paths::SERVICE_ACCOUNT,        Admin,  Write,            "updateServiceAccount", || put(account::update),              &account::UPDATE),

@@ -121,7 +121,9 @@ fn mint_for(app: &App, request: &MintRequest) -> Answer<Minted> {
     let node = app.node()?;
     let minted = token::mint(&node.state(), request, uuid::Uuid::new_v4(), now_s());
     let minted = minted.map_err(|error| match error {
-        MintError::NoKey => Refused::unavailable(Reason::NotReady, error.to_string()),
+        MintError::NoKey | MintError::Sealed(_) => {
+            Refused::unavailable(Reason::NotReady, error.to_string())
+        }
         _ => Refused::bad_request(error.to_string()),
     })?;
     tracing::info!(subject = request.sub, roles = ?request.roles, kid = minted.kid, jti = minted.jti, "token minted on this node");

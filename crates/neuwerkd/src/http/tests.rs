@@ -3,6 +3,7 @@
 mod access;
 mod accounts;
 mod certificates;
+mod joining;
 mod leader;
 mod listeners;
 mod policies;
@@ -205,7 +206,7 @@ impl Cluster {
             scope: None,
             roles: roles.iter().map(|role| (*role).to_owned()).collect(),
         };
-        token::sign(key, &claims).unwrap()
+        token::sign(&state, key, &claims).unwrap()
     }
 
     fn ask(&self, n: usize, method: Method, path: &str) -> Ask {
@@ -302,6 +303,7 @@ fn init(node_id: NodeId) -> Init {
         policy: None,
         feature_level: cluster::node::FEATURE_LEVEL,
         version: String::new(),
+        first_key: None,
     }
 }
 

@@ -9,6 +9,7 @@ use super::*;
 use crate::identity::NodeKey;
 use crate::join::client::{self, JoinError, JoinOptions};
 use crate::join::protocol::tests::{application, grant, secret};
+use crate::join::secret::Held;
 
 #[tokio::test]
 async fn a_joiner_with_the_secret_becomes_a_member() {
@@ -192,6 +193,73 @@ async fn a_flood_is_bounded() {
     assert!(door.listener.open(source(201).ip()).is_some());
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_thousand_slow_connections_hold_four_places_for_ten_seconds() {
+    let door = Door::new(&["right"], granting());
+    let mut ends = Vec::new();
+    let mut tasks = tokio::task::JoinSet::new();
+    let started = tokio::time::Instant::now();
+    for number in 0..1_000_u32 {
+        let (mut near, far) = tokio::io::duplex(256);
+        // Half of them say nothing, half begin a handshake that never ends.
+        if number % 2 == 0 {
+            near.write_all(&[0x16, 3, 1, 2, 0, 1]).await.expect("room");
+        }
+        ends.push(near);
+        let listener = Arc::clone(&door.listener);
+        let [_, a, b, c] = number.to_be_bytes();
+        let source = SocketAddr::from(([10, a, b, c], 40_000));
+        tasks.spawn(async move { listener.attend(far, source).await });
+    }
+    tokio::task::yield_now().await;
+    assert_eq!(door.listener.slots.available_permits(), 0);
+    tasks.join_all().await;
+    assert_eq!(started.elapsed(), DEADLINE);
+    assert_eq!(door.counts(), [0, 0, 4, 996]);
+    // Then the next one is let in as if nothing had been.
+    let key = NodeKey::create().expect("makes one");
+    door.knock(&key, "right").await.expect("granted");
+    assert_eq!(door.listener.slots.available_permits(), MAX_ENROLMENTS);
+}
+
+#[tokio::test]
+async fn every_refusal_that_is_news_is_told() {
+    let (told, mut refusals) = mpsc::unbounded_channel();
+    let refused: Enrol = Arc::new(|_| {
+        Box::pin(async {
+            Err(EnrolRefusal {
+                retry: true,
+                reason: "the join credential is used up".into(),
+            })
+        })
+    });
+    let secrets: Secrets = Arc::new(|| Ok(vec![secret("right")]));
+    let on_refusal: OnRefusal = Box::new(move |source, reason| {
+        told.send((source, reason)).expect("the test listens");
+    });
+    let listener = JoinListener::with(secrets, None, refused, Some(on_refusal)).expect("usable");
+    let door = Door { listener };
+    let key = NodeKey::create().expect("makes one");
+    for secret in ["right", "right", "wrong", "wrong"] {
+        assert!(door.knock(&key, secret).await.is_err());
+    }
+    let mut reasons = Vec::new();
+    while let Ok((from, reason)) = refusals.try_recv() {
+        assert_eq!(from, source(1));
+        reasons.push(reason);
+    }
+    assert_eq!(reasons.len(), 2, "{reasons:?}");
+    assert!(
+        reasons[0].ends_with("the join credential is used up"),
+        "{reasons:?}"
+    );
+    assert!(
+        reasons[1].contains("another bootstrap secret"),
+        "{reasons:?}"
+    );
+    assert!(reasons[1].contains("1 other"), "{reasons:?}");
+}
+
 #[tokio::test]
 async fn a_proof_relayed_over_two_connections_admits_nobody() {
     let door = Door::new(&["right"], unreachable());
@@ -239,7 +307,12 @@ async fn joining_goes_on_over_loopback_until_it_succeeds() {
             format!("127.0.0.1:{}", port - 1),
         ],
         own: Vec::new(),
-        secrets: Arc::new(|| Ok(vec![secret("right")])),
+        held: Arc::new(|| {
+            Ok(Held {
+                secrets: vec![secret("right")],
+                tokens: Vec::new(),
+            })
+        }),
         application: application(&key),
         on_failure: Box::new(move |address, error| {
             failed

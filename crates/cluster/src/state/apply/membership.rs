@@ -58,7 +58,16 @@ impl State {
                 standing: Standing::Joining,
             }),
         );
-        self.record(Action::Created(Record::Member), node_id, context);
+        self.hold_for_approval(node_id);
+        let detail = match &credential {
+            // Older versions write none.
+            _ if self.feature_level() < 2 => String::new(),
+            Credential::Bootstrap { kid } if kid.is_empty() => "by the bootstrap secret".to_owned(),
+            Credential::Bootstrap { kid } => format!("by the bootstrap secret {kid}"),
+            Credential::Token { id } => format!("by join token {id}"),
+        };
+        let action = Action::Created(Record::Member);
+        self.record_with(action, node_id.to_string(), detail, context);
         Ok(Response::Reserved { node_id })
     }
 
@@ -68,14 +77,19 @@ impl State {
         context: &Context,
     ) -> Result<(), Refusal> {
         match credential {
-            Credential::Bootstrap { .. } => {
-                if self
+            Credential::Bootstrap { kid } => {
+                if !self
                     .settings()
                     .is_some_and(|(settings, _)| settings.bootstrap_join)
                 {
-                    Ok(())
-                } else {
-                    Err(Refusal::Credential(CredentialState::Off))
+                    return Err(Refusal::Credential(CredentialState::Off));
+                }
+                // After a rotation what the members' files hold is void, even where a member still goes by its file.
+                match self.bootstrap_secret() {
+                    Some(current) if current.kid != *kid => {
+                        Err(Refusal::Credential(CredentialState::Revoked))
+                    }
+                    _ => Ok(()),
                 }
             }
             Credential::Token { id } => {
@@ -119,6 +133,7 @@ impl State {
         certificate: Certificate,
         context: &Context,
     ) -> Result<Response, Refusal> {
+        self.check_approved(node_id)?;
         let response = self.change_member(node_id, |member| {
             member.certificate = Some(certificate);
             if member.standing == Standing::Joining {
@@ -174,6 +189,7 @@ impl State {
             },
         );
         self.members.remove(&node_id);
+        self.forget_trust_in(node_id);
         self.record(Action::Ended(Record::Member), node_id, context);
         Ok(Response::Done)
     }

@@ -123,7 +123,7 @@ impl Dialer {
             }
             Err(error) => {
                 if matches!(error, DialError::Misdirected) {
-                    self.trust.note_misdirected();
+                    self.trust.note_stranger(node, address);
                 }
                 if self.health().failed(Instant::now()) {
                     tracing::warn!(%node, address, %error, "a member cannot be reached; trying on");

@@ -146,7 +146,6 @@ async fn strangers_deliver_nothing() {
     let trusting = |identity| Trust::new(&identity, pins(&world, &[A, B])).expect("usable");
     for (trust, why) in [
         (trusting(World::new_keys(&world).identity(A)), "another key"),
-        (trusting(world.with_other_ca().identity(A)), "another CA"),
         (world.member(C).trust, "no member"),
     ] {
         let stranger = GrpcTransport::new(trust);

@@ -8,7 +8,10 @@ use crate::http::route::{Access, ROUTES, Row};
 /// A path with its parameters filled in.
 fn concrete(row: &Row) -> String {
     let id = Uuid::nil().to_string();
-    row.path.replace("{id}", &id).replace("{token_id}", &id)
+    row.path
+        .replace("{id}", &id)
+        .replace("{token_id}", &id)
+        .replace("{node_id}", "00000000000000a1")
 }
 
 /// What a credential of each kind is answered: let in, or refused with a status.
@@ -95,7 +98,7 @@ async fn a_token_signed_by_another_key_under_our_name_is_refused() {
         scope: None,
         roles: vec!["admin".into()],
     };
-    let forged = token::sign(&foreign, &claims).unwrap();
+    let forged = token::sign(&cluster::State::default(), &foreign, &claims).unwrap();
     let whoami = |token: String| {
         cluster
             .ask(0, Method::GET, api::paths::WHOAMI)
@@ -230,7 +233,7 @@ async fn a_token_of_an_unknown_account_is_refused() {
         scope: None,
         roles: vec!["admin".into()],
     };
-    let token = token::sign(key, &claims).unwrap();
+    let token = token::sign(&state, key, &claims).unwrap();
     cluster
         .ask(0, Method::GET, api::paths::WHOAMI)
         .token(&token)

@@ -1,0 +1,185 @@
+//! Letting nodes in, and recognising them, through the real binary: join tokens, approval, a node that missed everything,
+//! the CA replaced under traffic.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a step that fails is the test's failure"
+)]
+
+use std::fs;
+use std::time::Duration;
+
+use lab::address::{self, Family};
+use lab::cluster::{Cluster, allowed_servers, policy_allowing};
+use lab::management::unverified_body;
+use lab::wait;
+use serde_json::{Value, json};
+
+const SOON: Duration = Duration::from_secs(30);
+
+/// Runs `neuwerk cluster ...` on node `number`, over its control socket.
+fn cli(cluster: &mut Cluster, number: u8, words: &str) -> String {
+    let socket = cluster.node(number).dir().join("run/admin.sock");
+    let socket = socket.to_str().unwrap().to_owned();
+    let mut arguments: Vec<&str> = ["cluster"].into_iter().chain(words.split(' ')).collect();
+    arguments.extend(["--control-socket", &socket]);
+    cluster.node(number).cli(&arguments).unwrap()
+}
+
+/// Replaces the token file of a node that is still to be started.
+fn give(cluster: &mut Cluster, number: u8, credential: &str) {
+    let file = cluster.node(number).dir().join("bootstrap-token");
+    fs::write(file, credential).unwrap();
+}
+
+/// Waits until node `number` says in `/ready` why it is not let in, in these words.
+fn wait_refused(cluster: &mut Cluster, number: u8, reason: &str) {
+    wait::until_true("a refusal with its reason", SOON, || {
+        let operator = &cluster.topology.operator;
+        let ready = unverified_body(operator, address::https(number), "/ready")?;
+        anyhow::ensure!(ready.contains(reason), "{ready}");
+        Ok(true)
+    })
+    .unwrap();
+}
+
+#[test]
+#[ignore = "needs root; make test runs it"]
+fn a_token_admits_as_many_as_it_says_and_an_administrator_may_have_the_last_word() {
+    let mut cluster = Cluster::lay_out(3).unwrap();
+    cluster.node(1).start().unwrap();
+    cluster.wait_node_ready(1).unwrap();
+    cli(&mut cluster, 1, "token bootstrap off");
+    let token = cli(&mut cluster, 1, "token create --ttl 10m --uses 1");
+    assert!(token.starts_with("nwj1."));
+
+    // Node 3 holds the secret, which is switched off; node 2 holds the token.
+    cluster.node(3).start().unwrap();
+    wait_refused(&mut cluster, 3, "switched off");
+    give(&mut cluster, 2, &token);
+    cluster.node(2).start().unwrap();
+    cluster.wait_node_ready(2).unwrap();
+    // One use, and it is gone.
+    give(&mut cluster, 3, &token);
+    wait_refused(&mut cluster, 3, "used up");
+    let listed = cli(&mut cluster, 2, "token list");
+    assert!(listed.contains("used up"), "{listed}");
+
+    // Another one, and an administrator who looks first; asked at the member that joined, which forwards.
+    cli(&mut cluster, 2, "approval manual");
+    let token = cli(&mut cluster, 2, "token create");
+    give(&mut cluster, 3, &token);
+    wait_refused(&mut cluster, 3, "waits for an administrator");
+    let settings = cluster
+        .api(1)
+        .unwrap()
+        .get_json("/api/v1/cluster/join")
+        .unwrap();
+    let waiting = settings["waiting"][0].as_str().unwrap().to_owned();
+    cli(&mut cluster, 1, &format!("members approve {waiting}"));
+    cluster.wait_ready().unwrap();
+    cluster.wait_voters().unwrap();
+    assert_eq!(cluster.node_id(1, 3).unwrap(), waiting);
+}
+
+#[test]
+#[ignore = "needs root; make test runs it"]
+fn a_node_that_was_off_while_everybody_it_knows_was_replaced_finds_its_way_back() {
+    let mut cluster = Cluster::lay_out(5).unwrap();
+    for number in 1..=3 {
+        cluster.node(number).start().unwrap();
+    }
+    for number in 1..=3 {
+        cluster.wait_node_ready(number).unwrap();
+    }
+    wait_voters(&mut cluster, 1, 3);
+    cluster.node(3).terminate().unwrap();
+    // Two that node 3 has never heard of join and vote; then the two that it knows are gone for good.
+    for number in [4, 5] {
+        cluster.node(number).start().unwrap();
+        cluster.wait_node_ready(number).unwrap();
+    }
+    wait_voters(&mut cluster, 1, 5);
+    cluster.node(1).kill().unwrap();
+    cluster.node(2).kill().unwrap();
+    // Without node 3 there is no quorum: 2 of 5.
+    cluster.node(3).start().unwrap();
+    wait::until_true("a write with the vote of node 3", SOON, || {
+        let put = cluster
+            .api(3)?
+            .put_policy(&policy_allowing(&allowed_servers()))?;
+        Ok(put.status == 200 || put.status == 202)
+    })
+    .unwrap();
+    for number in [3, 4, 5] {
+        cluster
+            .fetch(number, address::allowed_server(Family::V4), 10_000)
+            .unwrap();
+    }
+}
+
+#[test]
+#[ignore = "needs root; make test runs it"]
+fn the_ca_is_replaced_under_traffic_and_nothing_is_lost() {
+    let mut cluster = Cluster::start(3).unwrap();
+    cluster
+        .api(1)
+        .unwrap()
+        .put_policy(&policy_allowing(&allowed_servers()))
+        .unwrap();
+    let live = cluster
+        .live(2, address::allowed_server(Family::V4))
+        .unwrap();
+    let before = ca(&mut cluster);
+    let terms = |cluster: &mut Cluster| cluster.leader(1).unwrap();
+    let leader = terms(&mut cluster);
+
+    // One member is down meanwhile, and is not waited for.
+    let away = (1..=3).find(|number| *number != leader).unwrap();
+    cluster.node(away).kill().unwrap();
+    cli(&mut cluster, leader, "ca rotate");
+    let mut written = 0;
+    wait::until_true("the end of the rotation", SOON, || {
+        let name = format!("during-{written}");
+        let body = json!({"name": name, "role": "readonly"});
+        let response = cluster
+            .api(leader)?
+            .send_json("POST", "/api/v1/service-accounts", &body)?;
+        anyhow::ensure!(response.status == 201, "{}", response.text());
+        written += 1;
+        let now = cluster.api(leader)?.get_json("/api/v1/cluster/ca")?;
+        Ok(now["rotation"].is_null() && now["sha256"] != before["sha256"])
+    })
+    .unwrap();
+    assert_eq!(terms(&mut cluster), leader, "nobody lost anybody");
+    let account = live.account();
+    assert!(account.ended.is_none(), "{account:?}");
+
+    // It comes back with a certificate of the CA that nobody trusts any more, and gets a new one.
+    cluster.node(away).start().unwrap();
+    cluster.wait_ready().unwrap();
+    for number in 1..=3 {
+        cluster.node(number).terminate().unwrap();
+    }
+    for number in 1..=3 {
+        cluster.node(number).start().unwrap();
+    }
+    cluster.wait_ready().unwrap();
+}
+
+fn ca(cluster: &mut Cluster) -> Value {
+    cluster
+        .api(1)
+        .unwrap()
+        .get_json("/api/v1/cluster/ca")
+        .unwrap()
+}
+
+fn wait_voters(cluster: &mut Cluster, asked: u8, count: usize) {
+    wait::until_true("votes", Duration::from_secs(90), || {
+        let members = cluster.api(asked)?.get_json("/api/v1/cluster/members")?;
+        let members = members["members"].as_array().unwrap();
+        Ok(members.iter().filter(|m| m["is_voter"] == true).count() == count)
+    })
+    .unwrap();
+}
