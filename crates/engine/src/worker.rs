@@ -25,9 +25,8 @@ pub const BURST: usize = 64;
 const MAX_WAITING: usize = 256;
 /// Frames that wait for one next hop.
 const MAX_WAITING_PER_NEIGHBOR: usize = 64;
-/// Turns without a frame before the worker sleeps. A turn is about a microsecond; a frame that
-/// comes meanwhile is not delayed by waking up.
-const SPIN_TURNS: u32 = 64;
+/// How long after the last frame the worker stays awake: a frame that comes meanwhile is not delayed by waking up.
+const SPIN: Duration = Duration::from_micros(50);
 /// Longest sleep: how late a stop or a new snapshot may be seen by an idle worker.
 const MAX_SLEEP: Duration = Duration::from_millis(20);
 /// How often the ports are asked what they have lost, and whether they are up.
@@ -305,15 +304,14 @@ impl<P: Port, L: Port> Worker<P, L> {
     pub fn run(&mut self, mut idle: impl Idle, mut clock: impl FnMut() -> Now, stop: &AtomicBool) {
         let ports = self.ports.iter().map(Port::wait_fd);
         let fds: Option<Vec<i32>> = ports.chain(self.lane.iter().map(Port::wait_fd)).collect();
-        let mut empty_turns = 0;
+        let mut awake_until = Now::default();
         while !stop.load(Ordering::Relaxed) {
             let now = clock();
             if self.poll(now) > 0 {
-                empty_turns = 0;
+                awake_until = now + SPIN;
                 continue;
             }
-            empty_turns += 1;
-            if empty_turns < SPIN_TURNS {
+            if now < awake_until {
                 std::hint::spin_loop();
                 continue;
             }

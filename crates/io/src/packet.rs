@@ -6,6 +6,7 @@
 
 mod batch;
 mod hold;
+mod ring;
 mod socket;
 
 use std::cell::Cell;
@@ -17,12 +18,16 @@ use engine::port::{Capabilities, Link, Packet, Port, PortStats};
 
 use crate::buffer::{ETHERNET_LEN, Frame, Pool, TPID_8021Q};
 use crate::vnet;
-use batch::{RxBatch, TxBatch};
+use batch::{Received, RxBatch, TxBatch};
 pub use hold::{Hold, HoldConfig, HoldError};
+use ring::Slot;
 pub use socket::{OpenError, PacketConfig, Socket};
 
 /// Most frames in one system call.
 const BATCH: usize = 64;
+
+/// Empty turns between two looks for an error of the socket: as many as a worker spins before it sleeps.
+const TURNS_A_LOOK: u32 = 64;
 
 /// One queue of an interface, used by one worker.
 ///
@@ -37,6 +42,10 @@ pub struct PacketPort {
     stats: PortStats,
     /// The kernel resets its count whenever it is read.
     kernel_dropped: Cell<u64>,
+    /// Frames that fitted neither their slot nor the socket's queue.
+    ring_lost: u64,
+    /// Turns since a frame came.
+    empty_turns: u32,
 }
 
 impl PacketPort {
@@ -60,48 +69,101 @@ impl PacketPort {
             synthetic,
             stats: PortStats::default(),
             kernel_dropped: Cell::new(0),
+            ring_lost: 0,
+            empty_turns: 0,
         }
     }
 
-    /// Receives one batch; none are left (or the device fails) if it returns less than `max`.
-    fn receive(&mut self, burst: &mut Vec<Frame>, max: usize) -> usize {
-        let received = match self.rx.receive(self.socket.as_fd(), &self.pool, max) {
-            Ok(received) => received,
-            Err(error) => {
-                // Nothing there, or the device went down (told by `link`). What is left over is
-                // a frame that the kernel could not describe: it is lost.
-                match error.raw_os_error() {
-                    Some(libc::EAGAIN | libc::EINTR | libc::ENETDOWN | libc::ENXIO) => {}
-                    _ => self.stats.rx_errors += 1,
+    /// Receives what is due in the ring, at most `max` frames.
+    fn receive(&mut self, burst: &mut Vec<Frame>, max: usize) {
+        let had = burst.len();
+        while burst.len() - had < max {
+            let room = max - (burst.len() - had);
+            let received = match self.socket.ring().peek() {
+                None => break,
+                Some(Slot::Queued) => {
+                    if !self.receive_queued(burst, room) {
+                        break;
+                    }
+                    continue;
                 }
-                return 0;
-            }
-        };
-        let synthetic = self.synthetic;
-        for i in 0..received {
-            let Some((mut frame, with)) = self.rx.take(i) else {
-                break;
-            };
-            let vlan = match with.vlan {
-                None => Ok(None),
-                Some((tci, TPID_8021Q)) => Ok(Some(tci)),
-                Some(_) => Err(vnet::Unusable),
-            };
-            let meta = vnet::parse(with.vnet, frame.bytes(), synthetic);
-            match (meta, vlan) {
-                (Ok(mut meta), Ok(vlan))
-                    if !with.truncated && (synthetic == 0 || frame.put_synthetic_ethernet()) =>
-                {
-                    meta.vlan = vlan;
-                    frame.set_meta(meta);
-                    self.stats.rx_frames += 1;
-                    self.stats.rx_bytes += frame.bytes().len() as u64;
-                    burst.push(frame);
+                Some(Slot::Lost) => {
+                    self.ring_lost += 1;
+                    None
                 }
-                _ => self.stats.rx_errors += 1,
+                Some(Slot::Frame { bytes, vnet, vlan }) => {
+                    let Some(mut frame) = self.pool.take(self.synthetic + bytes.len()) else {
+                        break;
+                    };
+                    frame
+                        .bytes_from_mut(self.synthetic as isize)
+                        .copy_from_slice(bytes);
+                    let truncated = false;
+                    Some((
+                        frame,
+                        Received {
+                            vnet,
+                            truncated,
+                            vlan,
+                        },
+                    ))
+                }
+            };
+            self.socket.ring_mut().release(1);
+            if let Some((frame, with)) = received {
+                self.accept(burst, frame, &with);
             }
         }
-        received
+    }
+
+    /// Receives frames whose whole waits in the socket's queue, at most `max`. False if there is no buffer for them.
+    fn receive_queued(&mut self, burst: &mut Vec<Frame>, max: usize) -> bool {
+        let due = self.socket.ring().queued(max.min(BATCH));
+        // The first call may only tell that the device went down meanwhile, and takes nothing then.
+        let received = match self.rx.receive(self.socket.as_fd(), &self.pool, due) {
+            Err(_) => self.rx.receive(self.socket.as_fd(), &self.pool, due),
+            received => received,
+        };
+        let released = match received {
+            Ok(0) => return false,
+            Ok(received) => received,
+            // What is left over is a frame that the kernel could not describe: it is lost.
+            Err(_) => {
+                self.stats.rx_errors += 1;
+                1
+            }
+        };
+        self.socket.ring_mut().release(released);
+        for i in 0..received.unwrap_or(0) {
+            let Some((frame, with)) = self.rx.take(i) else {
+                break;
+            };
+            self.accept(burst, frame, &with);
+        }
+        true
+    }
+
+    /// Hands a received frame on, unless it is of no use.
+    fn accept(&mut self, burst: &mut Vec<Frame>, mut frame: Frame, with: &Received) {
+        let synthetic = self.synthetic;
+        let vlan = match with.vlan {
+            None => Ok(None),
+            Some((tci, TPID_8021Q)) => Ok(Some(tci)),
+            Some(_) => Err(vnet::Unusable),
+        };
+        let meta = vnet::parse(with.vnet, frame.bytes(), synthetic);
+        match (meta, vlan) {
+            (Ok(mut meta), Ok(vlan))
+                if !with.truncated && (synthetic == 0 || frame.put_synthetic_ethernet()) =>
+            {
+                meta.vlan = vlan;
+                frame.set_meta(meta);
+                self.stats.rx_frames += 1;
+                self.stats.rx_bytes += frame.bytes().len() as u64;
+                burst.push(frame);
+            }
+            _ => self.stats.rx_errors += 1,
+        }
     }
 
     /// Counts a frame that was not taken, for the error that the kernel gave. Returns whether
@@ -135,15 +197,17 @@ impl Port for PacketPort {
 
     fn rx_burst(&mut self, burst: &mut Vec<Frame>, max: usize) -> usize {
         let had = burst.len();
-        let mut left = max;
-        while left > 0 {
-            let wanted = left.min(BATCH);
-            if self.receive(burst, wanted) < wanted {
-                break;
+        self.receive(burst, max);
+        let received = burst.len() - had;
+        if received > 0 {
+            self.empty_turns = 0;
+        } else {
+            self.empty_turns = self.empty_turns.wrapping_add(1);
+            if self.empty_turns.is_multiple_of(TURNS_A_LOOK) {
+                self.socket.take_error();
             }
-            left -= wanted;
         }
-        burst.len() - had
+        received
     }
 
     fn tx_burst(&mut self, burst: &mut Vec<Frame>) -> usize {
@@ -160,6 +224,7 @@ impl Port for PacketPort {
         let first = |frame: &Frame| frame.vnet_at(synthetic);
         let mut taken = 0;
         let mut at = 0;
+        let mut told_down = false;
         while at < burst.len() {
             match self.tx.send(self.socket.as_fd(), &mut burst[at..], first) {
                 Ok(sent) => {
@@ -170,6 +235,10 @@ impl Port for PacketPort {
                     at += sent;
                 }
                 Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
+                // It may only tell, once, that the device was down since the last call.
+                Err(error) if error.raw_os_error() == Some(libc::ENETDOWN) && !told_down => {
+                    told_down = true;
+                }
                 Err(error) => {
                     if !self.refuse(&error, (burst.len() - at) as u64) {
                         break;
@@ -199,7 +268,7 @@ impl Port for PacketPort {
         let dropped = self.kernel_dropped.get() + self.socket.take_dropped();
         self.kernel_dropped.set(dropped);
         PortStats {
-            rx_dropped: dropped,
+            rx_dropped: dropped + self.ring_lost,
             ..self.stats
         }
     }
