@@ -91,8 +91,8 @@ pub struct DhcpStats {
     pub lease_expiry_epoch: u64,
 }
 
-/// Consensus as the answering node sees it. Only a leader has every member's figures; on another
-/// node, or without a leader, what is not known is absent.
+/// Consensus as the answering node sees it. The members' figures are the leader's, half a second old
+/// at most, on every node that hears from it; without a leader, what is not known is absent.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ClusterStats {
     /// Whether the answering node leads.
@@ -202,6 +202,9 @@ pub struct ClusterNodeCatchup {
     /// Its clock less the leader's, milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock_offset_ms: Option<i64>,
+    /// Host name, for people.
+    #[serde(default)]
+    pub name: String,
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::id::{ClusterId, Digest, Lineage, NodeId};
+use crate::state::{PolicyRevision, State};
 
 /// A policy at one of the four stations committed ≥ applied ≥ compiled ≥ enforced.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -13,6 +14,34 @@ pub struct PolicyMark {
     pub revision: u64,
     /// SHA-256 of the document.
     pub hash: Digest,
+    /// The history that index and revision count in; zero from a version that did not say.
+    #[serde(default, skip_serializing_if = "is_unsaid")]
+    pub lineage: Lineage,
+}
+
+fn is_unsaid(lineage: &Lineage) -> bool {
+    *lineage == Lineage::default()
+}
+
+impl PolicyMark {
+    /// The mark of a revision that `state` holds.
+    pub fn of(state: &State, policy: &PolicyRevision) -> Self {
+        PolicyMark {
+            index: policy.index,
+            revision: policy.revision,
+            hash: policy.hash,
+            lineage: state.lineage().unwrap_or_default(),
+        }
+    }
+
+    /// Whether a station that stands here has come as far as `wanted`. An index of another history says nothing: what a
+    /// node enforces from before a recovery is not the policy, however high its revision.
+    pub fn reaches(&self, wanted: &PolicyMark) -> bool {
+        let same_history = self.lineage == wanted.lineage || is_unsaid(&self.lineage);
+        same_history
+            && (self.index > wanted.index
+                || (self.index == wanted.index && self.hash == wanted.hash))
+    }
 }
 
 /// What a node tells the leader about itself, when it changes and every 500 ms.
@@ -167,6 +196,9 @@ pub struct MemberStatus {
     pub lag: u64,
     /// What it last reported of itself; none: nothing yet.
     pub report: Option<NodeReport>,
+    /// Its wall clock less the leader's when its last report came, the way there included, milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock_offset_ms: Option<i64>,
 }
 
 /// A node's view of itself and the cluster.
@@ -209,6 +241,38 @@ impl From<crate::replay::Mark> for PolicyMark {
             index: mark.index,
             revision: mark.revision,
             hash: Digest(mark.hash),
+            lineage: mark.lineage,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mark(lineage: u64, index: u64, hash: u8) -> PolicyMark {
+        PolicyMark {
+            index,
+            revision: index,
+            hash: Digest([hash; 32]),
+            lineage: Lineage(lineage),
+        }
+    }
+
+    #[test]
+    fn a_policy_is_reached_in_its_own_history_only() {
+        let wanted = mark(1, 7, 7);
+        for (station, expected) in [
+            (mark(1, 7, 7), true),
+            (mark(1, 8, 8), true),
+            (mark(1, 6, 6), false),
+            (mark(1, 7, 8), false),
+            // Higher, and of the history before a recovery.
+            (mark(2, 9, 9), false),
+            // An older version does not say.
+            (mark(0, 7, 7), true),
+        ] {
+            assert_eq!(station.reaches(&wanted), expected, "{station:?}");
         }
     }
 }

@@ -1,14 +1,19 @@
 //! `neuwerk status`: how a node and its cluster are, on one screen.
 
+use std::collections::BTreeSet;
+
 use api::health::Ready;
 use api::joining::JoinSettings;
-use api::stats::{ClusterNodeCatchup, StatsSnapshot};
+use api::stats::{ClusterNodeCatchup, ClusterStats, StatsSnapshot};
 use serde::Serialize;
 
 use crate::args::Target;
 use crate::connect::client;
 use crate::failure::Failure;
 use crate::print;
+
+/// A clock that differs by more is worth a warning: tokens and certificates are compared with it.
+const CLOCK_WARNING_MS: u64 = 1_000;
 
 /// What `--json` prints.
 #[derive(Serialize)]
@@ -68,22 +73,7 @@ fn screen(status: &Status) -> String {
             .clone()
             .unwrap_or_else(|| "none is known".into()),
     );
-    let failures = match cluster.failure_tolerance {
-        None => "not known here".into(),
-        Some(0) => "0: one more failure stops changes".into(),
-        Some(count) => count.to_string(),
-    };
-    line(
-        "tolerates",
-        format!(
-            "{failures}{}",
-            if cluster.failure_tolerance.is_some() {
-                " (members that may fail now)"
-            } else {
-                ""
-            }
-        ),
-    );
+    line("tolerates", tolerance(cluster));
     let (level, supported) = (cluster.feature_level, cluster.feature_level_supported);
     if level < supported {
         let held_back_by = &cluster.feature_level_held_back_by;
@@ -145,24 +135,60 @@ fn screen(status: &Status) -> String {
     text
 }
 
+/// How many members may fail, and what that means where it is none.
+fn tolerance(cluster: &ClusterStats) -> String {
+    match (cluster.failure_tolerance, cluster.node_count) {
+        (None, _) => "not known here: this node hears from no leader".into(),
+        (Some(0), 1) => {
+            "0 (warning: a cluster of one is not highly available; join two more nodes)".into()
+        }
+        (Some(0), _) => "0 (warning: one more failure stops changes; traffic goes on)".into(),
+        (Some(count), _) => format!("{count} (members that may fail now)"),
+    }
+}
+
 fn members(nodes: &[ClusterNodeCatchup]) -> String {
     let heading = [
-        "NODE", "ROLE", "VOTES", "HEALTHY", "LAG", "ENFORCES", "CONTACT", "ADDRESS",
+        "NODE",
+        "NAME",
+        "ROLE",
+        "VOTES",
+        "HEALTHY",
+        "LAG",
+        "ENFORCES",
+        "CONTACT",
+        "CLOCK",
+        "CERTIFICATE",
+        "VERSION",
+        "MODE",
+        "ADDRESS",
     ];
     let known = |value: Option<u64>, unit: &str| {
         value.map_or_else(|| "-".into(), |value| format!("{value}{unit}"))
     };
     let yes_no = |yes: bool| if yes { "yes" } else { "no" }.to_owned();
+    let or_dash = |text: Option<&str>| match text {
+        None | Some("") => "-".to_owned(),
+        Some(text) => text.to_owned(),
+    };
     let mut rows = vec![heading.map(String::from).to_vec()];
     for node in nodes {
+        let clock = node.clock_offset_ms.map(|offset| format!("{offset:+} ms"));
+        let day = |time: &String| time.split('T').next().unwrap_or_default().to_owned();
+        let certificate = node.certificate_expires_at.as_ref().map(day);
         rows.push(vec![
             node.node_id.clone(),
+            or_dash(Some(&node.name)),
             node.role.clone(),
             yes_no(node.voter),
             yes_no(node.healthy),
             known(node.lag_entries, ""),
             known(node.enforced_revision, ""),
             known(node.last_contact_ms, " ms"),
+            or_dash(clock.as_deref()),
+            or_dash(certificate.as_deref()),
+            or_dash(node.version.as_deref()),
+            or_dash(node.mode.as_deref()),
             node.addr.clone(),
         ]);
     }
@@ -173,6 +199,25 @@ fn members(nodes: &[ClusterNodeCatchup]) -> String {
             .flatten()
         {
             text.push_str(&format!("{}: {reason}\n", node.node_id));
+        }
+        if let Some(offset) = node.clock_offset_ms
+            && offset.unsigned_abs() > CLOCK_WARNING_MS
+        {
+            text.push_str(&format!(
+                "{}: warning: its clock differs from the leader's by {offset:+} ms\n",
+                node.node_id
+            ));
+        }
+    }
+    let hashes: BTreeSet<_> = nodes
+        .iter()
+        .filter_map(|node| node.configuration_hash.as_deref())
+        .collect();
+    if hashes.len() > 1 {
+        text.push_str("the members' configurations differ (expected where addresses do):\n");
+        for node in nodes {
+            let hash = node.configuration_hash.as_deref();
+            text.push_str(&format!("  {}: {}\n", node.node_id, or_dash(hash)));
         }
     }
     text
@@ -230,7 +275,7 @@ mod tests {
         shows(&status, "leader      none is known");
         shows(
             &status,
-            "tolerates   0: one more failure stops changes (members that may fail now)",
+            "tolerates   0 (warning: one more failure stops changes; traffic goes on)",
         );
         shows(&status, "ready       no (for traffic: yes)");
         shows(&status, "            cluster: no leader for 3 s");
@@ -242,12 +287,58 @@ mod tests {
         shows(&status, "00000000000000a1: a source group is too large");
         shows(
             &status,
-            "00000000000000a1  follower  no     no       -    -         -        10.0.0.1:9600",
+            "00000000000000a1  -     follower  no     no       -    -         -        -      -            -        \
+             -     10.0.0.1:9600",
         );
     }
 
     #[test]
+    fn what_is_known_of_a_member_is_on_the_screen() {
+        let mut status = status(Some(1));
+        let member = &mut status.stats.cluster.nodes[0];
+        member.name = "berlin-1".into();
+        (member.voter, member.healthy) = (true, true);
+        (member.lag_entries, member.enforced_revision) = (Some(0), Some(7));
+        member.last_contact_ms = Some(12);
+        member.clock_offset_ms = Some(-1_500);
+        member.certificate_expires_at = Some("2027-01-02T03:04:05Z".into());
+        member.version = Some("0.1.0".into());
+        member.mode = Some("packet".into());
+        member.configuration_hash = Some("aa".into());
+        let mut other = member.clone();
+        other.configuration_hash = Some("bb".into());
+        status.stats.cluster.nodes.push(other);
+        let screen = screen(&status);
+        for part in [
+            "berlin-1",
+            "12 ms",
+            "-1500 ms",
+            "2027-01-02",
+            "0.1.0",
+            "packet",
+        ] {
+            assert!(screen.contains(part), "no {part:?} in\n{screen}");
+        }
+        shows(
+            &status,
+            "00000000000000a1: warning: its clock differs from the leader's by -1500 ms",
+        );
+        shows(&status, "  00000000000000a1: bb");
+        shows(&status, "tolerates   1 (members that may fail now)");
+    }
+
+    #[test]
+    fn a_cluster_of_one_is_told_that_it_is_not_highly_available() {
+        let mut status = status(Some(0));
+        status.stats.cluster.node_count = 1;
+        assert!(screen(&status).contains("not highly available"));
+    }
+
+    #[test]
     fn a_node_that_does_not_know_says_so() {
-        shows(&status(None), "tolerates   not known here");
+        shows(
+            &status(None),
+            "tolerates   not known here: this node hears from no leader",
+        );
     }
 }

@@ -7,7 +7,7 @@
 use std::sync::{PoisonError, RwLock};
 
 use api::health::{Check, Ready};
-use cluster::{Role, Status};
+use cluster::{PolicyMark, Role, Status};
 
 /// Checks that some part of the node sets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,8 +59,8 @@ struct Said {
 pub struct View {
     /// Its status.
     pub status: Status,
-    /// Newest policy revision that this node has applied; none: no policy was ever put.
-    pub newest_revision: Option<u64>,
+    /// Newest policy that this node has applied; none: no policy was ever put.
+    pub newest: Option<PolicyMark>,
 }
 
 /// The checks.
@@ -77,8 +77,8 @@ struct Control {
     waiting_for: String,
     /// Why this node is not a member in good standing.
     quarantine: Option<String>,
-    /// Policy revision that every packet worker runs on; none: not known yet.
-    enforced_revision: Option<u64>,
+    /// The policy that every packet worker runs on; none: not known yet.
+    enforced: Option<PolicyMark>,
     /// Why the newest policy is not enforced, if replay failed.
     replay_failure: Option<String>,
 }
@@ -97,7 +97,7 @@ impl Default for Readiness {
             control: RwLock::new(Control {
                 waiting_for: "the control plane is starting".into(),
                 quarantine: None,
-                enforced_revision: None,
+                enforced: None,
                 replay_failure: None,
             }),
         }
@@ -131,9 +131,9 @@ impl Readiness {
     }
 
     /// How far replay has come.
-    pub fn set_enforced(&self, revision: u64, failure: Option<String>) {
+    pub fn set_enforced(&self, enforced: PolicyMark, failure: Option<String>) {
         self.control_mut(|control| {
-            control.enforced_revision = Some(revision);
+            control.enforced = Some(enforced);
             control.replay_failure = failure;
         });
     }
@@ -211,38 +211,51 @@ fn replication_check(control: &Control, view: Option<&View>) -> Check {
         let detail = format!("applied {} of {confirmed}", status.applied_index);
         return check(name, false, detail);
     }
-    match (
-        view.newest_revision,
-        control.enforced_revision,
-        &control.replay_failure,
-    ) {
-        (None, ..) => check(name, true, "no policy was ever put"),
-        (Some(newest), Some(enforced), _) if enforced >= newest => {
-            check(name, true, format!("enforces revision {enforced}"))
-        }
-        (Some(newest), _, Some(failure)) => check(
+    let Some(newest) = &view.newest else {
+        return check(name, true, "no policy was ever put");
+    };
+    let revision = newest.revision;
+    match (&control.enforced, &control.replay_failure) {
+        (Some(enforced), _) if enforced.reaches(newest) => check(
+            name,
+            true,
+            format!("enforces revision {}", enforced.revision),
+        ),
+        (_, Some(failure)) => check(
             name,
             false,
-            format!("revision {newest} is not enforced: {failure}"),
+            format!("revision {revision} is not enforced: {failure}"),
         ),
-        (Some(newest), enforced, None) => {
-            let enforced = enforced.map_or("nothing".into(), |enforced| enforced.to_string());
-            check(
-                name,
-                false,
-                format!("enforces {enforced}, newest is revision {newest}"),
-            )
+        (enforced, None) => {
+            let enforced = match enforced {
+                Some(enforced) if enforced.lineage != newest.lineage => {
+                    "a policy from before this cluster's history".into()
+                }
+                Some(enforced) => format!("revision {}", enforced.revision),
+                None => "nothing".into(),
+            };
+            let detail = format!("enforces {enforced}, newest is revision {revision}");
+            check(name, false, detail)
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use cluster::{NoLeader, NodeId};
+    use cluster::{Digest, Lineage, NoLeader, NodeId};
 
     use super::*;
 
-    fn view(role: Role, confirmed: bool, newest_revision: Option<u64>) -> View {
+    fn mark(lineage: u64, revision: u64) -> PolicyMark {
+        PolicyMark {
+            index: revision * 10,
+            revision,
+            hash: Digest::of(&revision.to_be_bytes()),
+            lineage: Lineage(lineage),
+        }
+    }
+
+    fn view(role: Role, confirmed: bool, newest: Option<u64>) -> View {
         View {
             status: Status {
                 node_id: NodeId(1),
@@ -260,7 +273,7 @@ mod tests {
                 failure_tolerance: None,
                 detection_time_ms: 600,
             },
-            newest_revision,
+            newest: newest.map(|revision| mark(1, revision)),
         }
     }
 
@@ -275,7 +288,7 @@ mod tests {
         ] {
             readiness.set_ok(part, "");
         }
-        readiness.set_enforced(3, None);
+        readiness.set_enforced(mark(1, 3), None);
         readiness
     }
 
@@ -341,12 +354,22 @@ mod tests {
         let newer = view(LEADER, true, Some(4));
         assert_eq!(failing(&well().ready(Some(&newer))), ["policy_replication"]);
         let readiness = well();
-        readiness.set_enforced(3, Some("rule 7 needs a part".into()));
+        readiness.set_enforced(mark(1, 3), Some("rule 7 needs a part".into()));
         let detail = readiness.ready(Some(&newer)).checks[7]
             .detail
             .clone()
             .unwrap();
         assert!(detail.contains("rule 7 needs a part"), "{detail}");
+    }
+
+    #[test]
+    fn a_policy_from_another_history_is_not_the_newest_however_high_its_revision() {
+        let readiness = well();
+        readiness.set_enforced(mark(2, 9), None);
+        let ready = readiness.ready(Some(&view(LEADER, true, Some(3))));
+        assert_eq!(failing(&ready), ["policy_replication"]);
+        let detail = ready.checks[7].detail.clone().unwrap();
+        assert!(detail.contains("before this cluster's history"), "{detail}");
     }
 
     #[test]

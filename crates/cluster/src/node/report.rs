@@ -53,6 +53,8 @@ pub(crate) struct LeaderView {
 pub(crate) struct Received<R: AsyncRuntime> {
     pub(crate) report: Report,
     pub(crate) at: InstantOf<Types<R>>,
+    /// The member's wall clock less this node's when it came.
+    pub(crate) clock_offset_ms: i64,
     /// Since when the member has been caught up without a break.
     pub(crate) caught_up: Option<InstantOf<Types<R>>>,
 }
@@ -80,11 +82,22 @@ impl<R: AsyncRuntime> Node<R> {
             return self.inner.known_members();
         };
         let age = at.elapsed();
-        let mut members = view.members;
-        for member in &mut members {
+        let mut said = view.members;
+        for member in &mut said {
             member.last_contact_ms = member.last_contact_ms.map(|ms| ms + millis(age));
-            // What the leader said stays true only as long as it is fresh.
-            member.live &= age < LIVE_WITHIN;
+        }
+        if age < LIVE_WITHIN {
+            return said;
+        }
+        // What a leader said stays true only as long as it is fresh: of what is older, only what members said of
+        // themselves is told, and when they were last heard.
+        let mut members = self.inner.known_members();
+        for member in &mut members {
+            if let Some(earlier) = said.iter_mut().find(|m| m.node_id == member.node_id) {
+                member.last_contact_ms = earlier.last_contact_ms;
+                member.clock_offset_ms = earlier.clock_offset_ms;
+                member.report = member.report.take().or(earlier.report.take());
+            }
         }
         members
     }
@@ -254,11 +267,16 @@ impl<R: AsyncRuntime> Inner<R> {
         let now = Types::<R>::now();
         let mut reports = locked(&self.reports);
         let caught_up = reports.get(&from).and_then(|earlier| earlier.caught_up);
+        let (theirs, ours) = (
+            report.node.wall_clock_ms,
+            (self.environment.wall_clock_ms)(),
+        );
         reports.insert(
             from,
             Received {
                 report,
                 at: now,
+                clock_offset_ms: signed_difference(theirs, ours),
                 caught_up,
             },
         );
@@ -315,6 +333,7 @@ impl<R: AsyncRuntime> Inner<R> {
                     applied_index: 0,
                     lag: 0,
                     report: (member.node_id == self.config.node_id).then(|| self.own_report().node),
+                    clock_offset_ms: None,
                 }
             })
             .collect()
@@ -355,6 +374,7 @@ impl<R: AsyncRuntime> Inner<R> {
                 member.matched_index = last;
                 member.applied_index = applied_here;
                 member.report = Some(self.own_report().node);
+                member.clock_offset_ms = Some(0);
                 continue;
             }
             let acked = heartbeat
@@ -370,6 +390,7 @@ impl<R: AsyncRuntime> Inner<R> {
             if let Some(received) = received {
                 member.applied_index = received.report.applied_index;
                 member.report = Some(received.report.node.clone());
+                member.clock_offset_ms = Some(received.clock_offset_ms);
             }
             member.live = contact.is_some_and(|at| now < at + LIVE_WITHIN)
                 && member
@@ -411,13 +432,26 @@ fn tolerance(voters: usize, live: usize) -> u32 {
     u32::try_from(live.saturating_sub(voters / 2 + 1)).unwrap_or(u32::MAX)
 }
 
+/// `a` less `b`.
+fn signed_difference(a: u64, b: u64) -> i64 {
+    let distance = i64::try_from(a.abs_diff(b)).unwrap_or(i64::MAX);
+    if a < b { -distance } else { distance }
+}
+
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::tolerance;
+    use super::{signed_difference, tolerance};
+
+    #[test]
+    fn clocks_may_differ_either_way() {
+        assert_eq!(signed_difference(7, 5), 2);
+        assert_eq!(signed_difference(5, 7), -2);
+        assert_eq!(signed_difference(0, u64::MAX), -i64::MAX);
+    }
 
     #[test]
     fn tolerance_is_what_is_left_above_a_quorum() {

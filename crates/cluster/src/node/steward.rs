@@ -410,6 +410,7 @@ mod tests {
                 seed: [self.index as u8; 32],
                 author: crate::command::Author::default(),
                 idempotency_key: None,
+                request: None,
             };
             self.state.apply(self.index, stamped)
         }
@@ -449,6 +450,7 @@ mod tests {
                     applied_index: 0,
                     lag: 0,
                     report: None,
+                    clock_offset_ms: None,
                 })
                 .collect();
             Picture {

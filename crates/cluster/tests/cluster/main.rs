@@ -1,6 +1,7 @@
 //! Whole nodes over a transport in memory: founding, restarting, replicating, losing leader and quorum.
 
 mod bench;
+mod freshness;
 mod levels;
 mod simulation;
 
@@ -242,11 +243,11 @@ async fn write(node: &cluster::Node, writer: usize, shared: Uuid) -> (Vec<Uuid>,
         let create = Command::CreateAccount(spec(&format!("w{writer}-{n}")));
         let key = Some(format!("key-{n}"));
         let first = node
-            .propose_as(create.clone(), author(), key.clone())
+            .propose_as(create.clone(), author(), key.clone().map(Into::into))
             .await
             .expect("commits");
         let again = node
-            .propose_as(create, author(), key)
+            .propose_as(create, author(), key.map(Into::into))
             .await
             .expect("commits");
         assert_eq!(first.response, again.response);

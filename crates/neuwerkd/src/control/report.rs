@@ -45,14 +45,12 @@ pub(super) async fn run(mut reporter: Reporter, life: CancellationToken) {
 impl Reporter {
     fn compose(&mut self) -> NodeReport {
         let progress = self.progress.borrow_and_update().clone();
-        let applied = self.node.state().policy().map(|policy| PolicyMark {
-            index: policy.index,
-            revision: policy.revision,
-            hash: policy.hash,
-        });
+        let state = self.node.state();
+        let applied = state.policy().map(|policy| PolicyMark::of(&state, policy));
+        let enforced = PolicyMark::from(progress.enforced);
         self.http
             .readiness()
-            .set_enforced(progress.enforced.revision, progress.failure.clone());
+            .set_enforced(enforced, progress.failure.clone());
         let view = self.http.control_view();
         let ready = self.http.readiness().ready(view.as_ref());
         let since_1970 = SystemTime::now()
@@ -65,7 +63,7 @@ impl Reporter {
                 .unwrap_or_default(),
             applied: applied.unwrap_or_default(),
             compiled: progress.compiled.into(),
-            enforced: progress.enforced.into(),
+            enforced,
             compile_error: progress.failure,
             ready: ready.ready,
             ready_traffic: self.http.readiness().ready_traffic().ready,

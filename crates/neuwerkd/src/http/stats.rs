@@ -24,11 +24,18 @@ pub(super) static READ: Doc = Doc::new("Read counters and the state of the clust
 
 pub(super) async fn read(State(app): State<Arc<App>>) -> Answer<Json<StatsSnapshot>> {
     let node = app.node()?;
-    Ok(Json(StatsSnapshot {
-        dataplane: dataplane(&app.counters.load()),
-        cluster: cluster(&node),
-        ..StatsSnapshot::default()
-    }))
+    Ok(Json(app.stats(&node)))
+}
+
+impl App {
+    /// What `GET /api/v1/stats` answers.
+    pub(crate) fn stats(&self, node: &Node) -> StatsSnapshot {
+        StatsSnapshot {
+            dataplane: dataplane(&self.counters.load()),
+            cluster: cluster(node),
+            ..StatsSnapshot::default()
+        }
+    }
 }
 
 /// The sum over all workers.
@@ -89,6 +96,7 @@ fn decisions(allow: u64, deny: u64) -> DecisionCounters {
     }
 }
 
+/// The cluster as this node sees it. Every member that hears from the leader gives the same figures.
 fn cluster(node: &Node) -> ClusterStats {
     let (status, state) = (node.status(), node.state());
     let is_leader = matches!(status.role, Role::Leader { .. });
@@ -97,16 +105,14 @@ fn cluster(node: &Node) -> ClusterStats {
         Role::Follower { leader_id, .. } => Some(leader_id),
         Role::NoLeader { .. } => None,
     };
-    let newest = state.policy().map(|policy| PolicyMark {
-        index: policy.index,
-        revision: policy.revision,
-        hash: policy.hash,
-    });
+    let newest = state.policy().map(|policy| PolicyMark::of(&state, policy));
     let features = node.features();
     let members = node.members();
+    // Whoever leads, or hears from a leader, knows how far every member is; nobody else does.
+    let known = status.failure_tolerance.is_some();
     let nodes: Vec<_> = members
         .iter()
-        .map(|member| catchup(member, newest, is_leader))
+        .map(|member| catchup(member, &state, newest, known))
         .collect();
     let followers = nodes.iter().filter(|node| node.role != "leader");
     ClusterStats {
@@ -136,13 +142,25 @@ fn cluster(node: &Node) -> ClusterStats {
     }
 }
 
-fn catchup(member: &MemberStatus, newest: Option<PolicyMark>, known: bool) -> ClusterNodeCatchup {
+fn catchup(
+    member: &MemberStatus,
+    state: &cluster::State,
+    newest: Option<PolicyMark>,
+    known: bool,
+) -> ClusterNodeCatchup {
     let report = member.report.as_ref();
-    let enforces = match (newest, report) {
+    let enforces = match (&newest, report) {
         (None, _) => true,
-        (Some(newest), Some(report)) => report.enforced.revision >= newest.revision,
+        (Some(newest), Some(report)) => report.enforced.reaches(newest),
         (Some(_), None) => false,
     };
+    // What the member itself presents goes before what was last issued to it.
+    let issued = state
+        .member(member.node_id)
+        .and_then(|member| Some(member.certificate.as_ref()?.not_after_ms));
+    let certificate_ends_ms = report
+        .and_then(|report| report.certificate_expires_ms)
+        .or(issued);
     let quarantine = report.and_then(|report| report.quarantine.clone());
     let filled = |text: &String| Some(text.clone()).filter(|text| !text.is_empty());
     ClusterNodeCatchup {
@@ -165,9 +183,10 @@ fn catchup(member: &MemberStatus, newest: Option<PolicyMark>, known: bool) -> Cl
         enforced_hash: report.map(|report| report.enforced.hash.to_string()),
         replay_failure: report.and_then(|report| report.compile_error.clone()),
         quarantine_reason: quarantine,
-        certificate_expires_at: report
-            .and_then(|report| report.certificate_expires_ms)
-            .map(rfc3339),
-        clock_offset_ms: None,
+        certificate_expires_at: certificate_ends_ms
+            .map(rfc3339)
+            .filter(|text| !text.is_empty()),
+        clock_offset_ms: member.clock_offset_ms,
+        name: member.name.clone(),
     }
 }

@@ -74,11 +74,7 @@ impl Collector for ConsensusCollector {
             "1 while GET /ready/traffic answers 200",
             ready(self.app.ready_traffic().ready),
         )?;
-        let Some(View {
-            status,
-            newest_revision,
-        }) = self.app.control_view()
-        else {
+        let Some(View { status, newest }) = self.app.control_view() else {
             return Ok(());
         };
         let leads = matches!(status.role, Role::Leader { .. });
@@ -103,7 +99,7 @@ impl Collector for ConsensusCollector {
             "Newest index that this node knows to be committed",
             status.committed_index,
         )?;
-        let revision = newest_revision.unwrap_or(0);
+        let revision = newest.map_or(0, |policy| policy.revision);
         gauge(
             "neuwerk_policy_revision",
             "Newest policy revision that this node has applied",

@@ -205,9 +205,18 @@ async fn without_a_quorum_reads_go_on_and_writes_say_when_to_retry() {
         .await;
 }
 
+/// The cluster's part of the stats of node `n`.
+async fn cluster_stats(cluster: &Cluster, n: usize) -> Value {
+    let stats = cluster
+        .get(n, api::paths::STATS)
+        .expect(StatusCode::OK)
+        .await;
+    stats.json()["cluster"].clone()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn stats_and_members_of_three() {
-    let cluster = Cluster::three().await;
+    let cluster = &Cluster::three().await;
     cluster
         .put_policy(0, "?timeout=60s", POLICY)
         .expect(StatusCode::OK)
@@ -233,16 +242,62 @@ async fn stats_and_members_of_three() {
         assert_eq!(node["healthy"], true, "{node}");
         assert_eq!(node["version"], "test", "{node}");
     }
-    let elsewhere = cluster
-        .get(1, api::paths::STATS)
-        .expect(StatusCode::OK)
-        .await
-        .json();
-    assert_eq!(elsewhere["cluster"]["is_leader"], false);
-    assert_eq!(
-        elsewhere["cluster"]["leader_id"],
-        cluster.node(0).node_id().to_string()
-    );
+    // Every member tells the same of all, once the leader's answer to a report has brought it there.
+    let timeless = |stats: &Value| {
+        let mut nodes = stats["nodes"].clone();
+        for node in nodes.as_array_mut().unwrap() {
+            let node = node.as_object_mut().unwrap();
+            // Time goes on between two questions.
+            node.remove("last_contact_ms");
+            node.remove("clock_offset_ms");
+        }
+        let summary = [
+            "leader_id",
+            "failure_tolerance",
+            "node_count",
+            "follower_count",
+            "followers_caught_up",
+        ];
+        (nodes, summary.map(|key| stats[key].clone()))
+    };
+    let ask = |n: usize| async move { cluster_stats(cluster, n).await };
+    for n in [1, 2] {
+        let same = async {
+            loop {
+                let (theirs, leaders) = (ask(n).await, ask(0).await);
+                if timeless(&theirs) == timeless(&leaders) {
+                    return theirs;
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        let Ok(theirs) = tokio::time::timeout(PATIENCE, same).await else {
+            panic!("{:#?} is not {:#?}", ask(n).await, ask(0).await);
+        };
+        assert_eq!(theirs["is_leader"], false);
+        for node in theirs["nodes"].as_array().unwrap() {
+            for field in [
+                "node_id",
+                "role",
+                "voter",
+                "addr",
+                "version",
+                "healthy",
+                "last_contact_ms",
+                "matched_index",
+                "applied_index",
+                "lag_entries",
+                "desired_revision",
+                "desired_hash",
+                "enforced_revision",
+                "enforced_hash",
+                "certificate_expires_at",
+                "clock_offset_ms",
+            ] {
+                assert!(!node[field].is_null(), "no {field} in {node}");
+            }
+        }
+    }
     let members = cluster
         .get(2, api::paths::MEMBERS)
         .expect(StatusCode::OK)
