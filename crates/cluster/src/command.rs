@@ -106,6 +106,10 @@ pub struct Stamped {
     /// A retry under the same key gets the first answer, and does nothing again.
     #[serde(default)]
     pub idempotency_key: Option<String>,
+    /// SHA-256 of the request that the key came with, since the same request need not make the same command twice: it
+    /// may look at the state, or draw a key. From feature level 2 on; without it, the command is what is compared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<Digest>,
 }
 
 impl Stamped {

@@ -259,6 +259,7 @@ fn stamped(command: Command) -> Stamped {
             node: Some(NodeId(1)),
         },
         idempotency_key: Some("key".into()),
+        request: None,
     }
 }
 
@@ -606,6 +607,25 @@ fn a_report_of_trust_is_read_for_ever() {
 }
 
 #[test]
+fn what_came_with_its_request_is_read_for_ever() {
+    let with_request = Stamped {
+        request: Some(Digest([9; 32])),
+        ..stamped(Command::RetireSigningKey { kid: "k1".into() })
+    };
+    check("stamped-request", &with_request);
+    check(
+        "event",
+        &crate::event::Event {
+            kind: EventKind::BreakGlass,
+            actor: "root".into(),
+            subject: "ops".into(),
+            detail: "jti 1".into(),
+            key: "1".into(),
+        },
+    );
+}
+
+#[test]
 fn reports_and_requests_are_read_for_ever() {
     let node = NodeReport {
         version: "0.1.0".into(),
@@ -616,6 +636,7 @@ fn reports_and_requests_are_read_for_ever() {
             index: 1,
             revision: 2,
             hash: Digest([3; 32]),
+            ..PolicyMark::default()
         },
         ready: true,
         failing_checks: vec!["dataplane_running".into()],
@@ -647,6 +668,7 @@ fn reports_and_requests_are_read_for_ever() {
         applied_index: 7,
         lag: 2,
         report: Some(node),
+        clock_offset_ms: None,
     };
     check(
         "leader-view",

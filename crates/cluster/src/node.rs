@@ -26,7 +26,7 @@ use openraft::{AsyncRuntime, Config, Raft, RaftMetrics, ServerState, SnapshotPol
 use tokio::sync::watch;
 
 pub use crate::feature::FEATURE_LEVEL;
-pub use propose::{Applied, ProposeError, TransferError};
+pub use propose::{Applied, ProposeError, REQUEST_DIGESTS_LEVEL, Retry, TransferError};
 use report::{LeaderView, Received};
 
 use crate::command::{Addresses, Author, Command, Init, JoinApproval, Refusal};
@@ -277,7 +277,7 @@ pub(crate) struct Inner<R: AsyncRuntime> {
     /// Members that run twice and have been told of, with the time.
     told: Mutex<BTreeMap<NodeId, InstantOf<Types<R>>>>,
     /// What is to be put into the change log by the steward.
-    notes: Mutex<Vec<door::Note>>,
+    notes: Mutex<Vec<door::Notice>>,
     /// Where the machine is that has this node's identity as well, and had it first.
     duplicate_of: Mutex<Option<String>>,
     /// Whether secrets in clear may be left on this node's disk.
@@ -480,8 +480,17 @@ impl<R: AsyncRuntime> Node<R> {
 
     /// Answers forwarded management requests from now on.
     pub fn set_http_handler(&self, handler: HttpHandler) {
+        self.set_request_handler(Kind::Http, handler);
+    }
+
+    /// Answers management requests of other members' root from now on.
+    pub fn set_admin_handler(&self, handler: HttpHandler) {
+        self.set_request_handler(Kind::Admin, handler);
+    }
+
+    fn set_request_handler(&self, kind: Kind, handler: HttpHandler) {
         self.set_handler(
-            Kind::Http,
+            kind,
             Arc::new(move |from, body| {
                 let handler = handler.clone();
                 Box::pin(async move {

@@ -248,7 +248,7 @@ struct Chunk {
 /// The answer to a command with an idempotency key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Answer {
-    /// SHA-256 of the command, to tell a retry from another request.
+    /// SHA-256 of the request, or of the command where that is not known, to tell a retry from another request.
     command: Digest,
     response: Response,
     time_ms: u64,
@@ -447,6 +447,15 @@ impl State {
     /// A former member.
     pub fn removed(&self, id: NodeId) -> Option<&Removed> {
         self.removed.get(&id)
+    }
+
+    /// Whether a request of `subject` under this idempotency key has its answer already.
+    pub fn has_answer(&self, subject: &str, key: &str) -> bool {
+        let key = AnswerKey {
+            subject: subject.to_owned(),
+            key: key.to_owned(),
+        };
+        self.answers.contains_key(&key)
     }
 
     /// The change log, oldest first.

@@ -19,7 +19,7 @@ use crate::id::{Digest, NodeId};
 use crate::keyring::SealError;
 use crate::raft::{Proposal, Types};
 use crate::status::{NoLeader, Role};
-use crate::transport::{Kind, TransportError};
+use crate::transport::{Kind, Peer, TransportError};
 
 /// Largest encoded command: a chunk and its wrapping fit well.
 const MAX_COMMAND_BYTES: usize = 2 * CHUNK_BYTES;
@@ -32,6 +32,24 @@ pub struct Applied {
     /// What applying it answered.
     pub response: Response,
 }
+
+/// What makes a retry known for one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Retry {
+    /// The idempotency key, scoped by the author's subject.
+    pub key: String,
+    /// SHA-256 of the request as it came in, where several commands may stand for the same one.
+    pub request: Option<Digest>,
+}
+
+impl From<String> for Retry {
+    fn from(key: String) -> Self {
+        Retry { key, request: None }
+    }
+}
+
+/// The feature level from which on entries carry their request's digest: below it members compare commands.
+pub const REQUEST_DIGESTS_LEVEL: u32 = 2;
 
 /// Why a command was not answered.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -93,7 +111,7 @@ impl<R: AsyncRuntime> Node<R> {
         &self,
         command: Command,
         author: Author,
-        idempotency_key: Option<String>,
+        retry: Option<Retry>,
     ) -> Result<Applied, ProposeError> {
         match self.role() {
             Role::Leader { .. } => {}
@@ -117,12 +135,18 @@ impl<R: AsyncRuntime> Node<R> {
         let command = self.sealed(command).map_err(ProposeError::Sealing)?;
         let mut seed = [0; 32];
         (self.inner.environment.random)(&mut seed);
+        let has_digests = self.state().feature_level() >= REQUEST_DIGESTS_LEVEL;
+        let (idempotency_key, request) = match retry {
+            Some(retry) => (Some(retry.key), retry.request.filter(|_| has_digests)),
+            None => (None, None),
+        };
         let proposal = Proposal::new(&Stamped {
             command,
             time_ms: (self.inner.environment.wall_clock_ms)(),
             seed,
             author,
             idempotency_key,
+            request,
         });
         if proposal.len() > MAX_COMMAND_BYTES {
             return Err(ProposeError::TooLarge {
@@ -168,7 +192,7 @@ impl<R: AsyncRuntime> Node<R> {
         if_match: Option<u64>,
         message: String,
         author: Author,
-        idempotency_key: Option<String>,
+        retry: Option<Retry>,
     ) -> Result<Applied, ProposeError> {
         if document.len() as u64 > MAX_DOCUMENT_BYTES {
             return Err(ProposeError::TooLarge {
@@ -182,12 +206,17 @@ impl<R: AsyncRuntime> Node<R> {
         };
         if document.len() <= CHUNK_BYTES {
             let inline = Document::Inline(ByteBuf::from(document));
-            return self.propose_as(put(inline), author, idempotency_key).await;
+            return self.propose_as(put(inline), author, retry).await;
         }
-        // Nothing is sent that cannot become the policy.
-        let current = self.state().policy().map_or(0, |policy| policy.revision);
+        // Nothing is sent that cannot become the policy, unless it has become it and this is the retry.
+        let state = self.state();
+        let current = state.policy().map_or(0, |policy| policy.revision);
+        let answered = retry
+            .as_ref()
+            .is_some_and(|retry| state.has_answer(&author.subject, &retry.key));
         if let Some(expected) = if_match
             && expected < current
+            && !answered
         {
             let response = Response::Refused(Refusal::Conflict {
                 record: Record::Policy,
@@ -222,7 +251,7 @@ impl<R: AsyncRuntime> Node<R> {
                 }
             }
             let applied = self
-                .propose_as(put(whole.clone()), author.clone(), idempotency_key.clone())
+                .propose_as(put(whole.clone()), author.clone(), retry.clone())
                 .await?;
             attempts += 1;
             // A chunk that was there may have gone with an old revision; a second try puts it again.
@@ -290,7 +319,40 @@ impl<R: AsyncRuntime> Node<R> {
             return Err(ForwardError::IsLeader);
         }
         let leader = self.inner.leader_peer()?;
-        let asking = self.inner.transport.call(&leader, kind, body, deadline);
+        self.ask(&leader, kind, body, deadline).await
+    }
+
+    /// Asks any member, over the cluster transport; no leader is needed.
+    ///
+    /// # Errors
+    /// [`ForwardError::Unreachable`] if it certainly did not take the request, else [`ForwardError::Lost`].
+    pub async fn ask_member(
+        &self,
+        member: NodeId,
+        kind: Kind,
+        body: Bytes,
+        deadline: Duration,
+    ) -> Result<Bytes, ForwardError> {
+        let address = self
+            .state()
+            .member(member)
+            .map(|member| member.addresses.cluster.clone())
+            .ok_or_else(|| ForwardError::Unreachable("it is no member".into()))?;
+        let peer = Peer {
+            node_id: member,
+            address,
+        };
+        self.ask(&peer, kind, body, deadline).await
+    }
+
+    async fn ask(
+        &self,
+        peer: &Peer,
+        kind: Kind,
+        body: Bytes,
+        deadline: Duration,
+    ) -> Result<Bytes, ForwardError> {
+        let asking = self.inner.transport.call(peer, kind, body, deadline);
         match Types::<R>::timeout(deadline, asking).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(TransportError::Lost(what))) => Err(ForwardError::Lost(what)),

@@ -139,6 +139,7 @@ impl Story {
                 seed: Digest::of(&self.index.to_be_bytes()).0,
                 author: author(subject),
                 idempotency_key: key.map(Into::into),
+                request: None,
             },
         )
     }

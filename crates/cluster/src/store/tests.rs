@@ -153,6 +153,7 @@ fn entry(term: u64, index: u64) -> Entry {
             seed: [0; 32],
             author: Default::default(),
             idempotency_key: None,
+            request: None,
         })),
     }
 }

@@ -8,22 +8,28 @@ use api::account::{
     TokenMeta, TokenStatus,
 };
 use api::error::Reason;
+use api::policy::PolicyTag;
+use axum::Json;
 use axum::extract::{Path, State};
 use axum::response::IntoResponse as _;
-use axum::{Extension, Json};
 use bytes::Bytes;
 use cluster::command::{AccountSpec, AccountStatus, Command, Role, TokenSpec};
+use cluster::node::REQUEST_DIGESTS_LEVEL;
 use cluster::state::{Account, TokenRecord};
+use cluster::{Refusal, Response};
 use http::header::{CACHE_CONTROL, ETAG, IF_MATCH};
 use http::{HeaderMap, HeaderValue, StatusCode};
 use uuid::Uuid;
 
-use super::change::Change;
+use super::change::{Change, unexpected};
 use super::error::{Answer, Refused};
 use super::openapi::{self, Doc};
 use super::request::text;
-use super::{App, Origin, now_s, rfc3339};
-use crate::auth::{Identity, role_name, token};
+use super::{App, now_s, rfc3339};
+use crate::auth::{role_name, token};
+
+/// How often an update without a precondition is tried against others that change the same account.
+const UPDATE_ATTEMPTS: usize = 5;
 
 pub(super) static LIST: Doc = Doc::new("List the service accounts").answers(&[(
     200,
@@ -50,13 +56,7 @@ pub(super) static CREATE: Doc = Doc::new("Create a service account")
         (409, "The name is taken", Some(openapi::ERROR)),
     ]);
 
-pub(super) async fn create(
-    State(app): State<Arc<App>>,
-    Extension(identity): Extension<Identity>,
-    Extension(origin): Extension<Origin>,
-    headers: HeaderMap,
-    body: Bytes,
-) -> Answer {
+pub(super) async fn create(change: Change, body: Bytes) -> Answer {
     let request: ServiceAccountCreateRequest = openapi::parse(&body)?;
     let spec = AccountSpec {
         name: named(request.name)?,
@@ -64,9 +64,24 @@ pub(super) async fn create(
         role: role(request.role),
         status: AccountStatus::Active,
     };
-    let change = Change::new(&app, &identity, &origin, &headers)?;
-    let id = change.record(Command::CreateAccount(spec)).await?;
-    answer(&app, id, StatusCode::CREATED)
+    let made = change.record(Command::CreateAccount(spec.clone())).await?;
+    answer(&change.state(), made, spec, StatusCode::CREATED)
+}
+
+pub(super) static READ: Doc = Doc::new("Read a service account").answers(&[
+    (
+        200,
+        "The service account",
+        Some(openapi::json("ServiceAccount")),
+    ),
+    (404, "No such service account", Some(openapi::ERROR)),
+]);
+
+pub(super) async fn read(State(app): State<Arc<App>>, Path(id): Path<String>) -> Answer {
+    let state = app.node()?.state();
+    let account = find(&state, parse_id(&id, "service account")?)?;
+    let made = (account.id, account.revision);
+    answer(&state, made, account.spec.clone(), StatusCode::OK)
 }
 
 pub(super) static UPDATE: Doc = Doc::new("Replace a service account's fields")
@@ -85,32 +100,46 @@ pub(super) static UPDATE: Doc = Doc::new("Replace a service account's fields")
     ]);
 
 pub(super) async fn update(
-    State(app): State<Arc<App>>,
-    Extension(identity): Extension<Identity>,
-    Extension(origin): Extension<Origin>,
+    change: Change,
     Path(id): Path<String>,
     headers: HeaderMap,
     body: Bytes,
 ) -> Answer {
     let id = parse_id(&id, "service account")?;
     let request: ServiceAccountUpdateRequest = openapi::parse(&body)?;
-    let change = Change::new(&app, &identity, &origin, &headers)?;
-    let state = change.state();
-    let account = state
-        .account(id)
-        .ok_or_else(|| Refused::not_found("service account"))?;
-    let spec = AccountSpec {
-        name: named(request.name)?,
-        description: described(request.description)?,
-        role: role(request.role),
-        // Replacing fields does not revive an account whose tokens were revoked.
-        status: account.spec.status,
-    };
-    let if_match = if_match(&headers)?;
-    let id = change
-        .record(Command::UpdateAccount { id, if_match, spec })
-        .await?;
-    answer(&app, id, StatusCode::OK)
+    let (name, description) = (named(request.name)?, described(request.description)?);
+    let asked = if_match(&headers, &change.state())?;
+    for _attempt in 0..UPDATE_ATTEMPTS {
+        let state = change.state();
+        let account = find(&state, id)?;
+        let spec = AccountSpec {
+            name: name.clone(),
+            description: description.clone(),
+            role: role(request.role),
+            // Replacing fields does not revive an account whose tokens were revoked, nor may it where
+            // the account is disabled at the same time: the revision is compared even if nobody asked.
+            status: account.spec.status,
+        };
+        // Below that level a retry is known by its command, which must not change with the revision.
+        let pinned = (state.feature_level() >= REQUEST_DIGESTS_LEVEL).then_some(account.revision);
+        let command = Command::UpdateAccount {
+            id,
+            if_match: asked.or(pinned),
+            spec: spec.clone(),
+        };
+        match change.answered(command).await?.accepted() {
+            Ok(Response::Record { id, revision }) => {
+                return answer(&change.state(), (id, revision), spec, StatusCode::OK);
+            }
+            Ok(_) => return Err(unexpected()),
+            Err(Refusal::Conflict { .. }) if asked.is_none() => {}
+            Err(refusal) => return Err(conflict(refusal, &change.state())),
+        }
+    }
+    Err(Refused::new(
+        StatusCode::CONFLICT,
+        "the service account is being changed by others at the same time",
+    ))
 }
 
 pub(super) static DISABLE: Doc = Doc::new("Disable a service account and revoke its tokens")
@@ -123,19 +152,17 @@ pub(super) static DISABLE: Doc = Doc::new("Disable a service account and revoke 
     ]);
 
 pub(super) async fn disable(
-    State(app): State<Arc<App>>,
-    Extension(identity): Extension<Identity>,
-    Extension(origin): Extension<Origin>,
+    change: Change,
     Path(id): Path<String>,
     headers: HeaderMap,
 ) -> Answer<StatusCode> {
     let id = parse_id(&id, "service account")?;
-    let if_match = if_match(&headers)?;
-    let change = Change::new(&app, &identity, &origin, &headers)?;
-    change
-        .done(Command::DisableAccount { id, if_match })
-        .await?;
-    Ok(StatusCode::NO_CONTENT)
+    let if_match = if_match(&headers, &change.state())?;
+    let command = Command::DisableAccount { id, if_match };
+    match change.answered(command).await?.accepted() {
+        Ok(_) => Ok(StatusCode::NO_CONTENT),
+        Err(refusal) => Err(conflict(refusal, &change.state())),
+    }
 }
 
 pub(super) static LIST_TOKENS: Doc = Doc::new("List a service account's tokens").answers(&[
@@ -153,9 +180,7 @@ pub(super) async fn list_tokens(
 ) -> Answer<Json<Vec<TokenMeta>>> {
     let id = parse_id(&id, "service account")?;
     let state = app.node()?.state();
-    state
-        .account(id)
-        .ok_or_else(|| Refused::not_found("service account"))?;
+    find(&state, id)?;
     let mut tokens: Vec<_> = state.tokens(id).collect();
     tokens.sort_by_key(|token| (token.created_ms, token.id));
     Ok(Json(tokens.into_iter().map(|token| meta(token)).collect()))
@@ -175,25 +200,15 @@ pub(super) static CREATE_TOKEN: Doc = Doc::new("Create a token of a service acco
         (409, "The account is disabled", Some(openapi::ERROR)),
     ]);
 
-pub(super) async fn create_token(
-    State(app): State<Arc<App>>,
-    Extension(identity): Extension<Identity>,
-    Extension(origin): Extension<Origin>,
-    Path(id): Path<String>,
-    headers: HeaderMap,
-    body: Bytes,
-) -> Answer {
+pub(super) async fn create_token(change: Change, Path(id): Path<String>, body: Bytes) -> Answer {
     let account = parse_id(&id, "service account")?;
     let request: ServiceAccountTokenCreateRequest = if body.is_empty() {
         ServiceAccountTokenCreateRequest::default()
     } else {
         openapi::parse(&body)?
     };
-    let change = Change::new(&app, &identity, &origin, &headers)?;
     let state = change.state();
-    let owner = state
-        .account(account)
-        .ok_or_else(|| Refused::not_found("service account"))?;
+    let owner = find(&state, account)?;
     let key = state
         .active_signing_key()
         .ok_or_else(|| Refused::not_found("signing key"))?;
@@ -203,11 +218,11 @@ pub(super) async fn create_token(
         kid: key.key.kid.clone(),
         ttl_ms: ttl_ms(request.ttl.as_deref(), request.eternal.unwrap_or(false))?,
     };
-    let id = change
+    let (id, _) = change
         .record(Command::CreateToken { account, spec })
         .await?;
 
-    let state = app.node()?.state();
+    let state = change.state();
     let record = state
         .token(account, id)
         .ok_or_else(|| Refused::not_found("token"))?;
@@ -230,15 +245,11 @@ pub(super) static REVOKE_TOKEN: Doc = Doc::new("Revoke a token").idempotent().an
 ]);
 
 pub(super) async fn revoke_token(
-    State(app): State<Arc<App>>,
-    Extension(identity): Extension<Identity>,
-    Extension(origin): Extension<Origin>,
+    change: Change,
     Path((account, token)): Path<(String, String)>,
-    headers: HeaderMap,
 ) -> Answer<StatusCode> {
     let account = parse_id(&account, "service account")?;
     let token = parse_id(&token, "token")?;
-    let change = Change::new(&app, &identity, &origin, &headers)?;
     change.done(Command::RevokeToken { account, token }).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -281,28 +292,61 @@ fn ttl_ms(ttl: Option<&str>, eternal: bool) -> Answer<Option<u64>> {
     Ok(Some(u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX)))
 }
 
-fn answer(app: &App, id: Uuid, status: StatusCode) -> Answer {
-    let state = app.node()?.state();
-    let account = state
+fn find(state: &cluster::State, id: Uuid) -> Answer<&Arc<Account>> {
+    state
         .account(id)
-        .ok_or_else(|| Refused::not_found("service account"))?;
-    let etag = HeaderValue::try_from(format!("\"{}\"", account.revision)).expect("digits");
-    Ok((status, [(ETAG, etag)], Json(view(account))).into_response())
+        .ok_or_else(|| Refused::not_found("service account"))
 }
 
-fn if_match(headers: &HeaderMap) -> Answer<Option<u64>> {
+/// The account as the change made it: a retry, however late, is answered with that and its tag, not with what others
+/// have made of it since.
+fn answer(
+    state: &cluster::State,
+    (id, revision): (Uuid, u64),
+    spec: AccountSpec,
+    status: StatusCode,
+) -> Answer {
+    let made = Account {
+        revision,
+        spec,
+        ..Account::clone(find(state, id)?)
+    };
+    let etag = HeaderValue::try_from(tag(state, revision).to_string());
+    let etag = etag.expect("hexadecimal digits in quotes");
+    Ok((status, [(ETAG, etag)], Json(view(&made))).into_response())
+}
+
+fn tag(state: &cluster::State, revision: u64) -> PolicyTag {
+    PolicyTag {
+        lineage: state
+            .lineage()
+            .map(|lineage| lineage.to_string())
+            .unwrap_or_default(),
+        revision,
+    }
+}
+
+/// 412 with the account's tag as it is now; other refusals as they are.
+fn conflict(refusal: Refusal, state: &cluster::State) -> Refused {
+    match refusal {
+        Refusal::Conflict { current, .. } => Refused::precondition(
+            "the service account was changed in between",
+            Some(tag(state, current).to_string()),
+        ),
+        other => other.into(),
+    }
+}
+
+fn if_match(headers: &HeaderMap, state: &cluster::State) -> Answer<Option<u64>> {
     let Some(value) = text(headers, &IF_MATCH) else {
         return Ok(None);
     };
     if value.trim() == "*" {
         return Ok(None);
     }
-    let revision = value
-        .trim()
-        .strip_prefix('"')
-        .and_then(|rest| rest.strip_suffix('"'));
-    match revision.and_then(|revision| revision.parse().ok()) {
-        Some(revision) => Ok(Some(revision)),
+    let asked = value.parse::<PolicyTag>().ok();
+    match asked.filter(|asked| asked.lineage == tag(state, 0).lineage) {
+        Some(asked) => Ok(Some(asked.revision)),
         None => Err(Refused::precondition(
             "If-Match names no revision of this record",
             None,

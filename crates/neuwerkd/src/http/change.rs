@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
+use axum::extract::FromRequestParts;
 use bytes::Bytes;
 use cluster::command::{Author, Command};
-use cluster::{Applied, Node, ProposeError, Response, State};
-use http::{HeaderMap, StatusCode};
+use cluster::{Applied, Digest, Node, ProposeError, Response, Retry, State};
+use http::{HeaderMap, StatusCode, request};
+use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use super::error::{Answer, Refused};
@@ -13,11 +15,33 @@ use super::request::{IDEMPOTENCY_KEY, text};
 use super::{App, Origin};
 use crate::auth::Identity;
 
+/// SHA-256 of what a request asks for, without how it wants to be answered. The gate adds it to every change: the same
+/// key under the same fingerprint is a retry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Fingerprint(pub(super) Digest);
+
 /// What the commands of one request have in common.
 pub(super) struct Change {
     node: Arc<Node>,
     author: Author,
     idempotency_key: Option<String>,
+    fingerprint: Option<Fingerprint>,
+}
+
+impl FromRequestParts<Arc<App>> for Change {
+    type Rejection = Refused;
+
+    async fn from_request_parts(parts: &mut request::Parts, app: &Arc<App>) -> Answer<Self> {
+        let extensions = &parts.extensions;
+        let (Some(identity), Some(origin)) =
+            (extensions.get::<Identity>(), extensions.get::<Origin>())
+        else {
+            return Err(Refused::unauthorized("a bearer token is needed"));
+        };
+        let mut change = Self::new(app, identity, origin, &parts.headers)?;
+        change.fingerprint = extensions.get().copied();
+        Ok(change)
+    }
 }
 
 impl Change {
@@ -28,10 +52,7 @@ impl Change {
         headers: &HeaderMap,
     ) -> Answer<Self> {
         let node = app.node()?;
-        let entered_at = match origin {
-            Origin::Member { via, .. } => *via,
-            Origin::Network(_) | Origin::ControlSocket => node.node_id(),
-        };
+        let entered_at = origin.entered_at(node.node_id());
         Ok(Self {
             node,
             author: Author {
@@ -39,6 +60,7 @@ impl Change {
                 node: Some(entered_at),
             },
             idempotency_key: text(headers, &IDEMPOTENCY_KEY).map(str::to_owned),
+            fingerprint: None,
         })
     }
 
@@ -50,34 +72,58 @@ impl Change {
         self.node.state()
     }
 
-    /// Makes a change that creates or changes one record, and returns its id.
-    pub(super) async fn record(&self, command: Command) -> Answer<Uuid> {
-        match self.make(command).await?.response.accepted()? {
-            Response::Record { id, .. } => Ok(id),
+    /// Makes a change that creates or changes one record, and returns its id and its revision after it.
+    pub(super) async fn record(&self, command: Command) -> Answer<(Uuid, u64)> {
+        match self.answered(command).await?.accepted()? {
+            Response::Record { id, revision } => Ok((id, revision)),
             _ => Err(unexpected()),
         }
     }
 
     /// Makes a change that has no other answer than that it was made.
     pub(super) async fn done(&self, command: Command) -> Answer<()> {
-        self.make(command).await?.response.accepted()?;
+        self.answered(command).await?.accepted()?;
         Ok(())
+    }
+
+    /// Makes a change, and returns what the state answered, a refusal as well.
+    pub(super) async fn answered(&self, command: Command) -> Answer<Response> {
+        let proposed = self
+            .node
+            .propose_as(command, self.author.clone(), self.retry())
+            .await;
+        Ok(self.shown(proposed).await?.response)
     }
 
     /// Makes a document the policy.
     pub(super) async fn policy(&self, document: Bytes, if_match: Option<u64>) -> Answer<Applied> {
-        let (author, key) = (self.author.clone(), self.idempotency_key.clone());
+        let (author, retry) = (self.author.clone(), self.retry());
         let proposed = self
             .node
-            .put_policy(&document, if_match, String::new(), author, key)
+            .put_policy(&document, if_match, String::new(), author, retry)
             .await;
         self.shown(proposed).await
     }
 
-    async fn make(&self, command: Command) -> Answer<Applied> {
-        let (author, key) = (self.author.clone(), self.idempotency_key.clone());
-        let proposed = self.node.propose_as(command, author, key).await;
-        self.shown(proposed).await
+    /// A name that is the same whenever this caller retries, and that no other request gets.
+    pub(super) fn derived(&self, purpose: &str) -> String {
+        let key = self.idempotency_key.clone();
+        let key = key.unwrap_or_else(|| Uuid::new_v4().to_string());
+        let mut hasher = Sha256::new();
+        for part in [purpose, "\0", &self.author.subject, "\0", &key] {
+            hasher.update(part);
+        }
+        hasher.finalize()[..8]
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect()
+    }
+
+    fn retry(&self) -> Option<Retry> {
+        Some(Retry {
+            key: self.idempotency_key.clone()?,
+            request: self.fingerprint.map(|fingerprint| fingerprint.0),
+        })
     }
 
     /// Returns once this node's state shows the change, so that it can be read back.

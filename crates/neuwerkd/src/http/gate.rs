@@ -14,11 +14,12 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use cluster::command::Role as Grade;
-use cluster::{ForwardError, NoLeader, Node, Role};
-use http::header::{AUTHORIZATION, CONTENT_LENGTH, COOKIE, LOCATION};
+use cluster::{Digest, ForwardError, NoLeader, Node, Role};
+use http::header::{AUTHORIZATION, CONTENT_LENGTH, COOKIE, IF_MATCH, LOCATION};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, request};
 use http_body_util::{BodyExt as _, Limited};
 
+use super::change::Fingerprint;
 use super::error::{Answer, Refused};
 use super::request::{
     IDEMPOTENCY_KEY, SEC_FETCH_SITE, forwarded_headers, from_leader, is_word, text, to_leader,
@@ -68,6 +69,8 @@ async fn admit(app: &App, row: &Row, request: Request, next: Next) -> Answer {
     let body = read_body(&parts.headers, body, row.body.limit_bytes()).await?;
     if row.answered == Answered::Write {
         ensure_idempotency_key(&mut parts.headers)?;
+        let fingerprint = fingerprint(&parts, &body);
+        parts.extensions.insert(fingerprint);
     }
     if let Some(identity) = identity {
         parts.extensions.insert(identity);
@@ -174,8 +177,25 @@ fn consistency(query: Option<&str>) -> Answer<Option<Consistency>> {
     Ok(found)
 }
 
+/// What a change asks for: method, path, precondition and body, and of the query whatever is not about the answer. So
+/// a retry may wait longer than the first attempt did, and is still the same request.
+fn fingerprint(parts: &request::Parts, body: &[u8]) -> Fingerprint {
+    const ABOUT_THE_ANSWER: [&str; 4] = ["wait", "timeout", "format", "consistency"];
+    let method = parts.method.as_str();
+    let if_match = text(&parts.headers, &IF_MATCH).unwrap_or_default();
+    // None of these can hold a zero byte, and the body comes last.
+    let mut head = format!("{method}\0{}\0{if_match}\0", parts.uri.path());
+    for (key, value) in query_pairs(parts.uri.query()) {
+        if !key.is_empty() && !ABOUT_THE_ANSWER.contains(&key) {
+            head.push_str(&format!("{key}={value}&"));
+        }
+    }
+    head.push('\0');
+    Fingerprint(Digest::of_parts([head.as_bytes(), body]))
+}
+
 /// Keys and values of a query, as they stand there.
-fn query_pairs(query: Option<&str>) -> impl Iterator<Item = (&str, &str)> {
+pub(super) fn query_pairs(query: Option<&str>) -> impl Iterator<Item = (&str, &str)> {
     let pairs = query.unwrap_or_default().split('&');
     pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")))
 }
@@ -209,8 +229,10 @@ async fn authenticate(
     parts: &request::Parts,
     origin: &Origin,
 ) -> Answer<Identity> {
-    if *origin == Origin::ControlSocket {
-        return Ok(Identity::control_socket());
+    match origin {
+        Origin::ControlSocket => return Ok(Identity::control_socket()),
+        Origin::MemberRoot(_) => return Ok(Identity::member_root()),
+        Origin::Network(_) | Origin::Member { .. } => {}
     }
     let (token, proof) = credential(&parts.headers).ok_or_else(|| {
         app.metrics.auth(false, "missing");
@@ -362,7 +384,7 @@ async fn forward(
     let client = match origin {
         Origin::Network(address) => address.to_string(),
         Origin::Member { client, .. } => client.clone().unwrap_or_default(),
-        Origin::ControlSocket => {
+        Origin::ControlSocket | Origin::MemberRoot(_) => {
             // Root has no token to send along: a short-lived one stands for it.
             let jti = uuid::Uuid::new_v4();
             let token = token::mint_for_control_socket(&node.state(), jti, now_s())
@@ -476,6 +498,30 @@ mod tests {
         assert_eq!(redirected, Plan::Redirect("192.0.2.1:8443".into()));
         assert!(prefers_redirect("respond-async, Redirect; x=1"));
         assert!(!prefers_redirect("redirected"));
+    }
+
+    #[test]
+    fn a_retry_is_known_by_what_it_asks_for() {
+        let of = |uri: &str, if_match: Option<&str>, body: &str| {
+            let mut request = Request::put(uri);
+            if let Some(tag) = if_match {
+                request = request.header(IF_MATCH, tag);
+            }
+            let (parts, ()) = request.body(()).unwrap().into_parts();
+            fingerprint(&parts, body.as_bytes())
+        };
+        let first = of("/p?wait=all&timeout=1s", None, "a");
+        assert_eq!(first, of("/p?timeout=30s", None, "a"));
+        assert_eq!(first, of("/p", None, "a"));
+        for other in [
+            of("/q", None, "a"),
+            of("/p?force=true", None, "a"),
+            of("/p", Some("\"1-1\""), "a"),
+            of("/p", None, "b"),
+            of("/p", None, ""),
+        ] {
+            assert_ne!(first, other);
+        }
     }
 
     #[test]

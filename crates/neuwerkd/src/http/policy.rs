@@ -13,7 +13,7 @@ use axum::extract::{RawQuery, State};
 use axum::response::IntoResponse as _;
 use axum::{Extension, Json};
 use bytes::Bytes;
-use cluster::{Digest, MemberStatus, Node, NodeId, Role};
+use cluster::{Digest, MemberStatus, Node, NodeId, PolicyMark, Role};
 use http::header::{
     ACCEPT, CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderName, IF_MATCH, IF_NONE_MATCH, VARY,
 };
@@ -24,8 +24,6 @@ use super::error::{Answer, Refused};
 use super::openapi::{self, Doc, Param};
 use super::request::text;
 use super::{App, Origin};
-use crate::auth::Identity;
-
 const REVISION: HeaderName = HeaderName::from_static(api::headers::REVISION);
 const LINT_COUNT: HeaderName = HeaderName::from_static(api::headers::LINT_COUNT);
 const LINT: HeaderName = HeaderName::from_static(api::headers::LINT);
@@ -100,12 +98,11 @@ pub(super) static REPLACE: Doc = Doc::new("Replace the policy")
         (412, "It was changed in between", Some(openapi::ERROR)),
         (413, "Larger than 64 MiB", Some(openapi::ERROR)),
         (415, "Neither JSON nor YAML", Some(openapi::ERROR)),
-        (507, "The disk is full", Some(openapi::ERROR)),
     ]);
 
 pub(super) async fn replace(
     State(app): State<Arc<App>>,
-    Extension(identity): Extension<Identity>,
+    change: Change,
     Extension(origin): Extension<Origin>,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
@@ -117,21 +114,17 @@ pub(super) async fn replace(
         Some(format) => format,
         None => answer_format(None, &headers)?,
     };
-    let change = Change::new(&app, &identity, &origin, &headers)?;
     let candidate = check(&app, body, read_as).await?;
-    if query.dry_run {
-        return Ok(Json(candidate.dry_run(&change)).into_response());
-    }
     let if_match = if_match(&headers, change.node())?;
+    if query.dry_run {
+        return candidate.dry_run(&change, if_match);
+    }
     let revision = commit(&change, &candidate, if_match).await?;
-    let own = match origin {
-        Origin::Member { via, .. } => via,
-        Origin::Network(_) | Origin::ControlSocket => change.node().node_id(),
-    };
+    let own = origin.entered_at(change.node().node_id());
     let pending = match query.wait {
         Wait::Committed => Vec::new(),
-        Wait::Own => enforced(change.node(), revision, Some(own), query.timeout).await,
-        Wait::All => enforced(change.node(), revision, None, query.timeout).await,
+        Wait::Own => enforced(change.node(), revision, Some(own), query.timeout).await?,
+        Wait::All => enforced(change.node(), revision, None, query.timeout).await?,
     };
     let tag = tag(change.node(), revision);
     let mut response = if pending.is_empty() {
@@ -156,14 +149,19 @@ struct Candidate {
 }
 
 impl Candidate {
-    fn dry_run(&self, change: &Change) -> DryRun {
+    fn dry_run(&self, change: &Change, if_match: Option<u64>) -> Answer {
         let state = change.state();
-        DryRun {
+        let current = state.policy().map_or(0, |policy| policy.revision);
+        if if_match.is_some_and(|expected| expected != current) {
+            return Err(changed_in_between(change.node(), current));
+        }
+        let outcome = DryRun {
             valid: true,
             hash: self.hash.to_string(),
             changed: state.policy().is_none_or(|policy| policy.hash != self.hash),
             lints: self.lints.clone(),
-        }
+        };
+        Ok(Json(outcome).into_response())
     }
 }
 
@@ -224,17 +222,18 @@ async fn commit(change: &Change, candidate: &Candidate, if_match: Option<u64>) -
     match applied.response {
         cluster::Response::Policy { revision, .. } => Ok(revision),
         cluster::Response::Refused(cluster::Refusal::Conflict { current, .. }) => {
-            let now = tag(change.node(), current);
-            Err(Refused::precondition(
-                "the policy was changed in between",
-                Some(now.to_string()),
-            ))
+            Err(changed_in_between(change.node(), current))
         }
         other => {
             other.accepted()?;
             Err(unexpected())
         }
     }
+}
+
+fn changed_in_between(node: &Node, current: u64) -> Refused {
+    let now = tag(node, current).to_string();
+    Refused::precondition("the policy was changed in between", Some(now))
 }
 
 /// Waits until the members enforce `revision`, all or only one of them, and returns those that do
@@ -244,7 +243,15 @@ async fn enforced(
     revision: u64,
     only: Option<NodeId>,
     timeout: Duration,
-) -> Vec<PendingMember> {
+) -> Answer<Vec<PendingMember>> {
+    let state = node.state();
+    // Itself, or the oldest one that is kept if it went with the history meanwhile.
+    let wanted = state
+        .policy_history()
+        .find(|policy| policy.revision >= revision)
+        .map(|policy| PolicyMark::of(&state, policy))
+        .ok_or_else(unexpected)?;
+    drop(state);
     let give_up = tokio::time::Instant::now() + timeout;
     let mut ticks = tokio::time::interval(LOOK_EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -255,7 +262,7 @@ async fn enforced(
             .members()
             .into_iter()
             .filter(|member| only.is_none_or(|only| member.node_id == only))
-            .filter_map(|member| Some((hindrance(&member, revision)?, member.node_id)));
+            .filter_map(|member| Some((hindrance(&member, &wanted)?, member.node_id)));
         let waiting: Vec<_> = waiting.collect();
         let hopeful = waiting
             .iter()
@@ -269,7 +276,7 @@ async fn enforced(
                 node_id: node_id.to_string(),
                 reason: hindrance.sentence(leads),
             });
-        return pending.collect();
+        return Ok(pending.collect());
     }
 }
 
@@ -305,9 +312,9 @@ impl Hindrance {
     }
 }
 
-fn hindrance(member: &MemberStatus, revision: u64) -> Option<Hindrance> {
+fn hindrance(member: &MemberStatus, wanted: &PolicyMark) -> Option<Hindrance> {
     let report = member.report.as_ref();
-    if report.is_some_and(|report| report.enforced.revision >= revision) {
+    if report.is_some_and(|report| report.enforced.reaches(wanted)) {
         return None;
     }
     if let Some(reason) = report.and_then(|report| report.quarantine.clone()) {
@@ -318,7 +325,7 @@ fn hindrance(member: &MemberStatus, revision: u64) -> Option<Hindrance> {
             silent_ms: member.last_contact_ms,
         });
     }
-    let failure = report.filter(|report| report.applied.revision >= revision);
+    let failure = report.filter(|report| report.applied.reaches(wanted));
     match failure.and_then(|report| report.compile_error.clone()) {
         Some(reason) => Some(Hindrance::Failed(reason)),
         None => Some(Hindrance::Behind),
@@ -515,15 +522,19 @@ fn add_lints(headers: &mut HeaderMap, lints: &[Lint]) {
 
 #[cfg(test)]
 mod tests {
-    use cluster::{MemberRole, NodeReport, PolicyMark};
+    use cluster::{MemberRole, NodeReport};
 
     use super::*;
 
-    fn member(live: bool, enforced: u64) -> MemberStatus {
-        let mark = |revision| PolicyMark {
+    fn mark(revision: u64) -> PolicyMark {
+        PolicyMark {
+            index: revision,
             revision,
             ..PolicyMark::default()
-        };
+        }
+    }
+
+    fn member(live: bool, enforced: u64) -> MemberStatus {
         MemberStatus {
             node_id: NodeId(2),
             name: String::new(),
@@ -542,33 +553,40 @@ mod tests {
                 enforced: mark(enforced),
                 ..NodeReport::default()
             }),
+            clock_offset_ms: None,
         }
     }
 
     #[test]
     fn who_enforces_hinders_nothing() {
-        assert_eq!(hindrance(&member(true, 7), 7), None);
-        assert_eq!(hindrance(&member(true, 8), 7), None);
+        assert_eq!(hindrance(&member(true, 7), &mark(7)), None);
+        assert_eq!(hindrance(&member(true, 8), &mark(7)), None);
         // What it reported before it fell silent still counts.
-        assert_eq!(hindrance(&member(false, 7), 7), None);
+        assert_eq!(hindrance(&member(false, 7), &mark(7)), None);
     }
 
     #[test]
     fn hindrances() {
-        assert_eq!(hindrance(&member(true, 6), 7), Some(Hindrance::Behind));
+        assert_eq!(
+            hindrance(&member(true, 6), &mark(7)),
+            Some(Hindrance::Behind)
+        );
         let silent = Hindrance::Unreachable {
             silent_ms: Some(2_500),
         };
-        assert_eq!(hindrance(&member(false, 6), 7), Some(silent));
+        assert_eq!(hindrance(&member(false, 6), &mark(7)), Some(silent));
         let mut failed = member(true, 6);
         failed.report.as_mut().unwrap().compile_error = Some("no".into());
-        assert_eq!(hindrance(&failed, 7), Some(Hindrance::Failed("no".into())));
+        assert_eq!(
+            hindrance(&failed, &mark(7)),
+            Some(Hindrance::Failed("no".into()))
+        );
         // An older policy's failure says nothing of this one.
-        failed.report.as_mut().unwrap().applied.revision = 6;
-        assert_eq!(hindrance(&failed, 7), Some(Hindrance::Behind));
+        failed.report.as_mut().unwrap().applied = mark(6);
+        assert_eq!(hindrance(&failed, &mark(7)), Some(Hindrance::Behind));
         let mut unknown = member(true, 0);
         unknown.report = None;
-        assert_eq!(hindrance(&unknown, 7), Some(Hindrance::Behind));
+        assert_eq!(hindrance(&unknown, &mark(7)), Some(Hindrance::Behind));
     }
 
     #[test]

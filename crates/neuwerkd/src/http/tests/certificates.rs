@@ -27,6 +27,7 @@ fn founded() -> cluster::State {
         seed: [0; 32],
         author: Default::default(),
         idempotency_key: None,
+        request: None,
     };
     state.apply(1, stamped).accepted().unwrap();
     state

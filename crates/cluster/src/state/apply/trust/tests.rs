@@ -36,6 +36,7 @@ impl Story {
             seed: [self.index as u8; 32],
             author: Author::default(),
             idempotency_key: None,
+            request: None,
         };
         let before = self.state.clone();
         let response = self.state.apply(self.index, stamped);
