@@ -15,10 +15,10 @@ pub(crate) fn run(run: &Run, matches: &ArgMatches) -> Result<ExitCode, Failure> 
         print::to_stdout(&summary(&config))?;
         return Ok(ExitCode::SUCCESS);
     }
-    Log::from_env()
+    let log = Log::from_env()
         .and_then(|log| log.install())
         .map_err(|error| Failure::Usage(error.to_string()))?;
-    neuwerkd::app::run(config).map_err(|error| Failure::Failed(format!("{error:#}")))?;
+    neuwerkd::app::run(config, log).map_err(|error| Failure::Failed(format!("{error:#}")))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::config::{self, Config};
+use crate::config::{self, Config, RecentLog};
 use crate::control::{self, Control};
 use crate::dataplane::{Dataplane, HeldDataplane};
 use crate::http::certificate::Certificates;
@@ -60,11 +60,12 @@ pub struct Running {
     http_runtime: Runtime,
 }
 
-/// Starts a node and returns once packets flow under its last-known-good policy.
+/// Starts a node and returns once packets flow under its last-known-good policy. `log` is what support archives show
+/// of the process's log.
 ///
 /// # Errors
 /// The dataplane cannot start, or what is on disk cannot be read.
-pub fn start(config: Config) -> anyhow::Result<Running> {
+pub fn start(config: Config, log: RecentLog) -> anyhow::Result<Running> {
     let config = Arc::new(config);
     if !config.without_effect.is_empty() {
         let keys = config.without_effect.join(", ");
@@ -98,6 +99,7 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
     let metrics = Metrics::default();
     let app = http::App::new(Arc::clone(&readiness), metrics.http());
     app.set_counters(dataplane.dataplane().counters());
+    app.set_support(Arc::clone(&config), log);
     let certificates = Certificates::new(&config)?;
     let (addresses, seen) = watch::channel(Addresses::default());
     let (http_address, advertised) = watch::channel(None);
@@ -198,10 +200,10 @@ impl Running {
 ///
 /// # Errors
 /// As [`start`].
-pub fn run(config: Config) -> anyhow::Result<()> {
+pub fn run(config: Config, log: RecentLog) -> anyhow::Result<()> {
     let signals = runtime("signals", 1)?;
     let mut stop = signals.block_on(async { Stop::new() })?;
-    let running = start(config)?;
+    let running = start(config, log)?;
     // Without systemd there is nobody to notify.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     signals.block_on(stop.asked());

@@ -40,7 +40,7 @@ pub use dpdk::Dpdk;
 pub use flags::Flags;
 pub use integration::{Integration, IntegrationMode};
 pub use key::{Key, Part, Shape};
-pub use log::{Format, Log, LogError};
+pub use log::{Format, Log, LogError, RecentLog};
 pub use management::{HTTP_PORT, Http, METRICS_PORT, Metrics};
 pub use net::{DataInterface, Interface, JOIN_PORT, Mac, Peer, Route, SourceNat};
 pub use policy::{Policy, PolicyDefault};
@@ -86,6 +86,32 @@ pub struct Config {
     pub cluster_mode: bool,
     /// Keys and flags, as given, that ask for something that this release does not have.
     pub without_effect: Vec<String>,
+    /// The settings that were given, for people.
+    pub given: Given,
+}
+
+/// Settings as they were given, by key path. They say nothing that the configuration does not: two configurations that
+/// differ in nothing else are the same.
+#[derive(Clone, Default)]
+pub struct Given(BTreeMap<String, String>);
+
+impl Given {
+    /// Key paths and values.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(key, value)| (&**key, &**value))
+    }
+}
+
+impl PartialEq for Given {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl fmt::Debug for Given {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Given")
+    }
 }
 
 /// One thing that is wrong.
@@ -213,6 +239,7 @@ impl Config {
             dpdk: reader.section("", "dpdk"),
             cluster_mode: false,
             without_effect: Vec::new(),
+            given: Given::default(),
         };
         config.cluster_mode = reader
             .keys
@@ -223,6 +250,7 @@ impl Config {
         config.dpdk.fill(&mut config.dataplane.ports.inside, reader);
         config.check(reader);
         config.without_effect = std::mem::take(&mut reader.without_effect);
+        config.given = Given(std::mem::take(&mut reader.shown));
         config
     }
 

@@ -68,9 +68,11 @@ impl Metrics {
     fn router(mut self, app: &Arc<App>) -> Router {
         ConsensusCollector::register(&mut self.registry, Arc::clone(app));
         DataplaneCollector::register(&mut self.registry, Arc::clone(app));
+        let registry = Arc::new(self.registry);
+        app.set_registry(Arc::downgrade(&registry));
         Router::new()
             .route(api::paths::METRICS, get(scrape))
-            .with_state(Arc::new(self.registry))
+            .with_state(registry)
     }
 }
 

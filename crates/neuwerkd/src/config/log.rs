@@ -1,7 +1,9 @@
 //! What is logged and how: `NEUWERK_LOG_LEVEL`, `RUST_LOG`, `NEUWERK_LOG_FORMAT`. The only environment variables that
 //! the program reads.
 
-use std::io::IsTerminal;
+use std::collections::VecDeque;
+use std::io::{IsTerminal, Write};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tracing_subscriber::EnvFilter;
 
@@ -51,16 +53,19 @@ impl Log {
         Log::from_variables(|name| std::env::var(name).ok())
     }
 
-    /// Sends the process's log to standard error from now on. To be called once.
-    pub fn install(&self) -> Result<(), LogError> {
+    /// Sends the process's log to standard error from now on, and remembers its end. To be called once.
+    pub fn install(&self) -> Result<RecentLog, LogError> {
+        let recent = RecentLog::default();
+        let writer = recent.clone();
         let lines = tracing_subscriber::fmt()
             .with_env_filter(self.env_filter()?)
-            .with_writer(std::io::stderr);
+            .with_writer(move || writer.clone());
         let installed = match self.format {
             Format::Plain => lines.with_ansi(std::io::stderr().is_terminal()).try_init(),
             Format::Json => lines.json().flatten_event(true).try_init(),
         };
-        installed.map_err(|_| LogError::Twice)
+        installed.map_err(|_| LogError::Twice)?;
+        Ok(recent)
     }
 
     fn env_filter(&self) -> Result<EnvFilter, LogError> {
@@ -99,9 +104,69 @@ impl Log {
     }
 }
 
+/// The end of the log, for support archives: a node without a journal has its last words, too.
+#[derive(Clone, Default)]
+pub struct RecentLog(Arc<Mutex<VecDeque<u8>>>);
+
+/// Bytes of the log that are remembered.
+const RECENT_BYTES: usize = 512 * 1024;
+
+impl RecentLog {
+    /// Its whole lines.
+    pub fn lines(&self) -> String {
+        let kept = self.kept();
+        let is_cut = kept.len() >= RECENT_BYTES;
+        let bytes: Vec<u8> = kept.iter().copied().collect();
+        drop(kept);
+        let text = String::from_utf8_lossy(&bytes);
+        match text.split_once('\n') {
+            Some((_, whole)) if is_cut => whole.to_owned(),
+            _ => text.into_owned(),
+        }
+    }
+
+    fn remember(&self, bytes: &[u8]) {
+        let mut kept = self.kept();
+        let bytes = &bytes[bytes.len().saturating_sub(RECENT_BYTES)..];
+        let excess = (kept.len() + bytes.len()).saturating_sub(RECENT_BYTES);
+        kept.drain(..excess);
+        kept.extend(bytes);
+    }
+
+    fn kept(&self) -> MutexGuard<'_, VecDeque<u8>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Write for RecentLog {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.remember(bytes);
+        std::io::stderr().write_all(bytes)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        std::io::stderr().flush()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_end_of_the_log_is_remembered_in_whole_lines() {
+        let log = RecentLog::default();
+        log.remember(b"first\n");
+        assert_eq!(log.lines(), "first\n");
+        let line = [b"x".repeat(1_000), b"\n".to_vec()].concat();
+        for _ in 0..600 {
+            log.remember(&line);
+        }
+        let lines = log.lines();
+        assert!(lines.len() < RECENT_BYTES && lines.len() > RECENT_BYTES - 2_000);
+        assert!(lines.lines().all(|line| line.len() == 1_000));
+    }
 
     #[track_caller]
     fn check(variables: &[(&str, &str)], expected: Result<(&str, Format), &str>) {

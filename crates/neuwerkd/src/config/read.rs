@@ -44,6 +44,8 @@ pub(super) struct Reader {
     pub(super) problems: Vec<Problem>,
     /// Keys and flags that were given, as named in errors, by key path.
     given: BTreeMap<String, String>,
+    /// Their values, as one would write them, by key path.
+    pub(super) shown: BTreeMap<String, String>,
     /// Keys and flags that ask for something that this release does not have.
     pub(super) without_effect: Vec<String>,
 }
@@ -83,7 +85,9 @@ impl Reader {
         let value = match self.find(&key) {
             Some(given) => {
                 self.given.insert(key.path.clone(), given.at.clone());
-                self.read_value(&key, given, default)
+                let value = self.read_value(&key, given, default);
+                self.shown.insert(key.path.clone(), value.show());
+                value
             }
             None => {
                 if key.required {
