@@ -55,6 +55,34 @@ pub struct Minted {
     pub exp: i64,
 }
 
+/// A key that signs API tokens, without its private half.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SigningKeyView {
+    /// The `kid` of the tokens that it signs.
+    pub kid: String,
+    /// Whether tokens that it signed are good.
+    pub status: SigningKeyStatus,
+    /// Whether it signs new tokens; one key does.
+    pub signs: bool,
+    /// RFC 3339.
+    pub created_at: String,
+    /// When its tokens stopped working, RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retired_at: Option<String>,
+    /// SHA-256 of its public half.
+    pub public_key_sha256: String,
+}
+
+/// What has become of a signing key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum SigningKeyStatus {
+    /// Its tokens are good.
+    Active,
+    /// Its tokens are not.
+    Retired,
+}
+
 /// Secrets stay out of logs.
 macro_rules! redacted {
     ($name:ident) => {

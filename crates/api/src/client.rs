@@ -14,6 +14,7 @@ use http::header::{
     ACCEPT, AUTHORIZATION, CONTENT_TYPE, ETAG, IF_MATCH, IF_NONE_MATCH, RETRY_AFTER,
 };
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode};
+use http_body_util::{BodyExt as _, Full, Limited};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -21,7 +22,8 @@ use crate::account::{
     ServiceAccount, ServiceAccountCreateRequest, ServiceAccountTokenCreateRequest,
     ServiceAccountTokenResponse, ServiceAccountUpdateRequest,
 };
-use crate::auth::{AuthUser, MintRequest, Minted};
+use crate::auth::{AuthUser, MintRequest, Minted, SigningKeyView};
+use crate::changes::ChangeLog;
 use crate::cluster::ClusterMembersResponse;
 use crate::error::ErrorBody;
 use crate::health::{Health, Ready};
@@ -67,6 +69,9 @@ pub enum Error {
         /// How long was waited, seconds.
         limit_s: u64,
     },
+    /// The answer came and could not be kept.
+    #[error("the answer cannot be written")]
+    Sink(#[source] std::io::Error),
     /// The node refused.
     #[error("{}", .0.body.error)]
     Refused(Box<Refused>),
@@ -93,6 +98,15 @@ pub struct Refused {
     pub etag: Option<String>,
     /// Names the request in the nodes' logs.
     pub request_id: Option<String>,
+}
+
+/// A support archive that was received.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Collected {
+    /// Its length.
+    pub bytes: u64,
+    /// Members that it has nothing of.
+    pub missing: Vec<String>,
 }
 
 /// A policy as it was read.
@@ -226,6 +240,89 @@ impl Client {
     /// Mints a token; over the control socket only.
     pub async fn mint_token(&self, request: &MintRequest) -> Result<Minted, Error> {
         self.change(Method::POST, paths::MINT, request, None).await
+    }
+
+    /// The keys that sign API tokens.
+    pub async fn keys(&self) -> Result<Vec<SigningKeyView>, Error> {
+        self.get(paths::KEYS).await
+    }
+
+    /// Signs API tokens with a new key from now on.
+    pub async fn key_rotate(&self, idempotency_key: Option<&str>) -> Result<SigningKeyView, Error> {
+        let answer = self
+            .bare(Method::POST, paths::KEYS, idempotency_key)
+            .await?;
+        self.expect(answer)
+    }
+
+    /// Ends a key and all tokens that it signed.
+    pub async fn key_retire(&self, kid: &str, idempotency_key: Option<&str>) -> Result<(), Error> {
+        let path = paths::KEY.replace("{kid}", kid);
+        let answer = self.bare(Method::DELETE, &path, idempotency_key).await?;
+        if answer.status.is_success() {
+            Ok(())
+        } else {
+            Err(self.refusal(answer))
+        }
+    }
+
+    /// The change log's newest entries after log index `since`, oldest first.
+    pub async fn changes(&self, since: u64, limit: usize) -> Result<ChangeLog, Error> {
+        let path = format!("{}?since={since}&limit={limit}", paths::CHANGES);
+        self.get(&path).await
+    }
+
+    /// A support archive of the node, or of every member that it reaches, given to `sink` as it arrives.
+    pub async fn sysdump(
+        &self,
+        cluster: bool,
+        mut sink: impl FnMut(&[u8]) -> std::io::Result<()>,
+    ) -> Result<Collected, Error> {
+        let path = if cluster {
+            paths::SYSDUMP_CLUSTER
+        } else {
+            paths::SYSDUMP_NODE
+        };
+        let receiving = async {
+            let request = self.request(Method::POST, path, HeaderMap::new(), Bytes::new())?;
+            let opened = self.transport.open(request).await;
+            let (parts, mut body) = opened
+                .map_err(|source| self.unreachable(source))?
+                .into_parts();
+            if !parts.status.is_success() {
+                let body = Limited::new(body, Self::MAX_ANSWER_BYTES).collect().await;
+                let body = body.map_err(|source| self.unreachable(source))?.to_bytes();
+                return Err(self.refusal(Answer {
+                    status: parts.status,
+                    headers: parts.headers,
+                    body,
+                }));
+            }
+            let mut bytes = 0;
+            while let Some(frame) = body.frame().await {
+                let frame = frame.map_err(|source| self.unreachable(source.into()))?;
+                if let Some(data) = frame.data_ref() {
+                    bytes += data.len() as u64;
+                    sink(data).map_err(Error::Sink)?;
+                }
+            }
+            let missing = parts.headers.get(crate::headers::MISSING_MEMBERS);
+            let missing = missing
+                .and_then(|value| value.to_str().ok())
+                .unwrap_or_default();
+            Ok(Collected {
+                bytes,
+                missing: missing
+                    .split(',')
+                    .filter(|id| !id.is_empty())
+                    .map(str::to_owned)
+                    .collect(),
+            })
+        };
+        match tokio::time::timeout(self.limit, receiving).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(self.timed_out(self.limit)),
+        }
     }
 
     /// The policy.
@@ -379,6 +476,21 @@ impl Client {
         self.expect(answer)
     }
 
+    /// A change without a body.
+    async fn bare(
+        &self,
+        method: Method,
+        path: &str,
+        idempotency_key: Option<&str>,
+    ) -> Result<Answer, Error> {
+        let mut headers = HeaderMap::new();
+        if let Some(key) = idempotency_key {
+            headers.insert(crate::headers::IDEMPOTENCY_KEY, header(key)?);
+        }
+        self.send(method, path, headers, Bytes::new(), self.limit)
+            .await
+    }
+
     fn expect<T: DeserializeOwned>(&self, answer: Answer) -> Result<T, Error> {
         if answer.status.is_success() {
             self.decode(&answer.body)
@@ -395,16 +507,7 @@ impl Client {
         body: Bytes,
         limit: Duration,
     ) -> Result<Answer, Error> {
-        let uri = self.transport.uri(path)?;
-        let mut request = Request::new(http_body_util::Full::new(body));
-        *request.method_mut() = method;
-        *request.uri_mut() = uri;
-        *request.headers_mut() = headers;
-        if let Some(authorization) = &self.authorization {
-            request
-                .headers_mut()
-                .insert(AUTHORIZATION, authorization.clone());
-        }
+        let request = self.request(method, path, headers, body)?;
         let exchange = self.transport.exchange(request, Self::MAX_ANSWER_BYTES);
         match tokio::time::timeout(limit, exchange).await {
             Ok(Ok((parts, body))) => Ok(Answer {
@@ -412,14 +515,41 @@ impl Client {
                 headers: parts.headers,
                 body,
             }),
-            Ok(Err(source)) => Err(Error::Unreachable {
-                endpoint: self.endpoint.clone(),
-                source,
-            }),
-            Err(_) => Err(Error::Timeout {
-                endpoint: self.endpoint.clone(),
-                limit_s: limit.as_secs(),
-            }),
+            Ok(Err(source)) => Err(self.unreachable(source)),
+            Err(_) => Err(self.timed_out(limit)),
+        }
+    }
+
+    fn request(
+        &self,
+        method: Method,
+        path: &str,
+        headers: HeaderMap,
+        body: Bytes,
+    ) -> Result<Request<Full<Bytes>>, Error> {
+        let mut request = Request::new(Full::new(body));
+        *request.method_mut() = method;
+        *request.uri_mut() = self.transport.uri(path)?;
+        *request.headers_mut() = headers;
+        if let Some(authorization) = &self.authorization {
+            request
+                .headers_mut()
+                .insert(AUTHORIZATION, authorization.clone());
+        }
+        Ok(request)
+    }
+
+    fn unreachable(&self, source: Box<dyn std::error::Error + Send + Sync>) -> Error {
+        Error::Unreachable {
+            endpoint: self.endpoint.clone(),
+            source,
+        }
+    }
+
+    fn timed_out(&self, limit: Duration) -> Error {
+        Error::Timeout {
+            endpoint: self.endpoint.clone(),
+            limit_s: limit.as_secs(),
         }
     }
 

@@ -14,3 +14,5 @@ pub const LINT: &str = "neuwerk-lint";
 pub const REQUEST_ID: &str = "x-request-id";
 /// Makes the retry of a change safe: the same key never changes anything twice.
 pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
+/// Members that a support archive has nothing of, separated by commas; absent if it has all.
+pub const MISSING_MEMBERS: &str = "neuwerk-missing-members";

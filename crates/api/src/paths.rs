@@ -22,6 +22,10 @@ pub const LOGOUT: &str = "/api/v1/auth/logout";
 pub const WHOAMI: &str = "/api/v1/auth/whoami";
 /// Mints a token outside the accounts; on the control socket only.
 pub const MINT: &str = "/api/v1/auth/mint";
+/// The keys that sign API tokens.
+pub const KEYS: &str = "/api/v1/auth/keys";
+/// One of them.
+pub const KEY: &str = "/api/v1/auth/keys/{kid}";
 /// The policy document.
 pub const POLICY: &str = "/api/v1/policy";
 /// Counters and the state of the cluster.
@@ -42,6 +46,12 @@ pub const JOIN_TOKEN: &str = "/api/v1/cluster/tokens/{id}";
 pub const CLUSTER_CA: &str = "/api/v1/cluster/ca";
 /// The rotation of the cluster's CA.
 pub const CA_ROTATION: &str = "/api/v1/cluster/ca/rotation";
+/// The change log.
+pub const CHANGES: &str = "/api/v1/cluster/changes";
+/// A support archive of one node.
+pub const SYSDUMP_NODE: &str = "/api/v1/support/sysdump/node";
+/// A support archive of every member that can be reached.
+pub const SYSDUMP_CLUSTER: &str = "/api/v1/support/sysdump/cluster";
 /// Service accounts.
 pub const SERVICE_ACCOUNTS: &str = "/api/v1/service-accounts";
 /// One service account.

@@ -6,6 +6,7 @@ pub mod ca;
 pub mod command;
 pub mod durable;
 pub mod enrol;
+pub mod event;
 pub mod feature;
 pub mod forward;
 #[cfg(test)]
@@ -31,10 +32,11 @@ pub mod voucher;
 mod wire;
 
 pub use command::{Command, Refusal, Response, Stamped};
+pub use event::{Event, EventError};
 pub use feature::{Features, TooOld};
 pub use forward::{ForwardError, HttpRequest, HttpResponse};
 pub use id::{ClusterId, Digest, Lineage, NodeId};
-pub use node::{Applied, Environment, Failure, Node, NodeConfig, ProposeError, Timing};
+pub use node::{Applied, Environment, Failure, Node, NodeConfig, ProposeError, Retry, Timing};
 pub use state::State;
 pub use status::{
     MemberRole, MemberStatus, NoLeader, NodeReport, PolicyMark, Role, Status, TrustReport,

@@ -50,14 +50,18 @@ pub enum Kind {
     Mint = 10,
     /// Something for the change log that another member than the leader saw.
     Event = 16,
+    /// A management request, asked of any member by another one's root.
+    Admin = 24,
+    /// A member's part of a support archive.
+    Sysdump = 25,
 }
 
 impl Kind {
     /// The kind with this number.
     pub fn from_u8(number: u8) -> Option<Kind> {
         use Kind::{
-            Append, Enrol, Event, Http, Mint, PreVote, ReadIndex, Renew, Report, TransferLeader,
-            Vote,
+            Admin, Append, Enrol, Event, Http, Mint, PreVote, ReadIndex, Renew, Report, Sysdump,
+            TransferLeader, Vote,
         };
         [
             Vote,
@@ -71,6 +75,8 @@ impl Kind {
             Renew,
             Mint,
             Event,
+            Admin,
+            Sysdump,
         ]
         .into_iter()
         .find(|kind| *kind as u8 == number)

@@ -42,6 +42,8 @@ pub(crate) enum Verb {
     /// Tokens for the management API.
     #[command(subcommand)]
     Auth(Auth),
+    /// Collect a support archive; it holds no secrets. Of a node that does not run, what can be had without it.
+    Sysdump(Sysdump),
     /// Print a script that completes neuwerk's command line.
     Completions {
         /// The shell to print it for.
@@ -99,12 +101,30 @@ pub(crate) struct PolicyApply {
     /// How long to wait, as 250ms, 5s, 1m.
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = api::duration::parse)]
     pub(crate) timeout: Duration,
+    /// Validate and compile it only, and say whether it would change anything.
+    #[arg(long, conflicts_with_all = ["if_match", "idempotency_key"])]
+    pub(crate) dry_run: bool,
     /// Replace it only if this is still its tag, as printed by an earlier apply or get --json.
     #[arg(long, value_name = "ETAG")]
     pub(crate) if_match: Option<String>,
     /// Names this change, so that trying it again cannot make it twice.
     #[arg(long, value_name = "KEY")]
     pub(crate) idempotency_key: Option<String>,
+    #[command(flatten)]
+    pub(crate) target: Target,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Sysdump {
+    /// Collect from every member that the node reaches, not only from the node itself.
+    #[arg(long)]
+    pub(crate) cluster: bool,
+    /// Where to write it, a new file; - for standard output [default: neuwerk-sysdump-TIME.tar.gz]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+    /// Configuration file of a node that does not run [default: /etc/neuwerk/config.yaml]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) config: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) target: Target,
 }
@@ -127,6 +147,17 @@ pub(crate) enum Cluster {
     /// The CA that issues the members' certificates.
     #[command(subcommand)]
     Ca(joining::CaVerb),
+    /// Print the change log: who changed what, and what happened to the cluster.
+    Changes {
+        /// Only entries after this log index.
+        #[arg(long, value_name = "INDEX", default_value_t = 0)]
+        since: u64,
+        /// How many at most, the newest ones.
+        #[arg(long, value_name = "COUNT", default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=1000))]
+        limit: u16,
+        #[command(flatten)]
+        target: Target,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -134,16 +165,48 @@ pub(crate) enum Auth {
     /// Bearer tokens.
     #[command(subcommand)]
     Token(Token),
+    /// The keys that sign bearer tokens.
+    #[command(subcommand)]
+    Key(KeyVerb),
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Token {
-    /// Make a token and print it. Works without a quorum.
+    /// Make a token and print it. Works without a quorum; the change log names it once there is a leader.
     Mint(Mint),
 }
 
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeyVerb {
+    /// List the keys.
+    List {
+        #[command(flatten)]
+        through: Through,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Sign with a new key from now on; tokens of older keys stay good.
+    Rotate {
+        #[command(flatten)]
+        through: Through,
+        /// Names this change, so that trying it again cannot make it twice.
+        #[arg(long, value_name = "KEY")]
+        idempotency_key: Option<String>,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Retire a key: every token that it signed stops working.
+    Retire {
+        /// The key, as listed.
+        kid: String,
+        #[command(flatten)]
+        through: Through,
+    },
+}
+
 #[derive(Debug, Args)]
-#[command(group = ArgGroup::new("through").args(["cluster_addr", "http_tls_dir"]))]
 pub(crate) struct Mint {
     /// Who it is for.
     #[arg(long, value_name = "SUBJECT")]
@@ -157,6 +220,17 @@ pub(crate) struct Mint {
     /// Key to sign with [default: the active one]
     #[arg(long)]
     pub(crate) kid: Option<String>,
+    #[command(flatten)]
+    pub(crate) through: Through,
+    /// Print all that is known of the token, as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// How root on this node reaches the cluster's keys. Without --cluster-addr: over this node's control socket.
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("through").args(["cluster_addr", "http_tls_dir"]))]
+pub(crate) struct Through {
     /// Ask the member at this address, with this node's identity as proof.
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub(crate) cluster_addr: Option<String>,
@@ -174,9 +248,6 @@ pub(crate) struct Mint {
     /// This node's control socket.
     #[arg(long, value_name = "PATH", default_value = CONTROL_SOCKET)]
     pub(crate) control_socket: PathBuf,
-    /// Print all that is known of the token, as JSON.
-    #[arg(long)]
-    pub(crate) json: bool,
 }
 
 /// The control socket of a node with the default `runtime.run_dir`.
@@ -393,6 +464,11 @@ mod tests {
             "policy apply f --timeout 5",
             "auth token mint",
             "auth token mint --sub a --cluster-addr b:1 --http-tls-dir /t",
+            "auth key",
+            "auth key retire",
+            "auth key list --cluster-addr b:1 --http-tls-dir /t",
+            "cluster changes --limit 0",
+            "policy apply f --dry-run --if-match x",
             "completions tcsh",
             "cluster token bootstrap maybe",
             "cluster token create --uses -1",
@@ -411,6 +487,9 @@ mod tests {
         for line in [
             "auth token mint --sub ops --roles admin,readonly --ttl 24h --cluster-addr 10.0.0.1:9600",
             "auth token mint --sub ops --cluster-addr 10.0.0.1:9600 --cluster-tls-dir /c/tls",
+            "auth key rotate --cluster-addr 10.0.0.1:9600 --cluster-tls-dir /var/lib/neuwerk/cluster/tls",
+            "auth key list --cluster-addr 10.0.0.1:9600",
+            "auth key retire k1 --http-tls-dir /var/lib/neuwerk/http-tls",
             "auth token mint --sub ops --kid k1 --http-tls-dir /var/lib/neuwerk/http-tls",
             "cluster members list --http-addr 10.0.0.1:8443 --token t --ca /ca.crt",
             "policy apply p.yaml --wait committed --timeout 2s --if-match \"x-1\"",
@@ -423,6 +502,9 @@ mod tests {
             "cluster members approve 00000000000000a1",
             "cluster ca status",
             "cluster ca rotate --abort",
+            "sysdump",
+            "sysdump --output /tmp/a.tar.gz",
+            "sysdump --cluster --output - --http-addr 10.0.0.1:8443 --token t",
         ] {
             assert!(
                 parsed(line).is_ok(),

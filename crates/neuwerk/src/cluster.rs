@@ -1,5 +1,6 @@
 //! `neuwerk cluster`: who the members are.
 
+use api::changes::ChangeView;
 use api::cluster::ClusterMemberView;
 
 use crate::args::Target;
@@ -13,6 +14,34 @@ pub(crate) async fn members(target: Target) -> Result<(), Failure> {
         return print::json(&answer);
     }
     print::to_stdout(&table(&answer.members))
+}
+
+pub(crate) async fn changes(since: u64, limit: u16, target: Target) -> Result<(), Failure> {
+    let log = client(&target)?.changes(since, limit.into()).await?;
+    if target.json {
+        return print::json(&log);
+    }
+    print::to_stdout(&change_table(&log.changes))
+}
+
+fn change_table(changes: &[ChangeView]) -> String {
+    let heading = ["INDEX", "TIME", "WHO", "AT", "WHAT", "WHICH"];
+    let mut rows = vec![heading.map(String::from).to_vec()];
+    for change in changes {
+        let which = match change.detail.as_str() {
+            "" => change.subject.clone(),
+            detail => format!("{} ({detail})", change.subject),
+        };
+        rows.push(vec![
+            change.index.to_string(),
+            change.time.clone(),
+            change.actor.clone(),
+            change.node_id.clone().unwrap_or_else(|| "-".into()),
+            format!("{} {}", change.record, change.action),
+            which,
+        ]);
+    }
+    print::columns(&rows)
 }
 
 fn table(members: &[ClusterMemberView]) -> String {
@@ -51,6 +80,24 @@ fn table(members: &[ClusterMemberView]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_change_log_names_who_and_what() {
+        let change = ChangeView {
+            index: 7,
+            time: "2026-01-01T00:00:00Z".into(),
+            actor: "root".into(),
+            node_id: None,
+            action: "event".into(),
+            record: "break_glass".into(),
+            subject: "ops".into(),
+            detail: "jti j".into(),
+        };
+        assert_eq!(
+            change_table(&[change]).lines().nth(1),
+            Some("7      2026-01-01T00:00:00Z  root  -   break_glass event  ops (jti j)")
+        );
+    }
 
     #[test]
     fn what_is_not_known_is_a_dash() {

@@ -15,6 +15,7 @@ mod policy;
 mod print;
 mod run;
 mod status;
+mod sysdump;
 
 use std::process::ExitCode;
 
@@ -49,6 +50,7 @@ fn perform(cli: Cli, matches: &clap::ArgMatches) -> Result<ExitCode, Failure> {
         }
         Verb::Policy(Policy::Apply(apply)) => return connect::block_on(policy::apply(apply)),
         Verb::Policy(Policy::Get(get)) => connect::block_on(policy::get(get)),
+        Verb::Sysdump(verb) => connect::block_on(sysdump::sysdump(verb)),
         Verb::Status(target) => connect::block_on(status::status(target)),
         Verb::Cluster(Cluster::Members { list, target }) => match list {
             Some(MembersVerb::Approve(approve)) => connect::block_on(joining::approve(approve)),
@@ -60,6 +62,12 @@ fn perform(cli: Cli, matches: &clap::ArgMatches) -> Result<ExitCode, Failure> {
             connect::block_on(joining::approval(approval))
         }
         Verb::Cluster(Cluster::Ca(verb)) => connect::block_on(joining::ca(verb)),
+        Verb::Cluster(Cluster::Changes {
+            since,
+            limit,
+            target,
+        }) => connect::block_on(cluster::changes(since, limit, target)),
+        Verb::Auth(Auth::Key(verb)) => connect::block_on(auth::key(verb)),
         Verb::Auth(Auth::Token(Token::Mint(mint))) => connect::block_on(auth::mint(mint)),
         Verb::Completions { shell } => args::completions(shell),
         Verb::Reference {

@@ -59,6 +59,26 @@ pub(crate) async fn get(get: PolicyGet) -> Result<(), Failure> {
 
 pub(crate) async fn apply(apply: PolicyApply) -> Result<ExitCode, Failure> {
     let format = apply.format.unwrap_or_else(|| format_of(&apply.file));
+    if apply.dry_run {
+        let body = read(&apply.file)?.into();
+        let outcome = client(&apply.target)?
+            .policy_check(body, format.into())
+            .await?;
+        if apply.target.json {
+            print::json(&outcome)?;
+        } else {
+            for lint in &outcome.lints {
+                print::to_stderr(&format!("warning: {}: {}", lint.path, lint.message));
+            }
+            let change = if outcome.changed {
+                "and differs from the policy in force"
+            } else {
+                "and is the policy in force"
+            };
+            print::to_stdout(&format!("the policy is valid, {change}\n"))?;
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
     let put = PutPolicy {
         body: read(&apply.file)?.into(),
         format: format.into(),

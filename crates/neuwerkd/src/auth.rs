@@ -4,6 +4,7 @@
 //! is an argument. Sockets and clocks are the caller's.
 
 pub mod limiter;
+pub mod minted;
 pub mod token;
 
 pub use cluster::command::Role;
@@ -15,6 +16,8 @@ use cluster::Node;
 use cluster::transport::{Kind, ServiceError};
 use uuid::Uuid;
 
+use minted::{Mint, Minted};
+
 /// How a caller proved who it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Proof {
@@ -24,6 +27,8 @@ pub enum Proof {
     Cookie,
     /// The node's own control socket, which only root can open.
     ControlSocket,
+    /// The certificate of another member, whose key only its root can read.
+    MemberCertificate,
 }
 
 /// A caller whose credential was verified.
@@ -52,6 +57,14 @@ impl Identity {
             proof: Proof::ControlSocket,
         }
     }
+
+    /// Root on another member.
+    pub fn member_root() -> Self {
+        Self {
+            proof: Proof::MemberCertificate,
+            ..Self::control_socket()
+        }
+    }
 }
 
 /// The name of a role in tokens and answers.
@@ -73,7 +86,7 @@ pub fn role_of_name(name: &str) -> Option<Role> {
 
 /// Lets other members' root mint tokens here, under their member's certificate. Bodies are JSON:
 /// [`api::auth::MintRequest`], answered with [`api::auth::Minted`].
-pub fn answer_mint(node: &Node) {
+pub fn answer_mint(node: &Node, noted: Arc<Minted>) {
     // Not the node itself, which would then hold itself.
     let states = node.watch();
     let answer = move |from: cluster::NodeId, body: Bytes| -> Result<Bytes, ServiceError> {
@@ -81,9 +94,17 @@ pub fn answer_mint(node: &Node) {
         let request: api::auth::MintRequest =
             serde_json::from_slice(&body).map_err(|error| refused(&error))?;
         let state = states.borrow().clone();
-        let minted = token::mint(&state, &request, Uuid::new_v4(), crate::http::now_s())
+        let now_s = crate::http::now_s();
+        let minted = token::mint(&state, &request, Uuid::new_v4(), now_s)
             .map_err(|error| refused(&error))?;
-        tracing::info!(%from, subject = request.sub, jti = minted.jti, "token minted for another member");
+        noted.note(Mint {
+            jti: minted.jti.clone(),
+            subject: request.sub.trim().to_owned(),
+            roles: request.roles,
+            kid: minted.kid.clone(),
+            at_s: now_s,
+            asked_by: Some(from),
+        });
         Ok(serde_json::to_vec(&minted)
             .expect("strings and numbers")
             .into())

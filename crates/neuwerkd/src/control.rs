@@ -38,7 +38,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::dataplane::Dataplane;
 use crate::http::certificate::Certificates;
-use crate::{auth, http};
+use crate::{auth, http, sysdump};
 pub use enforce::compile;
 
 /// First pause after a fault of the control plane, and the longest one.
@@ -258,9 +258,11 @@ impl Control {
         life: &CancellationToken,
     ) -> anyhow::Result<()> {
         node.answer_enrolments();
-        node.answer_notes();
+        node.answer_events();
         node.set_http_handler(self.http.forward_handler());
-        auth::answer_mint(node);
+        node.set_admin_handler(self.http.admin_handler());
+        auth::answer_mint(node, Arc::clone(self.http.minted()));
+        sysdump::member::answer(node, &self.http);
         let cluster = &self.config.cluster;
         if self.config.cluster_mode {
             let listener = listen(cluster.bind, "cluster.bind").await?;
@@ -294,7 +296,22 @@ impl Control {
         tokio::spawn(follower.run(node.clone(), life.clone()));
         tokio::spawn(self.certificates.clone().follow(node.watch(), life.clone()));
         tokio::spawn(report::run(self.reporter(node, trusts), life.clone()));
+        tokio::spawn(self.tell_mints(node.clone(), life.clone()));
         self.http.set_node(Some(node.clone()));
+    }
+
+    /// Tells the leader of tokens that were minted here, whenever there is one.
+    fn tell_mints(&self, node: Node, life: CancellationToken) -> impl Future<Output = ()> + use<> {
+        let minted = Arc::clone(self.http.minted());
+        if let Err(error) = minted.open(&self.config.cluster.data_dir) {
+            tracing::error!(%error, "the list of tokens minted before cannot be read");
+        }
+        async move {
+            tokio::select! {
+                () = life.cancelled() => {}
+                () = minted.tell(&node) => {}
+            }
+        }
     }
 
     fn join_listener(&self, node: &Node) -> anyhow::Result<Arc<JoinListener>> {

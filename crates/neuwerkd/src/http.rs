@@ -9,12 +9,14 @@ pub mod account;
 pub mod ca;
 pub mod certificate;
 mod change;
+pub mod changes;
 pub mod control;
 mod edge;
 pub mod error;
 mod gate;
 pub mod health;
 pub mod joining;
+pub mod key;
 pub mod listen;
 pub mod members;
 pub mod openapi;
@@ -23,11 +25,12 @@ mod request;
 pub mod route;
 pub mod session;
 pub mod stats;
+pub mod sysdump;
 #[cfg(test)]
 mod tests;
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -35,19 +38,26 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware::from_fn_with_state;
 use cluster::node::HttpHandler;
-use cluster::{Node, NodeId};
+use cluster::{Node, NodeId, PolicyMark};
 use engine::WorkerCounters;
 use http::StatusCode;
+use prometheus_client::registry::Registry;
 use tokio::sync::Semaphore;
 
 use crate::auth::limiter::Limiter;
+use crate::auth::minted::Minted;
+use crate::config::{Config, RecentLog};
 use crate::metrics::HttpMetrics;
 use crate::readiness::{Readiness, View};
+use crate::sysdump::Source;
 use api::error::Reason;
 use error::{Answer, Refused};
 
 /// Policies that are parsed and compiled at once; the others wait.
 const POLICIES_AT_ONCE: usize = 2;
+
+/// Support archives that are made at once; further ones are refused.
+const ARCHIVES_AT_ONCE: usize = 1;
 
 /// What the handlers work on.
 pub struct App {
@@ -57,6 +67,10 @@ pub struct App {
     metrics: HttpMetrics,
     logins: Mutex<Limiter>,
     policies: Semaphore,
+    minted: Arc<Minted>,
+    archives: Semaphore,
+    support: OnceLock<(Arc<Config>, RecentLog)>,
+    registry: OnceLock<Weak<Registry>>,
 }
 
 /// Where a request comes from. The shell that accepted it says so; no header does.
@@ -66,6 +80,8 @@ pub enum Origin {
     Network(SocketAddr),
     /// The control socket.
     ControlSocket,
+    /// Root on another member, by that member's own certificate.
+    MemberRoot(NodeId),
     /// Another member, which took it from `client`.
     Member {
         /// The member that forwards.
@@ -73,6 +89,43 @@ pub enum Origin {
         /// Who sent it there.
         client: Option<String>,
     },
+}
+
+impl Origin {
+    /// The node at which the request entered the cluster; `own` is this one.
+    pub fn entered_at(&self, own: NodeId) -> NodeId {
+        match self {
+            Origin::Network(_) | Origin::ControlSocket => own,
+            Origin::MemberRoot(via) | Origin::Member { via, .. } => *via,
+        }
+    }
+
+    /// The client's address, as far as it is known.
+    fn client(&self) -> Option<String> {
+        match self {
+            Origin::Network(address) => Some(address.to_string()),
+            Origin::Member { client, .. } => client.clone(),
+            Origin::ControlSocket | Origin::MemberRoot(_) => None,
+        }
+    }
+
+    /// The member that it went through.
+    fn via(&self) -> Option<NodeId> {
+        match self {
+            Origin::Network(_) | Origin::ControlSocket => None,
+            Origin::MemberRoot(via) | Origin::Member { via, .. } => Some(*via),
+        }
+    }
+
+    /// Where it comes from, for the log.
+    fn kind(&self) -> &'static str {
+        match self {
+            Origin::Network(_) => "network",
+            Origin::ControlSocket => "control socket",
+            Origin::MemberRoot(_) => "root of a member",
+            Origin::Member { .. } => "member",
+        }
+    }
 }
 
 impl App {
@@ -86,6 +139,10 @@ impl App {
             metrics,
             logins: Mutex::default(),
             policies: Semaphore::new(POLICIES_AT_ONCE),
+            minted: Arc::default(),
+            archives: Semaphore::new(ARCHIVES_AT_ONCE),
+            support: OnceLock::new(),
+            registry: OnceLock::new(),
         })
     }
 
@@ -104,6 +161,50 @@ impl App {
         &self.readiness
     }
 
+    /// Sets what support archives say of this node besides what it replicates. To be called once.
+    pub fn set_support(&self, config: Arc<Config>, log: RecentLog) {
+        // A second call would come from a second start in one process, of which there is none.
+        let _ = self.support.set((config, log));
+    }
+
+    /// What this node's support archive is made from.
+    pub(crate) fn source(self: &Arc<Self>) -> Source {
+        let support = self.support.get();
+        Source {
+            app: Some(Arc::clone(self)),
+            config: support.map(|(config, _)| Arc::clone(config)),
+            log: support.map(|(_, log)| log.clone()),
+        }
+    }
+
+    /// Turns at making a support archive.
+    pub(crate) fn archives(&self) -> &Semaphore {
+        &self.archives
+    }
+
+    /// Sets where metrics are read. The listener owns them.
+    pub(crate) fn set_registry(&self, registry: Weak<Registry>) {
+        let _ = self.registry.set(registry);
+    }
+
+    /// What `GET /metrics` answers, while there is a metrics listener.
+    pub(crate) fn scrape(&self) -> Option<String> {
+        let registry = self.registry.get()?.upgrade()?;
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).ok()?;
+        Some(text)
+    }
+
+    /// The control plane, while there is one.
+    pub(crate) fn member(&self) -> Option<Arc<Node>> {
+        self.node.load_full()
+    }
+
+    /// The tokens minted here that the change log does not name yet.
+    pub fn minted(&self) -> &Arc<Minted> {
+        &self.minted
+    }
+
     /// The counters of every packet worker.
     pub(crate) fn counters(&self) -> Arc<Vec<Arc<WorkerCounters>>> {
         self.counters.load_full()
@@ -112,9 +213,11 @@ impl App {
     /// The control plane's status and newest policy revision, while there is one.
     pub(crate) fn control_view(&self) -> Option<View> {
         let node = self.node().ok()?;
+        let status = node.status();
+        let state = node.state();
         Some(View {
-            status: node.status(),
-            newest_revision: node.state().policy().map(|policy| policy.revision),
+            status,
+            newest: state.policy().map(|policy| PolicyMark::of(&state, policy)),
         })
     }
 
@@ -153,7 +256,21 @@ impl App {
     /// member that forwards.
     pub fn forward_handler(self: &Arc<Self>) -> HttpHandler {
         let router = self.router();
-        Arc::new(move |via, request| Box::pin(request::answer(router.clone(), via, request)))
+        Arc::new(move |via, request| {
+            let client = Some(request.client_addr.clone()).filter(|client| !client.is_empty());
+            let origin = Origin::Member { via, client };
+            Box::pin(request::answer(router.clone(), origin, request))
+        })
+    }
+
+    /// What answers requests of other members' root, who have no token; the first argument is the
+    /// member whose certificate they show.
+    pub fn admin_handler(self: &Arc<Self>) -> HttpHandler {
+        let router = self.router();
+        Arc::new(move |via, request| {
+            let origin = Origin::MemberRoot(via);
+            Box::pin(request::answer(router.clone(), origin, request))
+        })
     }
 }
 
@@ -165,7 +282,7 @@ pub(crate) fn now_s() -> u64 {
 }
 
 /// RFC 3339 of milliseconds since 1970.
-fn rfc3339(ms: u64) -> String {
+pub(crate) fn rfc3339(ms: u64) -> String {
     time::OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000)
         .ok()
         .and_then(|time| {

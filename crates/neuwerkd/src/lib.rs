@@ -12,3 +12,4 @@ pub mod interfaces;
 pub mod member;
 pub mod metrics;
 pub mod readiness;
+pub mod sysdump;

@@ -7,12 +7,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use api::auth::{MintRequest, Minted};
+use bytes::Bytes;
 use cluster::identity::{Identity, NodeKey};
 use cluster::join::KnownMember;
 use cluster::peers::Peers;
 use cluster::tls::{TlsError, Trust};
 use cluster::transport::grpc::GrpcTransport;
 use cluster::transport::{Kind, Peer, Transport, TransportError};
+pub use cluster::{HttpRequest, HttpResponse};
 use cluster::{NodeId, State, pem};
 
 /// Why a member gave no token.
@@ -69,6 +71,40 @@ pub async fn mint(
     request: &MintRequest,
     limit: Duration,
 ) -> Result<Minted, MemberError> {
+    let body = serde_json::to_vec(request).expect("a request has string keys only");
+    let answer = call(tls_dir, address, Kind::Mint, body.into(), limit).await?;
+    serde_json::from_slice(&answer).map_err(|error| MemberError::Unreadable {
+        address: address.to_owned(),
+        reason: error.to_string(),
+    })
+}
+
+/// Makes a management request of the member whose cluster listener is at `address`, as root of this node; that member
+/// passes it on to the leader where it must. As [`mint`] otherwise.
+///
+/// # Errors
+/// [`MemberError`]; a refusal by the API is an answer.
+pub async fn ask(
+    tls_dir: &Path,
+    address: &str,
+    request: &HttpRequest,
+    limit: Duration,
+) -> Result<HttpResponse, MemberError> {
+    let body = rmp_serde::to_vec_named(request).expect("a request has no value that it lacks");
+    let answer = call(tls_dir, address, Kind::Admin, body.into(), limit).await?;
+    rmp_serde::from_slice(&answer).map_err(|error| MemberError::Unreadable {
+        address: address.to_owned(),
+        reason: error.to_string(),
+    })
+}
+
+async fn call(
+    tls_dir: &Path,
+    address: &str,
+    kind: Kind,
+    body: Bytes,
+    limit: Duration,
+) -> Result<Bytes, MemberError> {
     let identity = identity(tls_dir)?;
     let data_dir = tls_dir.parent().unwrap_or(tls_dir);
     let peers = match Peers::load(data_dir) {
@@ -83,17 +119,12 @@ pub async fn mint(
     };
     let peer = find(peers.members(), identity.node_id, address)?;
     let trust = Trust::new(&identity, peers.pins(&State::default()))?;
-    let body = serde_json::to_vec(request).expect("a request has string keys only");
     let answer = GrpcTransport::new(trust)
-        .call(&peer, Kind::Mint, body.into(), limit)
+        .call(&peer, kind, body, limit)
         .await;
-    let answer = answer.map_err(|source| MemberError::Transport {
+    answer.map_err(|source| MemberError::Transport {
         address: address.to_owned(),
         source,
-    })?;
-    serde_json::from_slice(&answer).map_err(|error| MemberError::Unreadable {
-        address: address.to_owned(),
-        reason: error.to_string(),
     })
 }
 

@@ -8,8 +8,9 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::uri::{Authority, PathAndQuery, Scheme, Uri};
-use http::{Request, response};
+use http::{Request, Response, response};
 use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -76,13 +77,20 @@ impl Transport {
         request: Request<Full<Bytes>>,
         max_bytes: usize,
     ) -> Result<(response::Parts, Bytes), Failure> {
-        let response = match self {
-            Transport::Https { client, .. } => client.request(request).await?,
-            Transport::Unix { client } => client.request(request).await?,
-        };
-        let (parts, body) = response.into_parts();
+        let (parts, body) = self.open(request).await?.into_parts();
         let body = Limited::new(body, max_bytes).collect().await?.to_bytes();
         Ok((parts, body))
+    }
+
+    /// The answer's head; its body is still to come.
+    pub(super) async fn open(
+        &self,
+        request: Request<Full<Bytes>>,
+    ) -> Result<Response<Incoming>, Failure> {
+        Ok(match self {
+            Transport::Https { client, .. } => client.request(request).await?,
+            Transport::Unix { client } => client.request(request).await?,
+        })
     }
 }
 

@@ -104,7 +104,13 @@ async fn answer<R: AsyncRuntime>(
                 linearizer.read_log_id().index(),
             ))
         }
-        Kind::Http | Kind::Enrol | Kind::Renew | Kind::Mint | Kind::Event => {
+        Kind::Http
+        | Kind::Enrol
+        | Kind::Renew
+        | Kind::Mint
+        | Kind::Admin
+        | Kind::Event
+        | Kind::Sysdump => {
             let handler = inner
                 .handler(kind)
                 .ok_or_else(|| ServiceError("this node does not serve that yet".into()))?;

@@ -15,9 +15,9 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderValue, StatusCode};
 
-use super::App;
 use super::error::Refused;
 use super::request::{REQUEST_ID, is_word, text};
+use super::{App, Origin};
 
 const PERMISSIONS_POLICY: HeaderName = HeaderName::from_static("permissions-policy");
 
@@ -32,6 +32,7 @@ pub(super) async fn pass(
     request.headers_mut().insert(REQUEST_ID, id.clone());
     let method = request.method().clone();
     let matched = request.extensions().get::<MatchedPath>().cloned();
+    let origin = request.extensions().get::<Origin>().cloned();
     let is_auth = request.uri().path().starts_with("/api/v1/auth");
 
     let answer = AssertUnwindSafe(next.run(request)).catch_unwind().await;
@@ -49,7 +50,18 @@ pub(super) async fn pass(
     let path = matched.as_ref().map_or("other", MatchedPath::as_str);
     let elapsed = started.elapsed();
     app.metrics.request(path, &method, status, elapsed);
-    tracing::debug!(request_id = ?id, %method, path, status = status.as_u16(), elapsed_ms = elapsed.as_millis(), "request");
+    // One line on each node that a request goes through, all with its id.
+    tracing::debug!(
+        request_id = id.to_str().unwrap_or_default(),
+        %method,
+        path,
+        status = status.as_u16(),
+        elapsed_ms = elapsed.as_millis(),
+        from = origin.as_ref().map_or("", Origin::kind),
+        client = origin.as_ref().and_then(Origin::client),
+        via = origin.as_ref().and_then(Origin::via).map(tracing::field::display),
+        "request"
+    );
     add_headers(response.headers_mut(), is_auth);
     response.headers_mut().insert(REQUEST_ID, id);
     response

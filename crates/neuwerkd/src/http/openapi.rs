@@ -59,6 +59,13 @@ pub(super) const POLICY: Media = Media {
     types: &["application/json", "application/yaml"],
 };
 
+/// A compressed tar.
+pub(super) const GZIP: Media = Media {
+    schema: "",
+    is_list: false,
+    types: &["application/gzip"],
+};
+
 /// One object of this schema.
 pub(super) const fn json(schema: &'static str) -> Media {
     Media {
@@ -176,6 +183,10 @@ pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Answer<T> {
         api::auth::TokenLoginRequest,
         api::auth::MintRequest,
         api::auth::Minted,
+        api::auth::SigningKeyView,
+        api::auth::SigningKeyStatus,
+        api::changes::ChangeLog,
+        api::changes::ChangeView,
         api::account::ServiceAccount,
         api::account::ServiceAccountRole,
         api::account::ServiceAccountStatus,
@@ -289,7 +300,8 @@ fn operation(row: &Row) -> utoipa::openapi::path::Operation {
         }
     }
     for name in path_parameters(row.path) {
-        operation = operation.parameter(parameter(name, ParameterIn::Path, "UUID"));
+        let description = if name == "kid" { "key id" } else { "UUID" };
+        operation = operation.parameter(parameter(name, ParameterIn::Path, description));
     }
     for param in doc.params {
         operation =
@@ -352,7 +364,19 @@ fn answers(row: &Row) -> Vec<(u16, &'static str, Option<Media>)> {
         answers.push((400, "The request is not valid", Some(ERROR)));
         answers.push((413, "The body is too large", Some(ERROR)));
     }
+    if row.doc.idempotent {
+        answers.push((
+            422,
+            "The `Idempotency-Key` was used for another request",
+            Some(ERROR),
+        ));
+    }
     if row.answered == Answered::Write {
+        answers.push((
+            507,
+            "The leader's disk is full: nothing was done",
+            Some(ERROR),
+        ));
         answers.push((
             307,
             "With `Prefer: redirect`: the leader is elsewhere",

@@ -3,7 +3,7 @@
 use axum::Router;
 use axum::body::Body;
 use axum::response::Response;
-use cluster::{HttpRequest, HttpResponse, NodeId};
+use cluster::{HttpRequest, HttpResponse};
 use http::header::{
     ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, HeaderName, IF_MATCH,
     IF_NONE_MATCH, TRANSFER_ENCODING,
@@ -85,15 +85,12 @@ pub(super) fn from_leader(answer: HttpResponse) -> Option<Response> {
     Some(response)
 }
 
-/// Answers a request that another member took.
-pub(super) async fn answer(router: Router, via: NodeId, forwarded: HttpRequest) -> HttpResponse {
-    let Some(mut request) = entering(forwarded.clone()) else {
+/// Answers a request that came from another member.
+pub(super) async fn answer(router: Router, origin: Origin, forwarded: HttpRequest) -> HttpResponse {
+    let Some(mut request) = entering(forwarded) else {
         return refused(StatusCode::BAD_REQUEST);
     };
-    request.extensions_mut().insert(Origin::Member {
-        via,
-        client: Some(forwarded.client_addr).filter(|client| !client.is_empty()),
-    });
+    request.extensions_mut().insert(origin);
     let response = match router.oneshot(request).await {
         Ok(response) => response,
         Err(never) => match never {},

@@ -9,7 +9,10 @@ use axum::routing::{MethodRouter, delete, get, post, put};
 use http::Method;
 
 use super::openapi::Doc;
-use super::{App, account, ca, health, joining, members, openapi, policy, session, stats};
+use super::{
+    App, account, ca, changes, health, joining, key, members, openapi, policy, session, stats,
+    sysdump,
+};
 
 /// Who may use a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,6 +98,9 @@ pub static ROUTES: &[Row] = &[
     row(Method::POST,   api::paths::LOGOUT,                 Public, Here,             "logout",               || post(session::logout),             &session::LOGOUT),
     row(Method::GET,    api::paths::WHOAMI,                 Any,    Here,             "whoami",               || get(session::whoami),              &session::WHOAMI),
     row(Method::POST,   api::paths::MINT,                   Node,   Here,             "mintToken",            || post(session::mint),               &session::MINT),
+    row(Method::GET,    api::paths::KEYS,                   Any,    LinearizableRead, "listSigningKeys",      || get(key::list),                  &key::LIST),
+    row(Method::POST,   api::paths::KEYS,                   Admin,  Write,            "rotateSigningKey",     || post(key::rotate),               &key::ROTATE),
+    row(Method::DELETE, api::paths::KEY,                    Admin,  Write,            "retireSigningKey",     || delete(key::retire),             &key::RETIRE),
     row(Method::GET,    api::paths::POLICY,                 Any,    LocalRead,        "getPolicy",            || get(policy::read),                 &policy::READ),
     row(Method::PUT,    api::paths::POLICY,                 Admin,  Write,            "putPolicy",            || put(policy::replace),              &policy::REPLACE).with(Body::Policy),
     row(Method::GET,    api::paths::STATS,                  Any,    LocalRead,        "stats",                || get(stats::read),                  &stats::READ),
@@ -109,8 +115,12 @@ pub static ROUTES: &[Row] = &[
     row(Method::GET,    api::paths::CLUSTER_CA,             Any,    LinearizableRead, "getClusterCa",         || get(ca::read),                    &ca::READ),
     row(Method::POST,   api::paths::CA_ROTATION,            Admin,  Write,            "rotateClusterCa",      || post(ca::rotate),                 &ca::ROTATE),
     row(Method::DELETE, api::paths::CA_ROTATION,            Admin,  Write,            "abortCaRotation",      || delete(ca::abort),                &ca::ABORT),
+    row(Method::GET,    api::paths::CHANGES,                Any,    LocalRead,        "clusterChanges",       || get(changes::list),              &changes::LIST),
+    row(Method::POST,   api::paths::SYSDUMP_NODE,           Admin,  Here,             "sysdumpNode",          || post(sysdump::node),             &sysdump::NODE),
+    row(Method::POST,   api::paths::SYSDUMP_CLUSTER,        Admin,  Here,             "sysdumpCluster",       || post(sysdump::cluster),          &sysdump::CLUSTER),
     row(Method::GET,    api::paths::SERVICE_ACCOUNTS,       Any,    LinearizableRead, "listServiceAccounts",  || get(account::list),                &account::LIST),
     row(Method::POST,   api::paths::SERVICE_ACCOUNTS,       Admin,  Write,            "createServiceAccount", || post(account::create),             &account::CREATE),
+    row(Method::GET,    api::paths::SERVICE_ACCOUNT,        Any,    LinearizableRead, "readServiceAccount",   || get(account::read),              &account::READ),
     row(Method::PUT,    api::paths::SERVICE_ACCOUNT,        Admin,  Write,            "updateServiceAccount", || put(account::update),              &account::UPDATE),
     row(Method::DELETE, api::paths::SERVICE_ACCOUNT,        Admin,  Write,            "disableServiceAccount",|| delete(account::disable),          &account::DISABLE),
     row(Method::GET,    api::paths::SERVICE_ACCOUNT_TOKENS, Any,    LinearizableRead, "listTokens",           || get(account::list_tokens),         &account::LIST_TOKENS),

@@ -9,14 +9,13 @@ use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
 use axum::{Extension, Json};
 use bytes::Bytes;
-use cluster::Command;
-use cluster::command::{Author, EventKind};
 use http::header::SET_COOKIE;
 use http::{HeaderValue, StatusCode};
 
 use super::error::{Answer, Refused};
 use super::openapi::{self, Doc};
 use super::{App, Origin, now_s};
+use crate::auth::minted::Mint;
 use crate::auth::token::{self, MintError};
 use crate::auth::{Identity, Proof, role_name};
 use api::error::Reason;
@@ -126,22 +125,13 @@ fn mint_for(app: &App, request: &MintRequest) -> Answer<Minted> {
         }
         _ => Refused::bad_request(error.to_string()),
     })?;
-    tracing::info!(subject = request.sub, roles = ?request.roles, kid = minted.kid, jti = minted.jti, "token minted on this node");
-    let event = Command::RecordEvent {
-        kind: EventKind::BreakGlass,
+    app.minted().note(Mint {
+        jti: minted.jti.clone(),
         subject: request.sub.trim().to_owned(),
-        detail: format!("jti {}, roles {}", minted.jti, request.roles.join(",")),
-    };
-    // Into the change log where this node leads. It must not wait for that: minting is what helps
-    // when nobody does.
-    tokio::spawn(async move {
-        let author = Author {
-            subject: Identity::control_socket().subject,
-            node: Some(node.node_id()),
-        };
-        if let Err(error) = node.propose_as(event, author, None).await {
-            tracing::info!(%error, "the change log does not name the minted token, only this log does");
-        }
+        roles: request.roles.clone(),
+        kid: minted.kid.clone(),
+        at_s: now_s(),
+        asked_by: None,
     });
     Ok(minted)
 }
@@ -161,6 +151,6 @@ fn user(identity: &Identity) -> AuthUser {
 fn source_of(origin: &Origin) -> Option<IpAddr> {
     match origin {
         Origin::Network(address) => Some(address.ip()),
-        Origin::ControlSocket | Origin::Member { .. } => None,
+        Origin::ControlSocket | Origin::MemberRoot(_) | Origin::Member { .. } => None,
     }
 }

@@ -2,13 +2,17 @@
 
 mod access;
 mod accounts;
+mod archives;
 mod certificates;
 mod joining;
+mod keys;
 mod leader;
 mod listeners;
 mod policies;
+mod retries;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use axum::body::Body;
@@ -46,6 +50,8 @@ const OTHER_POLICY: &str = r#"{"default_policy":"allow","source_groups":[]}"#;
 /// Members with their management APIs.
 struct Cluster {
     board: Switchboard,
+    /// What every node takes for the free space on its disk.
+    free_bytes: Arc<AtomicU64>,
     members: Vec<Member>,
 }
 
@@ -63,6 +69,7 @@ impl Cluster {
     async fn one() -> Self {
         let mut cluster = Self {
             board: Switchboard::new(),
+            free_bytes: Arc::new(AtomicU64::new(u64::MAX)),
             members: Vec::new(),
         };
         let node_id = NodeId(1);
@@ -120,7 +127,11 @@ impl Cluster {
             promote_after: Duration::ZERO,
             ..NodeConfig::new(node_id)
         };
-        let environment = Environment::system(disk.path());
+        let free_bytes = Arc::clone(&self.free_bytes);
+        let environment = Environment {
+            free_bytes: Arc::new(move || Some(free_bytes.load(Ordering::SeqCst))),
+            ..Environment::system(disk.path())
+        };
         let snapshots = Arc::new(MemoryDirectory::default());
         let transport = self.board.transport(node_id);
         let node = Node::start(config, environment, store, snapshots, transport)
@@ -136,7 +147,12 @@ impl Cluster {
         ] {
             app.readiness().set_ok(part, "");
         }
+        node.answer_events();
         node.set_http_handler(app.forward_handler());
+        node.set_admin_handler(app.admin_handler());
+        crate::sysdump::member::answer(&node, &app);
+        let (telling, minted) = (node.clone(), Arc::clone(app.minted()));
+        tokio::spawn(async move { minted.tell(&telling).await });
         app.set_node(Some(node.clone()));
         let enforces = watch::Sender::new(true);
         tokio::spawn(enforce(
@@ -237,19 +253,13 @@ async fn enforce(node: Node, app: Arc<App>, mut enforces: watch::Receiver<bool>)
     let mut states = node.watch();
     let mut enforced = PolicyMark::default();
     loop {
-        let applied = states
-            .borrow_and_update()
-            .policy()
-            .map(|policy| PolicyMark {
-                index: policy.index,
-                revision: policy.revision,
-                hash: policy.hash,
-            });
+        let state = Arc::clone(&states.borrow_and_update());
+        let applied = state.policy().map(|policy| PolicyMark::of(&state, policy));
         let applied = applied.unwrap_or_default();
         if *enforces.borrow_and_update() {
             enforced = applied;
         }
-        app.readiness().set_enforced(enforced.revision, None);
+        app.readiness().set_enforced(enforced, None);
         node.report(NodeReport {
             version: "test".into(),
             http_address: format!("{}:8443", node.node_id()),
@@ -278,7 +288,7 @@ fn certificate() -> Certificate {
         der: vec![1],
         serial: vec![2],
         not_before_ms: 0,
-        not_after_ms: u64::MAX,
+        not_after_ms: 4_000_000_000_000,
     }
 }
 
@@ -349,7 +359,8 @@ impl Ask {
         Answered {
             status: parts.status,
             headers: parts.headers,
-            text: String::from_utf8(body.to_vec()).unwrap(),
+            text: String::from_utf8_lossy(&body).into_owned(),
+            bytes: body,
         }
     }
 
@@ -366,6 +377,7 @@ struct Answered {
     status: StatusCode,
     headers: HeaderMap,
     text: String,
+    bytes: bytes::Bytes,
 }
 
 impl Answered {

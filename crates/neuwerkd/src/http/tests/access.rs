@@ -12,6 +12,7 @@ fn concrete(row: &Row) -> String {
         .replace("{id}", &id)
         .replace("{token_id}", &id)
         .replace("{node_id}", "00000000000000a1")
+        .replace("{kid}", "none")
 }
 
 /// What a credential of each kind is answered: let in, or refused with a status.

@@ -340,7 +340,7 @@ async fn members_mint_for_one_another() {
     use cluster::transport::{Kind, Peer};
 
     let cluster = Cluster::three().await;
-    crate::auth::answer_mint(cluster.node(1));
+    crate::auth::answer_mint(cluster.node(1), Arc::clone(cluster.app(1).minted()));
     let transport = cluster.board.transport(cluster.node(2).node_id());
     let peer = Peer {
         node_id: cluster.node(1).node_id(),
