@@ -12,7 +12,7 @@ use lab::address::{self, FAMILIES, Family};
 use lab::client::{self, Outcome, PATIENCE};
 use lab::cluster::{Cluster, allowed_servers, policy_allowing};
 use lab::server::{PORT, pattern};
-use lab::{tool, wait};
+use lab::{http, tool, wait};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -86,6 +86,30 @@ fn a_policy_change_ends_the_connection_that_it_denies_and_no_other() {
         .unwrap();
         assert_eq!(kept.account().ended, None);
         assert_eq!(cluster.probe(1, both[1]), Outcome::Silent);
+    }
+}
+
+#[test]
+#[ignore = "needs root; make test runs it"]
+fn an_open_connection_outlives_the_restart_of_its_node() {
+    let mut cluster = one_node();
+    let mut connections = FAMILIES.map(|family| {
+        let server = SocketAddr::new(address::allowed_server(family), PORT);
+        let source = address::client(1, family);
+        let connect = || client::connect_from(Some(source), server, SOON);
+        (
+            family,
+            server,
+            cluster.topology.client.enter(connect).unwrap(),
+        )
+    });
+    cluster.node(1).kill().unwrap();
+    cluster.node(1).start().unwrap();
+    cluster.wait_node_ready(1).unwrap();
+    for (family, server, stream) in &mut connections {
+        let answer = http::exchange(stream, "GET", &server.to_string(), "/who", &[], b"").unwrap();
+        let seen = address::outside(1, *family).to_string();
+        assert_eq!((answer.status, answer.text()), (200, seen));
     }
 }
 
