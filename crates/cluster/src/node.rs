@@ -532,6 +532,12 @@ impl<R: AsyncRuntime> Node<R> {
         self.inner.stop.send_replace(true);
         // It only fails when the core has panicked, and then it has stopped as well.
         let _ = self.inner.raft.shutdown().await;
+        // They may hold this node, which would then never be freed.
+        self.inner
+            .handlers
+            .write()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+            .clear();
         let store = self.inner.store.clone();
         let _ = store.io().run(move || store.close()).await;
     }
