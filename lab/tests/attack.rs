@@ -21,6 +21,7 @@ use lab::netns::Netns;
 use lab::server::pattern;
 use lab::topology::Segment;
 use lab::{tool, wait};
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 const SOON: Duration = Duration::from_secs(20);
@@ -187,6 +188,30 @@ fn a_port_without_link_withdraws_the_node_and_a_device_that_has_gone_ends_it() {
         log.contains("the device of the outside port has gone"),
         "{log}"
     );
+}
+
+#[test]
+#[ignore = "needs root; make test runs it"]
+fn a_node_that_drains_stops_at_once_when_it_is_asked_again() {
+    let mut cluster = one_node();
+    let server = address::allowed_server(Family::V4);
+    let api = cluster.api(1).unwrap();
+    let _live = cluster.live(1, server).unwrap();
+    cluster.node(1).signal(Signal::SIGTERM).unwrap();
+    wait::until_true("the drain", SOON, || {
+        Ok(api.status_of("/ready/traffic")? == 503)
+    })
+    .unwrap();
+    let node = cluster.node(1);
+    node.ensure_running().unwrap();
+    node.signal(Signal::SIGTERM).unwrap();
+    wait::until_true("its end", Duration::from_secs(2), || Ok(!node.is_running())).unwrap();
+    let log = node.log_tail();
+    assert!(log.contains("asked to stop a second time"), "{log}");
+
+    cluster.node(1).start().unwrap();
+    cluster.wait_node_ready(1).unwrap();
+    cluster.fetch(1, server, 1_000).unwrap();
 }
 
 /// A single node with the usual policy.
