@@ -15,7 +15,7 @@ use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use cluster::command::Role as Grade;
 use cluster::{Digest, ForwardError, NoLeader, Node, Role};
-use http::header::{AUTHORIZATION, CONTENT_LENGTH, COOKIE, IF_MATCH, LOCATION};
+use http::header::{AUTHORIZATION, CONTENT_LENGTH, COOKIE, EXPECT, IF_MATCH, LOCATION};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, request};
 use http_body_util::{BodyExt as _, Limited};
 
@@ -62,7 +62,10 @@ async fn admit(app: &App, row: &Row, request: Request, next: Next) -> Answer {
     let identity = match identify(app, row, &parts, &origin).await {
         Ok(identity) => identity,
         Err(refused) => {
-            discard(body).await;
+            // Who asks first whether to send a body has not sent any.
+            if !parts.headers.contains_key(EXPECT) {
+                discard(body).await;
+            }
             return Err(refused);
         }
     };
