@@ -34,22 +34,27 @@ impl HeldDataplane {
     /// An interface is missing, in use or not permitted, or settings contradict each other.
     pub fn start(config: &Config, policy: Arc<Compiled>) -> anyhow::Result<HeldDataplane> {
         let bootstrap = &config.bootstrap;
-        let mut interfaces = vec![interface(&bootstrap.data_interface)?];
+        // Each with the key that an error is to name.
+        let mut interfaces = vec![(
+            "bootstrap.data_interface",
+            interface(&bootstrap.data_interface)?,
+        )];
         if let Some(outside) = &bootstrap.outside_interface {
-            interfaces.push(interface(outside)?);
+            interfaces.push(("bootstrap.outside_interface", interface(outside)?));
         }
         let management = bootstrap.management_interface.as_str();
-        let hold = |interface: &String| {
+        let hold = |(key, interface): &(&'static str, String)| {
             Hold::open(&HoldConfig {
                 interface: interface.clone(),
                 management_interface: Some(management.to_owned()),
                 state_dir: PathBuf::from(&config.runtime.run_dir),
             })
+            .context(*key)
         };
         let holds = interfaces.iter().map(hold).collect::<Result<Vec<_>, _>>()?;
         let sockets = interfaces
             .iter()
-            .map(|interface| Socket::open(&PacketConfig::new(interface)))
+            .map(|(key, interface)| Socket::open(&PacketConfig::new(interface)).context(*key))
             .collect::<Result<Vec<_>, _>>()?;
         let lane = TunDevice::open(&TunConfig::host_lane(config.dns.target_ips.clone()))?;
         let open = move || {
