@@ -64,7 +64,8 @@ fn watch() -> Result<ExitCode> {
         }
     };
     run::remove_leftovers();
-    Ok(if status.is_some_and(|status| status.success()) {
+    // Ctrl-C is how a demo ends that stays up.
+    Ok(if status.map_or(!once(), |status| status.success()) {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
@@ -72,7 +73,6 @@ fn watch() -> Result<ExitCode> {
 }
 
 fn show() -> Result<ExitCode> {
-    let once = std::env::var_os("ONCE").is_some_and(|value| value != "0");
     let mut report = Report::new();
     report.step("laying out a client side, three nodes, an internet side with servers");
     let mut cluster = Cluster::lay_out(3)?;
@@ -86,7 +86,7 @@ fn show() -> Result<ExitCode> {
             println!("{}", node.log_tail());
         }
     }
-    if !once && outcome.is_ok() {
+    if !once() && outcome.is_ok() {
         invite(&mut cluster)?;
         loop {
             thread::park();
@@ -97,6 +97,11 @@ fn show() -> Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// Whether it is to end with a verdict.
+fn once() -> bool {
+    std::env::var_os("ONCE").is_some_and(|value| value != "0")
 }
 
 /// How to talk to the running cluster.
