@@ -242,7 +242,12 @@ impl JoinListener {
 
         let mut buffer = [0; 4096];
         let request = loop {
-            let length = stream.read(&mut buffer).await?;
+            let length = match stream.read(&mut buffer).await {
+                Ok(length) => length,
+                // A joiner that does not like the cluster's proof just drops the connection.
+                Err(_) if acceptor.has_proved() => 0,
+                Err(error) => return Err(error.into()),
+            };
             if length == 0 {
                 return Err(if acceptor.has_proved() {
                     AttemptError::LeftAfterProof
