@@ -1,10 +1,11 @@
 # The commands of the project. Each installs the Debian packages that it lacks (as root) and says which.
 
-.PHONY: help demo test bench lint fix tools
+.PHONY: help demo test test-upgrade bench lint fix tools
 
 help:
 	@echo "make demo    three nodes in network namespaces, live (root; ONCE=1: end with a verdict)"
 	@echo "make test    all tests (without root: those that need none)"
+	@echo "make test-upgrade  rolls a cluster from an older version to this one and back (root)"
 	@echo "make bench   forwarding, compared with the kernel's (root)"
 	@echo "make lint    formatting, lints, documentation, dependencies"
 	@echo "make fix     format, and apply what the lints suggest"
@@ -15,6 +16,11 @@ demo: tools
 
 test: tools
 	@cargo xtask test
+
+# Left out of `make test`: it builds the older version, which lab/upgrade-from names, from its sources first.
+test-upgrade: tools
+	cargo build --package neuwerk
+	cargo test --package lab --test upgrade -- --nocapture
 
 bench: tools
 	@cargo xtask bench

@@ -19,6 +19,7 @@ pub mod server;
 pub mod tool;
 pub mod topology;
 pub mod unsynced;
+pub mod upgrade;
 pub mod wait;
 
 pub use cluster::Cluster;

@@ -34,6 +34,12 @@ pub struct Node {
     dir: PathBuf,
     child: Option<Child>,
     unsynced: Option<Unsynced>,
+    /// The binary to run, if it is not the one under test.
+    program: Option<PathBuf>,
+    /// Flags of `run` besides the configuration file.
+    flags: Vec<String>,
+    /// Its directory is what its processes see as `/var/lib/neuwerk`.
+    at_default_paths: bool,
 }
 
 impl Node {
@@ -58,7 +64,16 @@ impl Node {
             dir,
             child: None,
             unsynced: None,
+            program: None,
+            flags: Vec::new(),
+            at_default_paths: false,
         })
+    }
+
+    /// From the next start on, runs `program` with `flags`.
+    pub fn set_program(&mut self, program: &Path, flags: &[&str]) {
+        self.program = Some(program.to_owned());
+        self.flags = flags.iter().map(ToString::to_string).collect();
     }
 
     /// Its number, counted from 1.
@@ -88,6 +103,25 @@ impl Node {
         Ok(())
     }
 
+    /// From the next start on, it runs as a standalone node: without any key that opens cluster mode, its data at the
+    /// default paths. The files are the same ones.
+    ///
+    /// # Errors
+    /// When its configuration cannot be written.
+    pub fn stand_alone(&mut self) -> Result<()> {
+        let config = self.dir.join("config.yaml");
+        let text = configuration(self.number, &self.dir, &[]);
+        let (before, after) = text
+            .split_once("cluster:\n")
+            .context("the configuration has a cluster section")?;
+        let rest = after
+            .find("dataplane:\n")
+            .context("the cluster section is followed by the dataplane's")?;
+        fs::write(config, format!("{before}{}", &after[rest..]))?;
+        self.at_default_paths = true;
+        Ok(())
+    }
+
     /// Starts the process. Its log goes to [`Node::log_path`].
     ///
     /// # Errors
@@ -105,7 +139,8 @@ impl Node {
         let mut command = self.command()?;
         command
             .args(["run", "--config"])
-            .arg(self.dir.join("config.yaml"));
+            .arg(self.dir.join("config.yaml"))
+            .args(&self.flags);
         command
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -123,6 +158,14 @@ impl Node {
     /// When it ends with another status than 0.
     pub fn cli(&self, arguments: &[&str]) -> Result<String> {
         tool::run(self.command()?.args(arguments))
+    }
+
+    /// [`Node::cli`] in the directory `here`.
+    ///
+    /// # Errors
+    /// As [`Node::cli`].
+    pub fn cli_in(&self, here: &Path, arguments: &[&str]) -> Result<String> {
+        tool::run(self.command()?.args(arguments).current_dir(here))
     }
 
     /// A token for the API, minted on this node over its control socket.
@@ -284,10 +327,26 @@ impl Node {
 
     /// The binary, in this node's namespace.
     fn command(&self) -> Result<Command> {
-        Ok(self.netns.command(binary()?))
+        let program = match &self.program {
+            Some(program) => program.clone(),
+            None => binary()?,
+        };
+        if !self.at_default_paths {
+            return Ok(self.netns.command(program));
+        }
+        // `ip netns exec` gives each command a mount namespace of its own.
+        let mut command = self.netns.command("sh");
+        let script = "mount -t tmpfs tmpfs /var/lib && mkdir /var/lib/neuwerk && \
+                      mount --bind \"$0\" /var/lib/neuwerk && exec \"$@\"";
+        command.args(["-c", script]).arg(&self.dir).arg(program);
+        Ok(command)
     }
 
-    fn path(&self, name: &str) -> Result<String> {
+    /// Something that it keeps on disk, as text for a command line.
+    ///
+    /// # Errors
+    /// When the path is not UTF-8.
+    pub fn path(&self, name: &str) -> Result<String> {
         let path = self.dir.join(name).into_os_string().into_string();
         path.map_err(|path| anyhow!("{} is not UTF-8", path.display()))
     }
