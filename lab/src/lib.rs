@@ -15,6 +15,7 @@ pub mod netns;
 pub mod node;
 pub mod relay;
 pub mod run;
+pub mod runbook;
 pub mod server;
 pub mod tool;
 pub mod topology;

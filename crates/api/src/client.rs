@@ -28,6 +28,7 @@ use crate::cluster::ClusterMembersResponse;
 use crate::error::ErrorBody;
 use crate::health::{Health, Ready};
 use crate::policy::{DryRun, Format, Lint, Pending, Wait};
+use crate::recovery::{BackupRequest, RejoinRequest, Rejoining};
 use crate::stats::StatsSnapshot;
 use crate::{duration, headers, paths};
 use transport::Transport;
@@ -151,6 +152,15 @@ pub enum PutOutcome {
     Pending(Pending),
 }
 
+/// A backup as it arrived.
+#[derive(Clone, Debug)]
+pub struct MadeBackup {
+    /// The file.
+    pub file: Bytes,
+    /// Whether a leader has confirmed that every acknowledged change is in it.
+    pub linearizable: bool,
+}
+
 /// A client of one node.
 #[derive(Clone, Debug)]
 pub struct Client {
@@ -163,6 +173,12 @@ pub struct Client {
 impl Client {
     /// Answers larger than this are not read.
     const MAX_ANSWER_BYTES: usize = 128 * 1024 * 1024;
+
+    /// A backup may be larger.
+    const MAX_BACKUP_BYTES: usize = 1024 * 1024 * 1024;
+
+    /// How long a backup may take at least.
+    const BACKUP_LIMIT: Duration = Duration::from_secs(300);
 
     /// A client that presents `token`, if any. Connects on first use.
     pub fn new(endpoint: Endpoint, token: Option<&str>) -> Result<Self, Error> {
@@ -323,6 +339,30 @@ impl Client {
             Ok(outcome) => outcome,
             Err(_) => Err(self.timed_out(self.limit)),
         }
+    }
+
+    /// Makes a backup on the node that is asked, which may take minutes.
+    pub async fn backup(&self, request: &BackupRequest) -> Result<MadeBackup, Error> {
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        let body = serde_json::to_vec(request).expect("request types have string keys only");
+        let limit = self.limit.max(Self::BACKUP_LIMIT);
+        let answer = self
+            .send(Method::POST, paths::BACKUP, headers, body.into(), limit)
+            .await?;
+        match answer.status {
+            StatusCode::OK => Ok(MadeBackup {
+                linearizable: answer.text(headers::CONSISTENCY).as_deref() == Some("linearizable"),
+                file: answer.body,
+            }),
+            _ => Err(self.refusal(answer)),
+        }
+    }
+
+    /// Has this node put its data aside and join anew; over the control socket only.
+    pub async fn rejoin(&self, request: &RejoinRequest) -> Result<Rejoining, Error> {
+        self.change(Method::POST, paths::REJOIN, request, None)
+            .await
     }
 
     /// The policy.
@@ -508,7 +548,11 @@ impl Client {
         limit: Duration,
     ) -> Result<Answer, Error> {
         let request = self.request(method, path, headers, body)?;
-        let exchange = self.transport.exchange(request, Self::MAX_ANSWER_BYTES);
+        let max_bytes = match path {
+            paths::BACKUP => Self::MAX_BACKUP_BYTES,
+            _ => Self::MAX_ANSWER_BYTES,
+        };
+        let exchange = self.transport.exchange(request, max_bytes);
         match tokio::time::timeout(limit, exchange).await {
             Ok(Ok((parts, body))) => Ok(Answer {
                 status: parts.status,

@@ -6,6 +6,8 @@ pub const REVISION: &str = "neuwerk-revision";
 pub const APPLIED_INDEX: &str = "neuwerk-applied-index";
 /// Milliseconds since the answering node last heard from a leader; absent if it never did.
 pub const LEADER_CONTACT_MS: &str = "neuwerk-leader-contact-ms";
+/// `linearizable` if a backup holds every acknowledged change, `local` if no leader could say so.
+pub const CONSISTENCY: &str = "neuwerk-consistency";
 /// How many lints a policy has.
 pub const LINT_COUNT: &str = "neuwerk-lint-count";
 /// One lint, `path: message`; at most 16 are given this way.

@@ -18,6 +18,7 @@ pub mod health;
 pub mod joining;
 pub mod paths;
 pub mod policy;
+pub mod recovery;
 pub mod stats;
 
 pub use client::{Client, Endpoint};

@@ -52,6 +52,10 @@ pub const CHANGES: &str = "/api/v1/cluster/changes";
 pub const SYSDUMP_NODE: &str = "/api/v1/support/sysdump/node";
 /// A support archive of every member that can be reached.
 pub const SYSDUMP_CLUSTER: &str = "/api/v1/support/sysdump/cluster";
+/// Makes a backup.
+pub const BACKUP: &str = "/api/v1/cluster/backup";
+/// Puts a node's data aside and joins anew; on the control socket only.
+pub const REJOIN: &str = "/api/v1/cluster/rejoin";
 /// Service accounts.
 pub const SERVICE_ACCOUNTS: &str = "/api/v1/service-accounts";
 /// One service account.

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::recovery::BackupStats;
+
 /// Answer of `GET /api/v1/stats`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct StatsSnapshot {
@@ -18,6 +20,9 @@ pub struct StatsSnapshot {
     pub dhcp: DhcpStats,
     /// Consensus, and every member.
     pub cluster: ClusterStats,
+    /// Scheduled backups of this node; absent where there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backup: Option<BackupStats>,
 }
 
 /// Packets and flows of this node since it started.

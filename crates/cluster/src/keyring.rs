@@ -122,6 +122,14 @@ impl Keyring {
         })
     }
 
+    /// No node's own keys but these data keys, as a backup brings them along.
+    pub(crate) fn of_data_keys(keys: impl IntoIterator<Item = (u64, OpenKey)>) -> Arc<Self> {
+        Arc::new(Keyring {
+            own: None,
+            open: Mutex::new(keys.into_iter().collect()),
+        })
+    }
+
     /// The public key that others wrap for; none without keys.
     pub fn sealing_key(&self) -> Option<[u8; KEY_BYTES]> {
         self.own.as_ref().map(|own| own.sealing.public())

@@ -2,6 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod aside;
+pub mod backup;
 pub mod ca;
 pub mod command;
 pub mod durable;
@@ -21,6 +23,7 @@ pub mod node;
 pub mod peers;
 pub mod pem;
 mod raft;
+pub mod recovery;
 pub mod replay;
 pub mod state;
 pub mod status;

@@ -5,6 +5,7 @@
 //! no I/O, the same on every member.
 
 mod apply;
+mod lineage;
 mod snapshot;
 mod trust;
 

@@ -159,6 +159,15 @@ impl View {
     }
 }
 
+/// Everything that a store holds.
+pub(crate) struct Contents {
+    pub(crate) vote: Option<Vote>,
+    pub(crate) committed: Option<LogId>,
+    /// Index of the first entry; those before it are in a snapshot.
+    pub(crate) first: u64,
+    pub(crate) entries: Vec<Entry>,
+}
+
 /// An open log store. Cheap to clone; [`Store::close`] ends all clones.
 #[derive(Clone)]
 pub struct Store {
@@ -221,6 +230,21 @@ impl Store {
     pub fn is_empty(&self) -> bool {
         let view = self.view();
         view.vote.is_none() && view.last.is_none()
+    }
+
+    /// Everything in it, for those who work on the data of a node that does not run.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub(crate) fn contents(&self) -> io::Result<Contents> {
+        let entries = LogStore::<()>::new(self.clone()).read(0, u64::MAX, usize::MAX)?;
+        let view = self.view();
+        Ok(Contents {
+            vote: view.vote,
+            committed: view.committed,
+            first: view.first_index(),
+            entries,
+        })
     }
 
     /// The first failure, if there was one. From then on every operation fails with it.

@@ -125,6 +125,8 @@ pub struct Alerts {
     pub duplicate_identity: AtomicU64,
     /// Handshakes meant for another node, cluster or lineage: a stale address, or a member that was set up anew.
     pub misdirected: AtomicU64,
+    /// Members that proved to be there, under another lineage: the cluster was recovered without this node.
+    pub other_lineage: AtomicU64,
 }
 
 /// This node's identity towards its peers, whom it trusts, and its open connections.
@@ -236,6 +238,15 @@ impl Trust {
         ServerName::DnsName(DnsName::try_from(name).expect("hexadecimal labels are DNS names"))
     }
 
+    /// How a client asks `node_id` whether it is there under whatever lineage. No connection comes of it.
+    pub(crate) fn any_lineage_name(&self, node_id: NodeId) -> ServerName<'static> {
+        let name = format!(
+            "{node_id}.any.{}.neuwerk",
+            self.judge.load().pins.cluster_id
+        );
+        ServerName::DnsName(DnsName::try_from(name).expect("hexadecimal labels are DNS names"))
+    }
+
     /// Configuration for connections to members, dialled by [`Trust::server_name`].
     pub fn client_config(self: &Arc<Self>) -> Arc<ClientConfig> {
         let mut config = ClientConfig::builder_with_provider(Arc::clone(&self.provider))
@@ -287,6 +298,11 @@ impl Trust {
     /// A handshake was meant for another node, cluster or lineage than the one that answered.
     pub(crate) fn note_misdirected(&self) {
         self.alerts.misdirected.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A member proved to be there, under another lineage.
+    pub(crate) fn note_other_lineage(&self) {
+        self.alerts.other_lineage.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Somebody answers where `node_id` was dialled, who is not that member of this cluster.

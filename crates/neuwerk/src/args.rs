@@ -158,6 +158,104 @@ pub(crate) enum Cluster {
         #[command(flatten)]
         target: Target,
     },
+    /// Make a backup of the replicated state on any node, sealed for a key that you hold.
+    Backup(Box<Backup>),
+    /// Put a backup to work on a node that holds no data: a new lineage with this node as its only member.
+    Restore(Restore),
+    /// When a quorum is lost for good: show what the data of stopped nodes holds, and go on from the best of it.
+    Recover(Recover),
+    /// Put this node's stale or damaged data aside and join as a new member; it goes on enforcing its policy meanwhile.
+    Rejoin(Rejoin),
+}
+
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(crate) struct Backup {
+    #[command(subcommand)]
+    pub(crate) verb: Option<BackupVerb>,
+    #[command(flatten)]
+    pub(crate) make: BackupMake,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BackupMake {
+    /// Where to write it.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+    /// Public key to seal it for [default: cluster.backup.recipient of the node that is asked]
+    #[arg(long, value_name = "KEY", conflicts_with = "passphrase_file")]
+    pub(crate) recipient: Option<String>,
+    /// Seal it with the passphrase in this file instead.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) passphrase_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) target: Target,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum BackupVerb {
+    /// Check that a backup is whole and, with a key, that it can be restored.
+    Verify {
+        /// The backup.
+        file: PathBuf,
+        /// Private key that opens it, as keygen wrote it.
+        #[arg(long, value_name = "FILE", conflicts_with = "passphrase_file")]
+        key_file: Option<PathBuf>,
+        /// Passphrase that opens it.
+        #[arg(long, value_name = "FILE")]
+        passphrase_file: Option<PathBuf>,
+    },
+    /// Make a key that opens backups, and print the public key to seal them for.
+    Keygen {
+        /// Where to write the private key: away from the nodes.
+        #[arg(long, value_name = "FILE")]
+        output: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Restore {
+    /// The backup.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) from: PathBuf,
+    /// Private key that opens it.
+    #[arg(long, value_name = "FILE", conflicts_with = "passphrase_file")]
+    pub(crate) key_file: Option<PathBuf>,
+    /// Passphrase that opens it.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) passphrase_file: Option<PathBuf>,
+    /// The node's cluster.data_dir.
+    #[arg(long, value_name = "PATH", default_value = "/var/lib/neuwerk/cluster")]
+    pub(crate) data_dir: PathBuf,
+    /// The node's cluster.node_id_path.
+    #[arg(long, value_name = "PATH", default_value = "/var/lib/neuwerk/node_id")]
+    pub(crate) node_id_path: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Recover {
+    /// Data of a stopped node, its cluster.data_dir or a copy of it; may be given several times.
+    #[arg(long, value_name = "PATH", default_value = "/var/lib/neuwerk/cluster")]
+    pub(crate) data_dir: Vec<PathBuf>,
+    /// Go on from the best one; the cluster's name, typed out.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) confirm: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Rejoin {
+    /// Join listener of a member [default: cluster.join, or those that this node knew]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) join: Vec<String>,
+    /// The cluster's name, typed out; needed while this node is a member in good standing.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) confirm: Option<String>,
+    /// This node's control socket.
+    #[arg(long, value_name = "PATH", default_value = CONTROL_SOCKET)]
+    pub(crate) control_socket: PathBuf,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -473,6 +571,8 @@ mod tests {
             "cluster token bootstrap maybe",
             "cluster token create --uses -1",
             "cluster approval",
+            "cluster backup --output /f --recipient age1x --passphrase-file /p",
+            "cluster restore --key-file /k",
         ] {
             assert_eq!(
                 parsed(line).err().map(|error| error.exit_code()),
@@ -505,6 +605,14 @@ mod tests {
             "sysdump",
             "sysdump --output /tmp/a.tar.gz",
             "sysdump --cluster --output - --http-addr 10.0.0.1:8443 --token t",
+            "cluster backup --output /f --recipient age1x",
+            "cluster backup --output /f --passphrase-file /p --url https://a:1 --token t",
+            "cluster backup verify /f --key-file /k",
+            "cluster backup keygen --output /k",
+            "cluster restore --from /f --key-file /k",
+            "cluster recover",
+            "cluster recover --data-dir /a --data-dir /b --confirm berlin",
+            "cluster rejoin --join node1:9601",
         ] {
             assert!(
                 parsed(line).is_ok(),

@@ -7,12 +7,14 @@
 
 mod args;
 mod auth;
+mod backup;
 mod cluster;
 mod connect;
 mod failure;
 mod joining;
 mod policy;
 mod print;
+mod recovery;
 mod run;
 mod status;
 mod sysdump;
@@ -68,6 +70,10 @@ fn perform(cli: Cli, matches: &clap::ArgMatches) -> Result<ExitCode, Failure> {
             target,
         }) => connect::block_on(cluster::changes(since, limit, target)),
         Verb::Auth(Auth::Key(verb)) => connect::block_on(auth::key(verb)),
+        Verb::Cluster(Cluster::Recover(recover)) => connect::block_on(recovery::recover(recover)),
+        Verb::Cluster(Cluster::Rejoin(rejoin)) => connect::block_on(recovery::rejoin(rejoin)),
+        Verb::Cluster(Cluster::Restore(restore)) => connect::block_on(recovery::restore(restore)),
+        Verb::Cluster(Cluster::Backup(backup)) => connect::block_on(backup::perform(*backup)),
         Verb::Auth(Auth::Token(Token::Mint(mint))) => connect::block_on(auth::mint(mint)),
         Verb::Completions { shell } => args::completions(shell),
         Verb::Reference {

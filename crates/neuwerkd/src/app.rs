@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::backup::Backups;
 use crate::config::{self, Config, RecentLog};
 use crate::control::{self, Control};
 use crate::dataplane::{Dataplane, HeldDataplane};
@@ -100,6 +101,7 @@ pub fn start(config: Config, log: RecentLog) -> anyhow::Result<Running> {
     let app = http::App::new(Arc::clone(&readiness), metrics.http());
     app.set_counters(dataplane.dataplane().counters());
     app.set_support(Arc::clone(&config), log);
+    app.set_backups(Arc::new(Backups::new(&config.cluster.backup)));
     let certificates = Certificates::new(&config)?;
     let (addresses, seen) = watch::channel(Addresses::default());
     let (http_address, advertised) = watch::channel(None);

@@ -6,12 +6,14 @@
 
 mod enforce;
 mod founding;
+pub mod rejoin;
 mod report;
 mod trust;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -32,13 +34,13 @@ use cluster::tls::Trust;
 use cluster::transport::grpc::GrpcTransport;
 use cluster::{Environment, Node, NodeConfig, NodeReport, State, Timing, TrustReport};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::dataplane::Dataplane;
 use crate::http::certificate::Certificates;
-use crate::{auth, http, sysdump};
+use crate::{auth, backup, http, sysdump};
 pub use enforce::compile;
 
 /// First pause after a fault of the control plane, and the longest one.
@@ -64,14 +66,34 @@ pub struct Control {
 }
 
 /// Runs the control plane until `stop`, restarting it after faults.
+///
+/// A request to join anew ends the life that there is, and the next one begins with nothing.
 pub async fn supervise(control: Arc<Control>, stop: CancellationToken) {
     let (mut pause, longest) = RESTART_PAUSES;
+    let (asking, mut asked) = mpsc::channel(1);
+    control.http.set_rejoin(asking);
     loop {
         let started = tokio::time::Instant::now();
-        let Err(error) = control.run(&stop).await else {
-            return;
+        let life = stop.child_token();
+        let (ended, request) = {
+            let mut running = std::pin::pin!(control.run(&life));
+            tokio::select! {
+                ended = &mut running => (ended, None),
+                Some(request) = asked.recv() => {
+                    life.cancel();
+                    (running.await, Some(request))
+                }
+            }
         };
         control.http.set_node(None);
+        if let Some(request) = request {
+            control.rejoin(request);
+            pause = RESTART_PAUSES.0;
+            continue;
+        }
+        let Err(error) = ended else {
+            return;
+        };
         let reason = format!("{error:#}");
         tracing::error!(
             reason,
@@ -83,21 +105,54 @@ pub async fn supervise(control: Arc<Control>, stop: CancellationToken) {
         }
         tokio::select! {
             () = stop.cancelled() => return,
+            Some(request) = asked.recv() => {
+                control.rejoin(request);
+                pause = RESTART_PAUSES.0;
+            }
             () = tokio::time::sleep(pause) => pause = (pause * 2).min(longest),
         }
     }
 }
 
 impl Control {
+    /// Puts this node's data aside, so that the next life joins anew.
+    fn rejoin(&self, request: rejoin::Rejoin) {
+        let outcome = rejoin::put_aside(&self.config, &self.layout(), &request.join);
+        match &outcome {
+            Ok(rejoining) => {
+                tracing::warn!(kept_at = rejoining.kept_at, join = ?rejoining.join, "joining anew; the old data was put aside");
+                let waiting = format!("joining anew through {}", rejoining.join.join(", "));
+                self.http.readiness().set_waiting_for(waiting);
+            }
+            Err(error) => {
+                tracing::warn!(error = format!("{error:#}"), "this node cannot join anew")
+            }
+        }
+        // Whoever asked may have gone.
+        let _ = request
+            .answer
+            .send(outcome.map_err(|error| format!("{error:#}")));
+    }
+
+    fn layout(&self) -> Layout {
+        Layout {
+            data_dir: self.config.cluster.data_dir.clone(),
+            node_id_path: self.config.cluster.node_id_path.clone(),
+        }
+    }
+
     /// One life of the control plane: ends well when `stop` is given, otherwise with the fault.
     async fn run(&self, stop: &CancellationToken) -> anyhow::Result<()> {
         let cluster = &self.config.cluster;
-        let layout = Layout {
-            data_dir: cluster.data_dir.clone(),
-            node_id_path: cluster.node_id_path.clone(),
-        };
+        let layout = self.layout();
         cluster::durable::create_directory(&cluster.data_dir)
             .with_context(|| format!("cannot create {}", cluster.data_dir.display()))?;
+        cluster::aside::finish(&layout).with_context(|| {
+            format!(
+                "a change of {} cannot be finished",
+                cluster.data_dir.display()
+            )
+        })?;
         let Some(member) = self.identity(&layout, stop).await? else {
             return Ok(());
         };
@@ -140,23 +195,26 @@ impl Control {
                 init: None,
             }));
         }
-        if cluster.join.is_empty() {
+        let anew = rejoin::pending(data_dir).context("it cannot be read where to join anew")?;
+        let configured = || cluster.join.iter().map(ToString::to_string).collect();
+        let addresses: Vec<String> = anew.unwrap_or_else(configured);
+        if addresses.is_empty() {
             return founding::found(&self.config, layout, self.addresses()).map(Some);
         }
         tokio::select! {
             () = stop.cancelled() => Ok(None),
-            member = self.join(layout) => member.map(Some),
+            member = self.join(layout, addresses) => member.map(Some),
         }
     }
 
     /// Knocks at join listeners until one lets this node in, and writes down who it is from then on.
-    async fn join(&self, layout: &Layout) -> anyhow::Result<Member> {
+    async fn join(&self, layout: &Layout, addresses: Vec<String>) -> anyhow::Result<Member> {
         let cluster = &self.config.cluster;
         let key = NodeKey::load_or_create(layout)?;
         let token_path = cluster.token_path.clone();
         let readiness = Arc::clone(&self.http);
         let options = JoinOptions {
-            addresses: cluster.join.iter().map(ToString::to_string).collect(),
+            addresses,
             own: vec![cluster.join_bind(), cluster.advertise()],
             held: Arc::new(move || secret::load(&token_path)),
             application: Application {
@@ -190,6 +248,7 @@ impl Control {
         tokio::task::spawn_blocking(move || store.close()).await?;
         let meta = Meta::joined(grant.cluster_id, grant.lineage, grant.node_id);
         founding::record(layout, &identity, &meta)?;
+        rejoin::done(&layout.data_dir)?;
         Ok(Member {
             identity,
             peers,
@@ -283,6 +342,11 @@ impl Control {
         trust: Arc<Trust>,
         life: &CancellationToken,
     ) {
+        tokio::spawn(watch_lineage(
+            Arc::clone(&trust),
+            Arc::clone(&self.http),
+            life.clone(),
+        ));
         let (told, trusts) = watch::channel(TrustReport::default());
         let follower = trust::Follower {
             trust,
@@ -297,6 +361,13 @@ impl Control {
         tokio::spawn(self.certificates.clone().follow(node.watch(), life.clone()));
         tokio::spawn(report::run(self.reporter(node, trusts), life.clone()));
         tokio::spawn(self.tell_mints(node.clone(), life.clone()));
+        let keys = self.config.cluster.backup.clone();
+        tokio::spawn(backup::run(
+            node.clone(),
+            keys,
+            self.http.backups(),
+            life.clone(),
+        ));
         self.http.set_node(Some(node.clone()));
     }
 
@@ -403,6 +474,18 @@ impl Control {
             heartbeat_ms: or(keys.heartbeat_ms, default.heartbeat_ms),
             election_min_ms: or(keys.election_min_ms, default.election_min_ms),
             election_max_ms: or(keys.election_max_ms, default.election_max_ms),
+        }
+    }
+}
+
+/// Says so where members go on under another lineage, until `life` ends.
+async fn watch_lineage(trust: Arc<Trust>, http: Arc<http::App>, life: CancellationToken) {
+    loop {
+        let met = trust.alerts().other_lineage.load(Ordering::Relaxed);
+        http.readiness().set_superseded(met > 0);
+        tokio::select! {
+            () = life.cancelled() => return http.readiness().set_superseded(false),
+            () = tokio::time::sleep(RETRY) => {}
         }
     }
 }

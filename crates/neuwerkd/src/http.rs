@@ -6,6 +6,7 @@
 //! other members forward take the same way; only what they bring along differs ([`Origin`]).
 
 pub mod account;
+pub mod backup;
 pub mod ca;
 pub mod certificate;
 mod change;
@@ -42,11 +43,13 @@ use cluster::{Node, NodeId, PolicyMark};
 use engine::WorkerCounters;
 use http::StatusCode;
 use prometheus_client::registry::Registry;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 
 use crate::auth::limiter::Limiter;
 use crate::auth::minted::Minted;
+use crate::backup::Backups;
 use crate::config::{Config, RecentLog};
+use crate::control::rejoin::Rejoin;
 use crate::metrics::HttpMetrics;
 use crate::readiness::{Readiness, View};
 use crate::sysdump::Source;
@@ -71,6 +74,8 @@ pub struct App {
     archives: Semaphore,
     support: OnceLock<(Arc<Config>, RecentLog)>,
     registry: OnceLock<Weak<Registry>>,
+    backups: ArcSwap<Backups>,
+    rejoin: ArcSwapOption<mpsc::Sender<Rejoin>>,
 }
 
 /// Where a request comes from. The shell that accepted it says so; no header does.
@@ -143,6 +148,8 @@ impl App {
             archives: Semaphore::new(ARCHIVES_AT_ONCE),
             support: OnceLock::new(),
             registry: OnceLock::new(),
+            backups: ArcSwap::default(),
+            rejoin: ArcSwapOption::empty(),
         })
     }
 
@@ -154,6 +161,27 @@ impl App {
     /// Sets whose counters the dataplane's figures are.
     pub fn set_counters(&self, counters: Vec<Arc<WorkerCounters>>) {
         self.counters.store(Arc::new(counters));
+    }
+
+    /// Sets what is known of scheduled backups.
+    pub fn set_backups(&self, backups: Arc<Backups>) {
+        self.backups.store(backups);
+    }
+
+    /// What is known of scheduled backups.
+    pub fn backups(&self) -> Arc<Backups> {
+        self.backups.load_full()
+    }
+
+    /// Sets who is asked to join anew.
+    pub fn set_rejoin(&self, asking: mpsc::Sender<Rejoin>) {
+        self.rejoin.store(Some(Arc::new(asking)));
+    }
+
+    fn rejoin(&self) -> Answer<Arc<mpsc::Sender<Rejoin>>> {
+        self.rejoin.load_full().ok_or_else(|| {
+            Refused::unavailable(Reason::NotReady, "this node has not come that far yet")
+        })
     }
 
     /// The checks behind `/ready`.

@@ -77,6 +77,8 @@ struct Control {
     waiting_for: String,
     /// Why this node is not a member in good standing.
     quarantine: Option<String>,
+    /// A member goes on under another lineage, without this node.
+    superseded: bool,
     /// The policy that every packet worker runs on; none: not known yet.
     enforced: Option<PolicyMark>,
     /// Why the newest policy is not enforced, if replay failed.
@@ -97,6 +99,7 @@ impl Default for Readiness {
             control: RwLock::new(Control {
                 waiting_for: "the control plane is starting".into(),
                 quarantine: None,
+                superseded: false,
                 enforced: None,
                 replay_failure: None,
             }),
@@ -128,6 +131,11 @@ impl Readiness {
     /// Why this node is in quarantine; none: it is not.
     pub fn set_quarantine(&self, reason: Option<String>) {
         self.control_mut(|control| control.quarantine = reason);
+    }
+
+    /// Whether a member was met that goes on under another lineage.
+    pub fn set_superseded(&self, superseded: bool) {
+        self.control_mut(|control| control.superseded = superseded);
     }
 
     /// How far replay has come.
@@ -189,6 +197,11 @@ fn cluster_check(control: &Control, view: Option<&View>) -> Check {
     match &view.status.role {
         Role::Leader { .. } => check(name, true, "leads, and a quorum acknowledges it"),
         Role::Follower { leader_id, .. } => check(name, true, format!("follows {leader_id}")),
+        Role::NoLeader { reason } if control.superseded => {
+            let remedy = "the cluster was recovered without this node, which becomes a member again with: neuwerk \
+                          cluster rejoin";
+            check(name, false, format!("{reason}; {remedy}"))
+        }
         Role::NoLeader { reason } => check(name, false, reason.to_string()),
     }
 }
@@ -327,6 +340,19 @@ mod tests {
             ["cluster"]
         );
         assert!(readiness.ready_traffic().ready);
+    }
+
+    #[test]
+    fn a_node_that_was_left_behind_says_what_to_do() {
+        let alone = Role::NoLeader {
+            reason: NoLeader::Starting,
+        };
+        let readiness = well();
+        readiness.set_superseded(true);
+        let ready = readiness.ready(Some(&view(alone, false, None)));
+        let detail = ready.failing().find_map(|check| check.detail.clone());
+        let detail = detail.unwrap_or_default();
+        assert!(detail.contains("neuwerk cluster rejoin"), "{detail}");
     }
 
     #[test]

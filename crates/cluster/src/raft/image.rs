@@ -44,6 +44,14 @@ pub(crate) enum ImageError {
 }
 
 impl ImageError {
+    /// What is wrong with the state in it, if that is what is wrong.
+    pub(crate) fn into_state(self) -> Option<SnapshotError> {
+        match self {
+            ImageError::State(error) => Some(error),
+            ImageError::Damaged | ImageError::Coverage(_) => None,
+        }
+    }
+
     /// Whether a newer version has made it.
     pub(crate) fn too_old(&self) -> Option<&TooOld> {
         match self {
@@ -81,6 +89,19 @@ impl Image {
             Types::<R>::yield_now().await;
         }
         drop(records);
+        pieces.finish()
+    }
+
+    /// Encodes `state` in one go, where nothing else waits.
+    pub(crate) fn encode_at_once(coverage: &Coverage, state: &State) -> Self {
+        let mut pieces = Pieces::new();
+        pieces.frame(
+            &rmp_serde::to_vec_named(coverage)
+                .expect("a log id has no value that MessagePack lacks"),
+        );
+        for record in state.records() {
+            pieces.frame(&record);
+        }
         pieces.finish()
     }
 

@@ -111,31 +111,17 @@ impl<R> Machine<R> {
         id: LogId,
         payload: EntryPayload<super::Proposal, NodeId, Address>,
     ) -> io::Result<Response> {
-        let response = match payload {
-            EntryPayload::Blank => {
-                self.state.advance(id.index);
-                Response::Nothing
-            }
-            EntryPayload::Membership(membership) => {
-                self.state.advance(id.index);
-                self.covered.membership = Membership::new(Some(id), membership);
-                Response::Nothing
-            }
-            EntryPayload::Normal(proposal) => {
-                let stamped = proposal.decode().map_err(|error| {
-                    let (index, what) = (id.index, error.to_string());
-                    stopped(&self.verdict, TooOld::Command { index, what })
-                })?;
-                self.unsnapped_bytes
-                    .fetch_add(proposal.len() as u64, Ordering::Relaxed);
-                let response = self.state.apply(id.index, stamped);
-                TooOld::check(&self.state, self.supported)
-                    .map_err(|error| stopped(&self.verdict, error))?;
-                response
-            }
-        };
-        self.covered.last = Some(id);
-        Ok(response)
+        if let EntryPayload::Normal(proposal) = &payload {
+            self.unsnapped_bytes
+                .fetch_add(proposal.len() as u64, Ordering::Relaxed);
+        }
+        let applied = apply(&mut self.state, &mut self.covered, id, payload);
+        applied
+            .and_then(|response| {
+                TooOld::check(&self.state, self.supported)?;
+                Ok(response)
+            })
+            .map_err(|error| stopped(&self.verdict, error))
     }
 }
 
@@ -234,6 +220,35 @@ impl<R: AsyncRuntime> RaftStateMachine<Types<R>> for Machine<R> {
             },
         }))
     }
+}
+
+/// Applies an entry of the log to `state`, and notes in `covered` that it did.
+pub(crate) fn apply(
+    state: &mut State,
+    covered: &mut Coverage,
+    id: LogId,
+    payload: EntryPayload<super::Proposal, NodeId, Address>,
+) -> Result<Response, TooOld> {
+    let response = match payload {
+        EntryPayload::Blank => {
+            state.advance(id.index);
+            Response::Nothing
+        }
+        EntryPayload::Membership(membership) => {
+            state.advance(id.index);
+            covered.membership = Membership::new(Some(id), membership);
+            Response::Nothing
+        }
+        EntryPayload::Normal(proposal) => {
+            let stamped = proposal.decode().map_err(|error| TooOld::Command {
+                index: id.index,
+                what: error.to_string(),
+            })?;
+            state.apply(id.index, stamped)
+        }
+    };
+    covered.last = Some(id);
+    Ok(response)
 }
 
 /// The error with which the state machine stops for good, left in `verdict` as well.

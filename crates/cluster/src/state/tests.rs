@@ -6,8 +6,8 @@ use super::*;
 use crate::command::*;
 
 /// A state under construction: applies commands at increasing indices and times.
-struct Story {
-    state: State,
+pub(super) struct Story {
+    pub(super) state: State,
     index: u64,
     time_ms: u64,
 }
@@ -118,7 +118,7 @@ impl Story {
         }
     }
 
-    fn founded() -> Self {
+    pub(super) fn founded() -> Self {
         let mut story = Self::empty();
         assert_eq!(story.apply(Command::Init(Box::new(init()))), Response::Done);
         story
@@ -169,7 +169,7 @@ impl Story {
         }
     }
 
-    fn member(&mut self, n: u8) -> NodeId {
+    pub(super) fn member(&mut self, n: u8) -> NodeId {
         let node_id = self.reserved(bootstrap(n));
         let certificate = certificate(n);
         assert_eq!(

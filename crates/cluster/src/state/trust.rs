@@ -12,7 +12,7 @@ use super::{Standing, State};
 use crate::ca::{Ca, CaError};
 use crate::command::{Authority, DataKey, Secret, SigningKey, Voucher};
 use crate::id::{Digest, NodeId};
-use crate::keyring::{Keyring, SealError};
+use crate::keyring::{Keyring, OpenKey, SealError};
 use crate::voucher::MAX_LINKS;
 
 /// How far a rotation of the cluster CA is.
@@ -117,6 +117,18 @@ impl State {
     /// The data key in force, wrapped; none while secrets are in clear.
     pub fn data_key(&self) -> Option<&DataKey> {
         self.trust()?.data_key.as_ref()
+    }
+
+    /// The data key in force with its epoch, in the open; none while secrets are in clear.
+    ///
+    /// # Errors
+    /// [`SealError`]: this node cannot open it, or not yet.
+    pub(crate) fn open_data_key(&self) -> Result<Option<(u64, OpenKey)>, SealError> {
+        let Some(key) = self.data_key() else {
+            return Ok(None);
+        };
+        let keyring = self.reader.0.as_ref().ok_or(SealError::NotShared)?;
+        Ok(Some((key.epoch, keyring.data_key(key)?)))
     }
 
     /// The public sealing key of a member.

@@ -41,7 +41,7 @@ impl<R> LogStore<R> {
         }
     }
 
-    fn read(&self, from: u64, to: u64, limit_bytes: usize) -> io::Result<Vec<Entry>> {
+    pub(super) fn read(&self, from: u64, to: u64, limit_bytes: usize) -> io::Result<Vec<Entry>> {
         self.check()?;
         let view = self.store.view();
         let from = from.max(view.first_index());
@@ -80,6 +80,32 @@ impl<R> LogStore<R> {
             entries.push(cached.entry.clone());
         }
         Ok(entries)
+    }
+}
+
+impl<R: AsyncRuntime> LogStore<R> {
+    /// Makes an empty log one that begins after `last`, and whose node has voted like that.
+    pub(crate) async fn begin(mut self, vote: Vote, last: LogId) -> io::Result<()> {
+        self.save_vote(&vote).await?;
+        self.purge(last).await?;
+        self.check()
+    }
+}
+
+#[cfg(test)]
+impl<R: AsyncRuntime> LogStore<R> {
+    /// Writes a vote and entries, all of them committed.
+    pub(crate) async fn fill(
+        mut self,
+        vote: Vote,
+        entries: impl IntoIterator<Item = Entry> + Send,
+    ) -> io::Result<()> {
+        let entries: Vec<Entry> = entries.into_iter().collect();
+        let last = entries.last().map(|entry| entry.log_id);
+        self.save_vote(&vote).await?;
+        self.append(entries, IOFlushed::noop()).await?;
+        self.save_committed(last).await?;
+        self.check()
     }
 }
 

@@ -3,6 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
+use cluster::backup::Recipient;
+
 use super::key::{Part, section};
 use super::net::Peer;
 use super::read::Reader;
@@ -49,11 +51,11 @@ section! {
     /// After an upgrade: how long every member must have run the new version, without a break, before the cluster uses
     /// what the old one does not understand. Until then each node can go back to the old version.
     feature_level_delay_secs: u32 = 600, unit("s"), range(0..=31_536_000);
-    /// Not needed: the state of a standalone node is already that of a cluster of one.
+    /// Accepted and not needed: the state of a standalone node is already that of a cluster of one.
     migrate_from_local: bool = false, part(Part::Migration);
-    /// Not needed, see `migrate_from_local`.
+    /// Accepted and not needed, see `migrate_from_local`.
     migrate_force: bool = false, part(Part::Migration);
-    /// Not needed, see `migrate_from_local`.
+    /// Accepted and not needed, see `migrate_from_local`.
     migrate_verify: bool = false, part(Part::Migration);
 
     group backup: Backup;
@@ -69,8 +71,29 @@ section! {
     interval_secs: u32 = 86_400, unit("s"), range(60..=31_536_000);
     /// How many backups are kept.
     keep: u32 = 7, range(1..=10_000);
-    /// Public key that backups are sealed for.
+    /// Public key that backups are sealed for, as `neuwerk cluster backup keygen` prints it.
     recipient: Option<String> = None;
+}
+
+impl Backup {
+    /// Whom backups are sealed for.
+    pub fn recipient(&self) -> Option<Recipient> {
+        Recipient::key(self.recipient.as_deref()?).ok()
+    }
+
+    fn check(&self, reader: &mut Reader) {
+        if let Some(key) = &self.recipient
+            && let Err(error) = Recipient::key(key)
+        {
+            reader.problem("cluster.backup.recipient", error.to_string());
+        }
+        if self.directory.is_some() && self.recipient.is_none() {
+            reader.problem(
+                "cluster.backup.directory",
+                "backups need cluster.backup.recipient to be sealed for".into(),
+            );
+        }
+    }
 }
 
 choice! {
@@ -143,6 +166,7 @@ impl Cluster {
             );
         }
         self.check_timers(reader);
+        self.backup.check(reader);
     }
 
     /// A follower must hear several heartbeats before it may lose patience.

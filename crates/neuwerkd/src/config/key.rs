@@ -45,7 +45,10 @@ pub enum Part {
 impl Part {
     /// Whether this release contains it. The one place to change when a component lands.
     pub fn exists(self) -> bool {
-        matches!(self, Part::Node | Part::Management | Part::Cluster)
+        matches!(
+            self,
+            Part::Node | Part::Management | Part::Cluster | Part::Backup | Part::Migration
+        )
     }
 }
 

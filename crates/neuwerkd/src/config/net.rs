@@ -150,7 +150,7 @@ impl Peer {
     }
 
     /// `host`, `host:port`, `10.0.0.1:9601`, `[fd00::1]:9601` or a bare address of either family.
-    fn parse(text: &str) -> Option<Peer> {
+    pub fn parse(text: &str) -> Option<Peer> {
         let (host, port) = if let Ok(address) = text.parse::<IpAddr>() {
             (address.to_string(), JOIN_PORT)
         } else if let Some((host, port)) = text.rsplit_once(':') {

@@ -336,7 +336,7 @@ fn cluster_mode_is_entered_by_any_of_its_keys_and_by_no_other() {
     assert!(file("cluster: {data_dir: /tmp/c}").unwrap().cluster_mode);
     for flag in [
         "--cluster-heartbeat-ms=60",
-        "--cluster-backup-directory=/b",
+        "--cluster-backup-keep=3",
         "--cluster-migrate-from-local",
     ] {
         assert!(!with(&[flag]).unwrap().cluster_mode, "{flag}");

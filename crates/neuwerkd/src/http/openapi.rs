@@ -52,6 +52,12 @@ const JSON: &[&str] = &["application/json"];
 
 /// The error body.
 pub(super) const ERROR: Media = json("ErrorBody");
+/// A file.
+pub(super) const BINARY: Media = Media {
+    schema: "",
+    is_list: false,
+    types: &["application/octet-stream"],
+};
 /// The policy document.
 pub(super) const POLICY: Media = Media {
     schema: "PolicyConfig",
@@ -209,6 +215,10 @@ pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Answer<T> {
         api::joining::CaRotationPhase,
         api::joining::CaRotationView,
         api::joining::ClusterCaView,
+        api::recovery::BackupRequest,
+        api::recovery::BackupStats,
+        api::recovery::RejoinRequest,
+        api::recovery::Rejoining,
         api::stats::StatsSnapshot,
         api::stats::DataplaneStats,
         api::stats::DecisionCounters,

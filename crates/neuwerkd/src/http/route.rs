@@ -10,8 +10,8 @@ use http::Method;
 
 use super::openapi::Doc;
 use super::{
-    App, account, ca, changes, health, joining, key, members, openapi, policy, session, stats,
-    sysdump,
+    App, account, backup, ca, changes, health, joining, key, members, openapi, policy, session,
+    stats, sysdump,
 };
 
 /// Who may use a route.
@@ -118,6 +118,8 @@ pub static ROUTES: &[Row] = &[
     row(Method::GET,    api::paths::CHANGES,                Any,    LocalRead,        "clusterChanges",       || get(changes::list),              &changes::LIST),
     row(Method::POST,   api::paths::SYSDUMP_NODE,           Admin,  Here,             "sysdumpNode",          || post(sysdump::node),             &sysdump::NODE),
     row(Method::POST,   api::paths::SYSDUMP_CLUSTER,        Admin,  Here,             "sysdumpCluster",       || post(sysdump::cluster),          &sysdump::CLUSTER),
+    row(Method::POST,   api::paths::BACKUP,                 Admin,  Here,             "makeBackup",           || post(backup::make),               &backup::MAKE),
+    row(Method::POST,   api::paths::REJOIN,                 Node,   Here,             "rejoin",               || post(backup::rejoin),             &backup::REJOIN),
     row(Method::GET,    api::paths::SERVICE_ACCOUNTS,       Any,    LinearizableRead, "listServiceAccounts",  || get(account::list),                &account::LIST),
     row(Method::POST,   api::paths::SERVICE_ACCOUNTS,       Admin,  Write,            "createServiceAccount", || post(account::create),             &account::CREATE),
     row(Method::GET,    api::paths::SERVICE_ACCOUNT,        Any,    LinearizableRead, "readServiceAccount",   || get(account::read),              &account::READ),

@@ -33,6 +33,7 @@ impl App {
         StatsSnapshot {
             dataplane: dataplane(&self.counters.load()),
             cluster: cluster(node),
+            backup: self.backups().stats(),
             ..StatsSnapshot::default()
         }
     }

@@ -74,6 +74,20 @@ impl Collector for ConsensusCollector {
             "1 while GET /ready/traffic answers 200",
             ready(self.app.ready_traffic().ready),
         )?;
+        if let Some(backup) = self.app.backups().stats() {
+            if let Some(age_secs) = backup.age_secs {
+                gauge(
+                    "neuwerk_backup_age_seconds",
+                    "Age of this node's last good scheduled backup",
+                    age_secs,
+                )?;
+            }
+            gauge(
+                "neuwerk_backup_failing",
+                "1 while the last attempt at a scheduled backup has failed",
+                backup.failure.is_some().into(),
+            )?;
+        }
         let Some(View { status, newest }) = self.app.control_view() else {
             return Ok(());
         };

@@ -49,6 +49,11 @@ pub(super) enum DialError {
     Denied(Denied),
     #[error("somebody answers there, but not as this member of this cluster and lineage")]
     Misdirected,
+    #[error(
+        "it goes on under another lineage: the cluster was recovered without this node, which becomes a member again \
+         with: neuwerk cluster rejoin"
+    )]
+    OtherLineage,
     #[error("it does not let this node in: {0}")]
     NotLetIn(io::Error),
 }
@@ -149,10 +154,17 @@ impl Dialer {
 
     async fn handshake(&self, stream: TcpStream) -> Result<Connection, DialError> {
         let name = self.trust.server_name(self.peer.node_id);
-        let mut stream = TlsConnector::from(Arc::clone(&self.config))
+        let connected = TlsConnector::from(Arc::clone(&self.config))
             .connect(name, stream)
             .await
-            .map_err(tls_error)?;
+            .map_err(tls_error);
+        let mut stream = match connected {
+            Err(DialError::Misdirected) if self.is_there().await => {
+                self.trust.note_other_lineage();
+                return Err(DialError::OtherLineage);
+            }
+            connected => connected?,
+        };
         // In TLS 1.3 the client is done before the server has looked at its certificate. The server speaks first in
         // HTTP/2: with its first byte it has let this node in.
         let first = stream.fill_buf().await.map_err(DialError::NotLetIn)?;
@@ -170,6 +182,18 @@ impl Dialer {
             .admit(certificate, &self.stop)
             .map_err(DialError::Denied)?;
         Ok(PeerStream::new(stream, admission))
+    }
+
+    /// Whether the member that was dialled answers there, by its own key, under whatever lineage.
+    async fn is_there(&self) -> bool {
+        let name = self.trust.any_lineage_name(self.peer.node_id);
+        let Ok(stream) = TcpStream::connect(self.peer.address.as_str()).await else {
+            return false;
+        };
+        TlsConnector::from(Arc::clone(&self.config))
+            .connect(name, stream)
+            .await
+            .is_ok()
     }
 
     fn health(&self) -> MutexGuard<'_, Health> {
