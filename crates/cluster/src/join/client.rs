@@ -64,6 +64,16 @@ pub enum JoinError {
     Cryptography(&'static str),
 }
 
+impl JoinError {
+    /// Whether nobody answered at all.
+    fn is_silence(&self) -> bool {
+        matches!(
+            self,
+            JoinError::Resolve(_) | JoinError::Connect(_) | JoinError::TimedOut
+        )
+    }
+}
+
 /// Called with an address and why nothing came of it.
 pub type OnFailure = Box<dyn Fn(&str, &JoinError) + Send + Sync>;
 
@@ -100,6 +110,7 @@ pub async fn join(options: &JoinOptions) -> EnrolGrant {
     let mut wait = FIRST_WAIT;
     loop {
         for address in &options.addresses {
+            let mut telling: Option<JoinError> = None;
             for target in targets(address, &options.own).await {
                 let failure = match target {
                     Ok(target) => match attempt(&connector, target, options).await {
@@ -108,15 +119,20 @@ pub async fn join(options: &JoinOptions) -> EnrolGrant {
                     },
                     Err(error) => error,
                 };
-                if log.is_due() {
-                    tracing::warn!(
-                        address,
-                        error = &failure as &dyn std::error::Error,
-                        "cannot join the cluster yet; trying on"
-                    );
+                // One address stands for several ports: who answered tells more than where nobody listens.
+                if telling.as_ref().is_none_or(JoinError::is_silence) {
+                    telling = Some(failure);
                 }
-                (options.on_failure)(address, &failure);
             }
+            let Some(failure) = telling else { continue };
+            if log.is_due() {
+                tracing::warn!(
+                    address,
+                    error = &failure as &dyn std::error::Error,
+                    "cannot join the cluster yet; trying on"
+                );
+            }
+            (options.on_failure)(address, &failure);
         }
         tokio::time::sleep(jittered(wait)).await;
         wait = (wait * 2).min(LONGEST_WAIT);
