@@ -111,16 +111,21 @@ fn a_node_that_was_off_while_everybody_it_knows_was_replaced_finds_its_way_back(
     // Without node 3 there is no quorum: 2 of 5.
     cluster.node(3).start().unwrap();
     wait::until_true("a write with the vote of node 3", SOON, || {
-        let put = cluster
-            .api(3)?
-            .put_policy(&policy_allowing(&allowed_servers()))?;
-        Ok(put.status == 200 || put.status == 202)
+        let policy = policy_allowing(&allowed_servers());
+        let put =
+            cluster
+                .api(3)?
+                .send_json("PUT", "/api/v1/policy?wait=self&timeout=5s", &policy)?;
+        anyhow::ensure!(put.status == 200, "{} {}", put.status, put.text());
+        Ok(true)
     })
     .unwrap();
     for number in [3, 4, 5] {
-        cluster
-            .fetch(number, address::allowed_server(Family::V4), 10_000)
-            .unwrap();
+        wait::until_true("the policy on every node that is left", SOON, || {
+            cluster.fetch(number, address::allowed_server(Family::V4), 10_000)?;
+            Ok(true)
+        })
+        .unwrap();
     }
 }
 
