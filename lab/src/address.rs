@@ -2,7 +2,7 @@
 //!
 //! | segment | IPv4 | IPv6 | who |
 //! |---|---|---|---|
-//! | management | 172.31.0.0/24 | | node *n*: .*n*; the operator: .254 |
+//! | management | 172.31.0.0/24 | | node *n*: .*n*, or .10*n* once it has moved; the operator: .254 |
 //! | inside | 10.1.0.0/24 | fd00:1::/64 | node *n*: .*n*; clients: .100 spread, .100+*n* and .200+*n* through node *n* |
 //! | outside | 192.0.2.0/24 | 2001:db8::/64 | node *n*: .*n*; the internet's router: .254 |
 //! | servers | 198.51.100.0/24 | 2001:db8:a::/64 | .10 and .20 |
@@ -31,6 +31,12 @@ pub const OPERATOR: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 254);
 #[must_use]
 pub fn management(node: u8) -> Ipv4Addr {
     Ipv4Addr::new(172, 31, 0, node)
+}
+
+/// A node's management address after it has moved.
+#[must_use]
+pub fn moved(node: u8) -> Ipv4Addr {
+    Ipv4Addr::new(172, 31, 0, 100 + node)
 }
 
 /// A node's HTTPS listener.

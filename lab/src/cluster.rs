@@ -39,12 +39,19 @@ impl Cluster {
     /// # Errors
     /// Without root, and what the tools say.
     pub fn lay_out(nodes: u8) -> Result<Cluster> {
+        Cluster::lay_out_joining(nodes, |number| if number == 1 { vec![] } else { vec![1] })
+    }
+
+    /// The same, with `join` saying which nodes' join listeners each node is told of.
+    ///
+    /// # Errors
+    /// As [`Cluster::lay_out`].
+    pub fn lay_out_joining(nodes: u8, join: impl Fn(u8) -> Vec<u8>) -> Result<Cluster> {
         let run = Run::begin()?;
         let topology = Topology::build(&run, nodes)?;
         let secret = random_secret()?;
-        let seed = |number: u8| if number == 1 { vec![] } else { vec![1] };
         let nodes = (1..=nodes)
-            .map(|number| Node::prepare(&topology, number, &seed(number), &secret))
+            .map(|number| Node::prepare(&topology, number, &join(number), &secret))
             .collect::<Result<_>>()?;
         let mut servers = Vec::new();
         for family in FAMILIES {

@@ -75,6 +75,16 @@ impl Netns {
         )
     }
 
+    /// Names for the processes that are started in the namespace from now on, as `/etc/hosts` has them.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn set_hosts(&self, hosts: &str) -> Result<()> {
+        let dir = Path::new("/etc/netns").join(&self.name);
+        std::fs::create_dir_all(&dir)?;
+        Ok(std::fs::write(dir.join("hosts"), hosts)?)
+    }
+
     /// Loads nftables commands in the namespace.
     ///
     /// # Errors
@@ -153,6 +163,8 @@ impl Netns {
 
 impl Drop for Netns {
     fn drop(&mut self) {
+        // There only after `set_hosts`.
+        let _ = std::fs::remove_dir_all(Path::new("/etc/netns").join(&self.name));
         run::remove_namespace(&self.name);
     }
 }

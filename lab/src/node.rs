@@ -1,6 +1,7 @@
 //! A real `neuwerk` process in a node's namespace: its configuration, its start and the ways in which it may end.
 
 use std::fs::{self, File};
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -40,6 +41,8 @@ pub struct Node {
     flags: Vec<String>,
     /// Its directory is what its processes see as `/var/lib/neuwerk`.
     at_default_paths: bool,
+    /// Where its API is.
+    https: SocketAddr,
 }
 
 impl Node {
@@ -67,6 +70,7 @@ impl Node {
             program: None,
             flags: Vec::new(),
             at_default_paths: false,
+            https: address::https(number),
         })
     }
 
@@ -120,6 +124,63 @@ impl Node {
         fs::write(config, format!("{before}{}", &after[rest..]))?;
         self.at_default_paths = true;
         Ok(())
+    }
+
+    /// Gives it, while it does not run, another list of join listeners: addresses or names, with or without a port.
+    ///
+    /// # Errors
+    /// When its configuration cannot be rewritten.
+    pub fn set_join(&self, join: &[String]) -> Result<()> {
+        self.rewrite(|line| {
+            line.starts_with("  join:")
+                .then(|| format!("  join: [{}]", join.join(", ")))
+        })
+    }
+
+    /// Adds lines to a section of its configuration while it does not run, such as `cluster` and
+    /// `replace_after_secs: 10`.
+    ///
+    /// # Errors
+    /// When its configuration cannot be rewritten.
+    pub fn configure(&self, section: &str, line: &str) -> Result<()> {
+        let head = format!("{section}:");
+        self.rewrite(|old| (old == head).then(|| format!("{head}\n  {line}")))
+    }
+
+    /// Gives it, while it does not run, another address on the management segment.
+    ///
+    /// # Errors
+    /// When the address cannot be set or its configuration not be rewritten.
+    pub fn move_away(&mut self) -> Result<()> {
+        let (old, new) = (
+            address::management(self.number),
+            address::moved(self.number),
+        );
+        self.netns.ip(&format!(
+            "addr flush dev mgmt0\naddr add {new}/24 dev mgmt0"
+        ))?;
+        self.https.set_ip(new.into());
+        let (old, new) = (format!("\"{old}:"), format!("\"{new}:"));
+        self.rewrite(|line| line.contains(&old).then(|| line.replace(&old, &new)))
+    }
+
+    fn rewrite(&self, change: impl Fn(&str) -> Option<String>) -> Result<()> {
+        let path = self.dir.join("config.yaml");
+        let text = fs::read_to_string(&path)?;
+        let lines: Vec<String> = text
+            .lines()
+            .map(|line| change(line).unwrap_or_else(|| line.to_owned()))
+            .collect();
+        Ok(fs::write(&path, lines.join("\n") + "\n")?)
+    }
+
+    /// Runs a verb of the command line on this node, over its control socket, and returns what it printed.
+    ///
+    /// # Errors
+    /// When it ends with another status than 0.
+    pub fn control(&self, arguments: &[&str]) -> Result<String> {
+        let socket = self.path("run/admin.sock")?;
+        self.cli(&[arguments, &["--control-socket", &socket]].concat())
     }
 
     /// Starts the process. Its log goes to [`Node::log_path`].
@@ -201,7 +262,7 @@ impl Node {
     /// # Errors
     /// While the node has not written its CA.
     pub fn management(&self) -> Result<Management> {
-        Management::new(&self.operator, address::https(self.number), &self.ca_path())
+        Management::new(&self.operator, self.https, &self.ca_path())
     }
 
     /// Whether the process runs.

@@ -24,7 +24,11 @@ use crate::account::{
 };
 use crate::auth::{AuthUser, MintRequest, Minted, SigningKeyView};
 use crate::changes::ChangeLog;
-use crate::cluster::ClusterMembersResponse;
+use crate::cluster::{
+    ClusterMembersResponse, ClusterVotersResponse, PreflightRequest, PreflightResponse,
+    PromoteClusterMemberRequest, RemoveClusterMemberRequest, ReplaceClusterVotersRequest,
+    TransferRequest, TransferResponse,
+};
 use crate::error::ErrorBody;
 use crate::health::{Health, Ready};
 use crate::policy::{DryRun, Format, Lint, Pending, Wait};
@@ -251,6 +255,93 @@ impl Client {
     /// The members.
     pub async fn members(&self) -> Result<ClusterMembersResponse, Error> {
         self.get(paths::MEMBERS).await
+    }
+
+    /// Sets who votes.
+    pub async fn voters_set(
+        &self,
+        request: &ReplaceClusterVotersRequest,
+    ) -> Result<ClusterVotersResponse, Error> {
+        self.change(Method::PUT, paths::VOTERS, request, None).await
+    }
+
+    /// Takes a member out of the cluster.
+    pub async fn member_remove(
+        &self,
+        id: &str,
+        force: bool,
+    ) -> Result<ClusterVotersResponse, Error> {
+        self.change_member(
+            paths::MEMBER_REMOVE,
+            id,
+            &RemoveClusterMemberRequest { force },
+        )
+        .await
+    }
+
+    /// Has a member vote.
+    pub async fn member_promote(
+        &self,
+        id: &str,
+        request: &PromoteClusterMemberRequest,
+    ) -> Result<ClusterVotersResponse, Error> {
+        self.change_member(paths::MEMBER_PROMOTE, id, request).await
+    }
+
+    /// Has a member vote no more.
+    pub async fn member_demote(
+        &self,
+        id: &str,
+        force: bool,
+    ) -> Result<ClusterVotersResponse, Error> {
+        self.change_member(
+            paths::MEMBER_DEMOTE,
+            id,
+            &RemoveClusterMemberRequest { force },
+        )
+        .await
+    }
+
+    /// Has a member refuse new flows.
+    pub async fn member_drain(
+        &self,
+        id: &str,
+        force: bool,
+    ) -> Result<ClusterMembersResponse, Error> {
+        self.change_member(
+            paths::MEMBER_DRAIN,
+            id,
+            &RemoveClusterMemberRequest { force },
+        )
+        .await
+    }
+
+    /// Has a member take new flows again.
+    pub async fn member_undrain(&self, id: &str) -> Result<ClusterMembersResponse, Error> {
+        self.change_member(paths::MEMBER_UNDRAIN, id, &serde_json::json!({}))
+            .await
+    }
+
+    /// Hands leadership over.
+    pub async fn transfer(&self, request: &TransferRequest) -> Result<TransferResponse, Error> {
+        self.change(Method::POST, paths::TRANSFER, request, None)
+            .await
+    }
+
+    /// Has the node connect to addresses.
+    pub async fn preflight(&self, request: &PreflightRequest) -> Result<PreflightResponse, Error> {
+        self.change(Method::POST, paths::PREFLIGHT, request, None)
+            .await
+    }
+
+    async fn change_member<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        id: &str,
+        request: &impl Serialize,
+    ) -> Result<T, Error> {
+        let path = path.replace("{node_id}", id);
+        self.change(Method::POST, &path, request, None).await
     }
 
     /// Mints a token; over the control socket only.

@@ -3,6 +3,9 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+/// The `cluster` check's detail on a node that was removed from its cluster.
+pub const REMOVED: &str = "this node was removed from the cluster";
+
 /// Answer of `GET /health`: the process lives.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Health {

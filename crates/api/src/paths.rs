@@ -56,6 +56,22 @@ pub const SYSDUMP_CLUSTER: &str = "/api/v1/support/sysdump/cluster";
 pub const BACKUP: &str = "/api/v1/cluster/backup";
 /// Puts a node's data aside and joins anew; on the control socket only.
 pub const REJOIN: &str = "/api/v1/cluster/rejoin";
+/// The members that vote.
+pub const VOTERS: &str = "/api/v1/cluster/members/voters";
+/// Takes a member out of the cluster.
+pub const MEMBER_REMOVE: &str = "/api/v1/cluster/members/{node_id}/remove";
+/// Has a member vote.
+pub const MEMBER_PROMOTE: &str = "/api/v1/cluster/members/{node_id}/promote";
+/// Has a member vote no more.
+pub const MEMBER_DEMOTE: &str = "/api/v1/cluster/members/{node_id}/demote";
+/// Has a member refuse new flows.
+pub const MEMBER_DRAIN: &str = "/api/v1/cluster/members/{node_id}/drain";
+/// Has a member take new flows again.
+pub const MEMBER_UNDRAIN: &str = "/api/v1/cluster/members/{node_id}/undrain";
+/// Hands leadership over.
+pub const TRANSFER: &str = "/api/v1/cluster/transfer";
+/// Has a member look at a node that is to join.
+pub const PREFLIGHT: &str = "/api/v1/cluster/preflight";
 /// Service accounts.
 pub const SERVICE_ACCOUNTS: &str = "/api/v1/service-accounts";
 /// One service account.

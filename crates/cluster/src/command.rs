@@ -7,6 +7,8 @@
 
 mod trust;
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 use uuid::Uuid;
@@ -262,6 +264,28 @@ pub struct Addresses {
     pub http: String,
 }
 
+/// Who decides whether a member votes.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Suffrage {
+    /// The cluster, by what it needs.
+    #[default]
+    Auto,
+    /// An operator has promoted it: it goes before those that nobody has.
+    Voter,
+    /// An operator has demoted it: it does not vote until told otherwise.
+    Learner,
+}
+
+impl Suffrage {
+    /// Whether it is left to the cluster.
+    pub fn is_auto(&self) -> bool {
+        *self == Suffrage::Auto
+    }
+}
+
 /// A certificate that was issued to a member.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Certificate {
@@ -493,6 +517,18 @@ pub enum Command {
         /// Which.
         node_id: NodeId,
     },
+    /// Decides for members whether they vote, or leaves it to the cluster again. All of them, or none.
+    SetSuffrage {
+        /// What holds for whom from now on.
+        members: BTreeMap<NodeId, Suffrage>,
+    },
+    /// Has a member refuse new flows, or take them again.
+    DrainMember {
+        /// Which.
+        node_id: NodeId,
+        /// Whether it refuses them.
+        draining: bool,
+    },
     /// Allows what every member supports. Never falls.
     RaiseFeatureLevel {
         /// The new level.
@@ -683,6 +719,9 @@ pub enum Refusal {
     /// The last member cannot leave.
     #[error("this is the last member")]
     LastMember,
+    /// No member would be left that may vote.
+    #[error("no member would be left that may vote")]
+    NoVoter,
     /// The idempotency key was used for something else.
     #[error("the idempotency key was used for another request")]
     KeyReused,

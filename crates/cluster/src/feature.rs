@@ -46,6 +46,7 @@ impl Command {
             | Command::ReleaseMember { .. }
             // Its version is read by all that support the level itself, and applied once all do.
             | Command::RaiseFeatureLevel { .. } => 1,
+            Command::SetSuffrage { .. } | Command::DrainMember { .. } => 2,
             Command::RecordEvent { kind, .. } => kind.level(),
             Command::Trust(_) => 2,
         }

@@ -3,6 +3,8 @@
 //! A file is written once, by the version that introduces the encoding, and never changed: what it holds must be read
 //! for ever, and read as the value here. A missing file is written by `GOLDEN=write cargo test -p cluster golden`.
 
+mod membership;
+
 use std::fmt::Debug;
 use std::path::PathBuf;
 
@@ -18,7 +20,7 @@ use crate::id::{ClusterId, Digest, Lineage, NodeId};
 use crate::node::report::{LeaderView, Report};
 use crate::raft::image::Coverage;
 use crate::raft::{Address, Entry, LeaderId, LogId, Membership, Proposal, Vote};
-use crate::state::State;
+use crate::state::{Member, Standing, State};
 use crate::status::{MemberRole, MemberStatus, NodeReport, PolicyMark};
 
 fn file(name: &str) -> PathBuf {
@@ -246,6 +248,8 @@ fn command_name(command: &Command) -> &'static str {
         Command::RaiseFeatureLevel { .. } => "raise-feature-level",
         Command::Trust(_) => "trust",
         Command::RecordEvent { .. } => "record-event",
+        Command::SetSuffrage { .. } => "set-suffrage",
+        Command::DrainMember { .. } => "drain-member",
     }
 }
 

@@ -4,8 +4,10 @@
 //! or draws a random number other than through that runtime and the [`Environment`], so that the simulator runs it as
 //! it is.
 
+pub(crate) mod autopilot;
 mod boots;
 pub(crate) mod door;
+pub(crate) mod finder;
 mod propose;
 pub(crate) mod report;
 mod scrub;
@@ -26,6 +28,7 @@ use openraft::{AsyncRuntime, Config, Raft, RaftMetrics, ServerState, SnapshotPol
 use tokio::sync::watch;
 
 pub use crate::feature::FEATURE_LEVEL;
+pub use autopilot::{Foresight, Wish};
 pub use propose::{Applied, ProposeError, REQUEST_DIGESTS_LEVEL, Retry, TransferError};
 use report::{LeaderView, Received};
 
@@ -104,6 +107,10 @@ pub struct NodeConfig {
     /// How long every member must have supported a feature level, without a break, before it comes into force. Until
     /// then each can go back to the version that it came from.
     pub raise_after: Duration,
+    /// How long a voter must have been unreachable before a spare learner takes its place.
+    pub replace_after: Duration,
+    /// `host:port` of cluster listeners at which members may be found whose addresses have changed.
+    pub find_at: Vec<String>,
     /// Free space below which proposals are refused, in bytes: what is left is for votes and membership.
     pub reserve_bytes: u64,
     /// This node's private keys: what it vouches for others with, and opens the state's secrets with.
@@ -128,6 +135,8 @@ impl NodeConfig {
             propose_timeout: Duration::from_secs(5),
             promote_after: Duration::from_secs(10),
             raise_after: Duration::from_secs(600),
+            replace_after: Duration::from_secs(600),
+            find_at: Vec::new(),
             reserve_bytes: 64 * 1024 * 1024,
             keyring: Arc::default(),
             join_approval: JoinApproval::Auto,
@@ -388,6 +397,7 @@ impl<R: AsyncRuntime> Node<R> {
         let node = Node { inner };
         let _reporter = Types::<R>::spawn(node.clone().run_reporter());
         let _steward = Types::<R>::spawn(node.clone().run_steward());
+        let _finder = Types::<R>::spawn(node.clone().run_finder());
         Ok(node)
     }
 
@@ -632,7 +642,7 @@ impl<R: AsyncRuntime> Inner<R> {
             };
         }
         let state = self.state.borrow();
-        if state.removed(node_id).is_some() {
+        if state.removed(node_id).is_some() || self.transport.is_removed() {
             return none(NoLeader::Removed);
         }
         match &*locked(&self.contact) {

@@ -17,7 +17,7 @@ use serde_bytes::ByteBuf;
 use crate::aside::{self, Away};
 use crate::backup::Backup;
 use crate::ca::{CaError, Csr};
-use crate::command::{Addresses, Command, Refusal, TrustChange};
+use crate::command::{Addresses, Command, Refusal, Suffrage, TrustChange};
 use crate::feature::FEATURE_LEVEL;
 use crate::id::{ClusterId, Lineage, NodeId};
 use crate::identity::{self, Identity, IdentityError, Layout, NodeKey};
@@ -409,6 +409,8 @@ pub async fn restore(backup: Backup, layout: &Layout, now_ms: u64) -> Result<Beg
         incarnation: 0,
         feature_level: FEATURE_LEVEL,
         standing: Standing::Member,
+        suffrage: Suffrage::Auto,
+        draining: false,
     };
     let detail = format!("restored from a backup of index {}", description.index);
     state.begin_lineage(lineage, sole, now_ms, &detail)?;

@@ -20,7 +20,7 @@ pub use trust::{BootstrapSecret, CaPhase, CaRotation, Trust};
 
 use crate::command::{
     AccountSpec, Addresses, Author, Authority, Certificate, EventKind, Record, Response, Settings,
-    SigningKey, TokenSpec,
+    SigningKey, Suffrage, TokenSpec,
 };
 use crate::id::{ClusterId, Digest, Lineage, NodeId};
 
@@ -191,6 +191,12 @@ pub struct Member {
     pub feature_level: u32,
     /// How far it is.
     pub standing: Standing,
+    /// Who decides whether it votes.
+    #[serde(default, skip_serializing_if = "Suffrage::is_auto")]
+    pub suffrage: Suffrage,
+    /// Whether it refuses new flows, by an operator's word.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub draining: bool,
 }
 
 /// A former member. Kept so that its id and key are never taken again.

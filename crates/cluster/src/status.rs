@@ -81,6 +81,9 @@ pub struct NodeReport {
     /// What it trusts and shows.
     #[serde(default, skip_serializing_if = "TrustReport::is_empty")]
     pub trust: TrustReport,
+    /// It refuses new flows, and the last one that it had has ended.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub drained: bool,
 }
 
 /// What a node says of its keys and of the authorities that it goes by.

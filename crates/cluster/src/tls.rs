@@ -14,7 +14,7 @@ mod connections;
 mod verify;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -36,6 +36,9 @@ pub use verify::denied;
 
 /// ALPN of steady traffic between members.
 pub const ALPN_CLUSTER: &[u8] = b"neuwerk/1";
+
+/// Stands for whichever member answers, where a server name has a member's id.
+const ANY: &str = "any";
 
 /// Why no TLS configuration could be made.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +77,9 @@ pub enum Denied {
     /// The member was removed.
     #[error("{0} was removed from the cluster")]
     Removed(NodeId),
+    /// A member that was removed, as far as its handshake still tells.
+    #[error("it was removed from the cluster")]
+    Revoked,
     /// The key is not the one that the membership pins.
     #[error("the key is not the one that {0} joined with")]
     WrongKey(NodeId),
@@ -99,6 +105,17 @@ pub struct Pins {
 struct Judge {
     pins: Pins,
     roots: RootCertStore,
+}
+
+/// Whom a handshake was meant for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Dialled {
+    /// This member.
+    Member(NodeId),
+    /// Whichever member is there.
+    Any,
+    /// Nobody: the peer has dialled this node.
+    Nobody,
 }
 
 /// A peer that has been let in.
@@ -144,6 +161,8 @@ pub struct Trust {
     strangers: Mutex<BTreeMap<NodeId, String>>,
     connections: Arc<Connections>,
     alerts: Alerts,
+    /// A member has said that this node was removed.
+    removed: AtomicBool,
     provider: Arc<CryptoProvider>,
 }
 
@@ -163,6 +182,7 @@ impl Trust {
             strangers: Mutex::default(),
             connections: Arc::default(),
             alerts: Alerts::default(),
+            removed: AtomicBool::new(false),
             provider,
         }))
     }
@@ -245,6 +265,32 @@ impl Trust {
             self.judge.load().pins.cluster_id
         );
         ServerName::DnsName(DnsName::try_from(name).expect("hexadecimal labels are DNS names"))
+    }
+
+    /// How a client names any member of its cluster and lineage.
+    pub(crate) fn any_name(&self) -> ServerName<'static> {
+        let judge = self.judge.load();
+        let name = format!(
+            "{ANY}.{}.{}.neuwerk",
+            judge.pins.lineage, judge.pins.cluster_id
+        );
+        ServerName::DnsName(DnsName::try_from(name).expect("hexadecimal labels are DNS names"))
+    }
+
+    /// Whether a member has said that this node was removed from the cluster. It proved its own key in the handshake
+    /// in which it said so, so that nobody else can.
+    pub fn is_removed(&self) -> bool {
+        self.removed.load(Ordering::Relaxed)
+    }
+
+    /// A member let this node in, or refused it because it was removed.
+    pub(crate) fn note_removed(&self, removed: bool) {
+        if self.removed.swap(removed, Ordering::Relaxed) != removed && removed {
+            tracing::error!(
+                "this node was removed from the cluster; the policy stays in force. To make it a new member, stop it, \
+                 remove its data directory and start it with --join"
+            );
+        }
     }
 
     /// Configuration for connections to members, dialled by [`Trust::server_name`].
@@ -355,7 +401,7 @@ impl Trust {
         &self,
         certificate: &CertificateDer<'_>,
         shown: &[CertificateDer<'_>],
-        dialled: Option<NodeId>,
+        dialled: Dialled,
         now: UnixTime,
     ) -> Result<(), Denied> {
         let judged = self
@@ -372,6 +418,8 @@ impl Trust {
                 );
             }
             Ok(_) => {}
+            // Looking for members, a node may find itself.
+            Err(Denied::Myself) if dialled == Dialled::Any => {}
             Err(denied) => {
                 self.alerts.denied.fetch_add(1, Ordering::Relaxed);
                 if *denied == Denied::Myself {
@@ -410,7 +458,7 @@ impl Judge {
         me: NodeId,
         certificate: &CertificateDer<'_>,
         shown: &[CertificateDer<'_>],
-        dialled: Option<NodeId>,
+        dialled: Dialled,
         now: UnixTime,
     ) -> Result<Peer, Denied> {
         let (_, parsed) =
@@ -425,7 +473,7 @@ impl Judge {
             return Err(Denied::Myself);
         }
         match dialled {
-            Some(dialled) if dialled != node_id => {
+            Dialled::Member(dialled) if dialled != node_id => {
                 return Err(Denied::NotDialled {
                     dialled,
                     found: node_id,

@@ -54,14 +54,16 @@ pub enum Kind {
     Admin = 24,
     /// A member's part of a support archive.
     Sysdump = 25,
+    /// Where members are, asked of any member by one that has lost them.
+    Find = 20,
 }
 
 impl Kind {
     /// The kind with this number.
     pub fn from_u8(number: u8) -> Option<Kind> {
         use Kind::{
-            Admin, Append, Enrol, Event, Http, Mint, PreVote, ReadIndex, Renew, Report, Sysdump,
-            TransferLeader, Vote,
+            Admin, Append, Enrol, Event, Find, Http, Mint, PreVote, ReadIndex, Renew, Report,
+            Sysdump, TransferLeader, Vote,
         };
         [
             Vote,
@@ -77,6 +79,7 @@ impl Kind {
             Event,
             Admin,
             Sysdump,
+            Find,
         ]
         .into_iter()
         .find(|kind| *kind as u8 == number)
@@ -135,6 +138,41 @@ pub trait Transport: Send + Sync + 'static {
 
     /// Closes connections to a member and opens no new ones: it was removed.
     fn forget(&self, node_id: NodeId);
+
+    /// Asks whichever members answer at some addresses, all at once, and brings what they say within `deadline`.
+    fn find(&self, search: Search) -> BoxFuture<'static, Vec<(NodeId, Bytes)>> {
+        let _ = search;
+        Box::pin(async { Vec::new() })
+    }
+
+    /// A member is at `address` now. Believed as long as callers dial it at `recorded`: a new address of record is
+    /// newer.
+    fn relocate(&self, node_id: NodeId, recorded: &str, address: &str) {
+        let _ = (node_id, recorded, address);
+    }
+
+    /// Where members are that are elsewhere than on record.
+    fn relocated(&self) -> Vec<(NodeId, String)> {
+        Vec::new()
+    }
+
+    /// Whether a member has said that this node was removed.
+    fn is_removed(&self) -> bool {
+        false
+    }
+}
+
+/// Where to look for members, and what to ask them.
+#[derive(Debug, Clone)]
+pub struct Search {
+    /// `host:port` of cluster listeners; host names too.
+    pub addresses: Vec<String>,
+    /// This node's own, which is passed over.
+    pub own: String,
+    /// The body of a [`Kind::Find`].
+    pub body: Bytes,
+    /// When to give up.
+    pub deadline: Duration,
 }
 
 /// A request that was not carried out; its text goes back to the caller as [`TransportError::Refused`].

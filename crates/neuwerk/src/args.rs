@@ -25,7 +25,8 @@ pub(crate) struct Cli {
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 done; 1 failed or refused; 2 wrong command line or configuration; \
-3 policy committed, but members remain that do not enforce it yet.";
+3 policy committed, but members remain that do not enforce it yet; \
+4 and 5 of the checks of `cluster verify` and `cluster preflight`: warnings, failures.";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
@@ -131,11 +132,11 @@ pub(crate) struct Sysdump {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Cluster {
-    /// List the members.
+    /// List the members, and decide who votes and who is to go.
     #[command(args_conflicts_with_subcommands = true)]
     Members {
         #[command(subcommand)]
-        list: Option<MembersVerb>,
+        verb: Option<MembersVerb>,
         #[command(flatten)]
         target: Target,
     },
@@ -147,6 +148,26 @@ pub(crate) enum Cluster {
     /// The CA that issues the members' certificates.
     #[command(subcommand)]
     Ca(joining::CaVerb),
+    /// Set who votes.
+    #[command(subcommand)]
+    Voters(VotersVerb),
+    /// Take the node asked out of its cluster, for good. It goes on enforcing its policy until it is stopped.
+    Leave(Leave),
+    /// Hand leadership over.
+    Transfer(Transfer),
+    /// Have a node refuse new flows and keep those it has, until it is undrained.
+    Drain(DrainNode),
+    /// Have a node take new flows again.
+    Undrain(Undrain),
+    /// Wait until the node asked is as it should be.
+    Wait(WaitFor),
+    /// Check a cluster after it was deployed or changed.
+    #[command(after_help = CHECKS)]
+    Verify(Target),
+    /// Check, before a node is started for the first time, that it will be able to join: its disk, its listeners, its
+    /// way to the members and back. Takes the flags of run; with --url of a member, also what only a member can tell.
+    #[command(after_help = CHECKS)]
+    Preflight(Preflight),
     /// Print the change log: who changed what, and what happened to the cluster.
     Changes {
         /// Only entries after this log index.
@@ -256,6 +277,96 @@ pub(crate) struct Rejoin {
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+const CHECKS: &str = "\
+Exits with 0 if all is well, with 4 if there are warnings, with 5 if a check failed, and with 1 or 2 if the checks could
+not be made at all.";
+
+/// What it takes to do what endangers the quorum.
+#[derive(Debug, Args)]
+pub(crate) struct Confirm {
+    /// Do it even if the cluster survives no failure afterwards. NAME is the cluster's name, as status shows it.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) confirm: Option<String>,
+    /// The same without the name, for published scripts.
+    #[arg(long, conflicts_with = "confirm", hide = true)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum VotersVerb {
+    /// Have these members vote, and no other.
+    Set {
+        /// Their ids, names or addresses.
+        #[arg(long, value_name = "NODE,...", value_delimiter = ',', required = true)]
+        ids: Vec<String>,
+        #[command(flatten)]
+        confirm: Confirm,
+        #[command(flatten)]
+        target: Target,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Leave {
+    #[command(flatten)]
+    pub(crate) confirm: Confirm,
+    #[command(flatten)]
+    pub(crate) target: Target,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Transfer {
+    /// Who is to lead: id, name or address [default: the voter that is furthest]
+    pub(crate) node: Option<String>,
+    #[command(flatten)]
+    pub(crate) target: Target,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DrainNode {
+    /// Id, name or address [default: the node asked]
+    pub(crate) node: Option<String>,
+    /// Wait at most so long until its last flow has ended, as 5m.
+    #[arg(long, value_name = "TIME", value_parser = api::duration::parse)]
+    pub(crate) wait: Option<Duration>,
+    #[command(flatten)]
+    pub(crate) confirm: Confirm,
+    #[command(flatten)]
+    pub(crate) target: Target,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Undrain {
+    /// Id, name or address [default: the node asked]
+    pub(crate) node: Option<String>,
+    #[command(flatten)]
+    pub(crate) target: Target,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WaitFor {
+    /// Until GET /ready answers 200.
+    #[arg(long, required = true)]
+    pub(crate) ready: bool,
+    /// And until so many members are healthy and, up to three, vote.
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) members: Option<usize>,
+    /// Give up after this long.
+    #[arg(long, value_name = "TIME", default_value = "2m", value_parser = api::duration::parse)]
+    pub(crate) timeout: Duration,
+    #[command(flatten)]
+    pub(crate) target: Target,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Preflight {
+    /// Configuration file [default: /etc/neuwerk/config.yaml, if there is one]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) config: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) target: Target,
 }
 
 #[derive(Debug, Subcommand)]
@@ -395,6 +506,28 @@ pub(crate) enum MembersVerb {
     List(Target),
     /// Let a node in that waits for approval.
     Approve(joining::Approve),
+    /// Have a member vote, before those that nobody has promoted.
+    Promote {
+        /// Leave it to the cluster again whether it votes.
+        #[arg(long)]
+        auto: bool,
+        #[command(flatten)]
+        change: MemberChange,
+    },
+    /// Have a member vote no more, until it is promoted.
+    Demote(MemberChange),
+    /// Take a member out of the cluster, for good: nobody trusts it from then on.
+    Remove(MemberChange),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MemberChange {
+    /// Id, name or address.
+    pub(crate) node: String,
+    #[command(flatten)]
+    pub(crate) confirm: Confirm,
+    #[command(flatten)]
+    pub(crate) target: Target,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -461,9 +594,14 @@ pub(crate) fn parse(
     Ok((cli, matches))
 }
 
-/// The whole command line: the verbs, and below `run` a flag for each key of the configuration.
+/// The whole command line: the verbs, and below `run` and `cluster preflight` a flag for each key of the configuration.
 fn command() -> clap::Command {
-    Cli::command().mut_subcommand("run", |run| run.args(Flags::args()))
+    let with_keys = |verb: clap::Command| verb.args(Flags::args());
+    Cli::command()
+        .mut_subcommand("run", with_keys)
+        .mut_subcommand("cluster", |cluster| {
+            cluster.mut_subcommand("preflight", with_keys)
+        })
 }
 
 /// Prints the completions for `shell`.
@@ -536,13 +674,14 @@ mod tests {
     #[test]
     fn members_may_be_listed_with_and_without_the_word() {
         for line in ["cluster members --json", "cluster members list --json"] {
-            let Verb::Cluster(Cluster::Members { list, target }) = parsed(line).expect(line).0.verb
+            let Verb::Cluster(Cluster::Members { verb, target }) = parsed(line).expect(line).0.verb
             else {
                 panic!("{line}");
             };
-            let target = match list {
+            let target = match verb {
+                None => target,
                 Some(MembersVerb::List(target)) => target,
-                _ => target,
+                Some(other) => panic!("{line}: {other:?}"),
             };
             assert!(target.json, "{line}");
         }
@@ -568,6 +707,11 @@ mod tests {
             "cluster changes --limit 0",
             "policy apply f --dry-run --if-match x",
             "completions tcsh",
+            "cluster members remove",
+            "cluster members remove a --confirm",
+            "cluster members remove a --confirm b --force",
+            "cluster voters set",
+            "cluster wait",
             "cluster token bootstrap maybe",
             "cluster token create --uses -1",
             "cluster approval",
@@ -594,6 +738,13 @@ mod tests {
             "cluster members list --http-addr 10.0.0.1:8443 --token t --ca /ca.crt",
             "policy apply p.yaml --wait committed --timeout 2s --if-match \"x-1\"",
             "policy apply - --format json",
+            "cluster members remove 00000000000000a1 --force --http-addr 10.0.0.1:8443 --token t",
+            "cluster voters set --ids a1,a2,a3 --http-addr 10.0.0.1:8443 --token t --ca /ca.crt",
+            "cluster members promote node-4 --auto",
+            "cluster leave --confirm neuwerk",
+            "cluster drain --wait 5m",
+            "cluster wait --ready --members 3 --timeout 1m",
+            "cluster preflight --join node1 --cluster-bind 10.0.0.4:9600 --url https://10.0.0.1:8443 --token-file /t",
             "cluster token create --ttl 30m --uses 3",
             "cluster token list --json",
             "cluster token revoke 00000000-0000-0000-0000-000000000001",

@@ -8,20 +8,23 @@
 mod args;
 mod auth;
 mod backup;
+mod check;
 mod cluster;
 mod connect;
 mod failure;
 mod joining;
 mod policy;
+mod preflight;
 mod print;
 mod recovery;
 mod run;
 mod status;
 mod sysdump;
+mod verify;
 
 use std::process::ExitCode;
 
-use args::{Auth, Cli, Cluster, Document, MembersVerb, Policy, Token, Verb};
+use args::{Auth, Cli, Document, Policy, Token, Verb};
 use failure::Failure;
 
 fn main() -> ExitCode {
@@ -54,26 +57,11 @@ fn perform(cli: Cli, matches: &clap::ArgMatches) -> Result<ExitCode, Failure> {
         Verb::Policy(Policy::Get(get)) => connect::block_on(policy::get(get)),
         Verb::Sysdump(verb) => connect::block_on(sysdump::sysdump(verb)),
         Verb::Status(target) => connect::block_on(status::status(target)),
-        Verb::Cluster(Cluster::Members { list, target }) => match list {
-            Some(MembersVerb::Approve(approve)) => connect::block_on(joining::approve(approve)),
-            Some(MembersVerb::List(target)) => connect::block_on(cluster::members(target)),
-            None => connect::block_on(cluster::members(target)),
-        },
-        Verb::Cluster(Cluster::Token(verb)) => connect::block_on(joining::token(verb)),
-        Verb::Cluster(Cluster::Approval(approval)) => {
-            connect::block_on(joining::approval(approval))
+        Verb::Cluster(verb) => {
+            let of_cluster = matches.subcommand_matches("cluster");
+            return cluster::perform(verb, of_cluster.expect("the verb is cluster"));
         }
-        Verb::Cluster(Cluster::Ca(verb)) => connect::block_on(joining::ca(verb)),
-        Verb::Cluster(Cluster::Changes {
-            since,
-            limit,
-            target,
-        }) => connect::block_on(cluster::changes(since, limit, target)),
         Verb::Auth(Auth::Key(verb)) => connect::block_on(auth::key(verb)),
-        Verb::Cluster(Cluster::Recover(recover)) => connect::block_on(recovery::recover(recover)),
-        Verb::Cluster(Cluster::Rejoin(rejoin)) => connect::block_on(recovery::rejoin(rejoin)),
-        Verb::Cluster(Cluster::Restore(restore)) => connect::block_on(recovery::restore(restore)),
-        Verb::Cluster(Cluster::Backup(backup)) => connect::block_on(backup::perform(*backup)),
         Verb::Auth(Auth::Token(Token::Mint(mint))) => connect::block_on(auth::mint(mint)),
         Verb::Completions { shell } => args::completions(shell),
         Verb::Reference {

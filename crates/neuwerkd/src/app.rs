@@ -22,6 +22,7 @@ use crate::backup::Backups;
 use crate::config::{self, Config, RecentLog};
 use crate::control::{self, Control};
 use crate::dataplane::{Dataplane, HeldDataplane};
+use crate::drain::Drain;
 use crate::http::certificate::Certificates;
 use crate::metrics::Metrics;
 use crate::readiness::{Part, Readiness};
@@ -49,7 +50,8 @@ pub struct Addresses {
 pub struct Running {
     /// Where it listens, as far as it does yet.
     pub addresses: watch::Receiver<Addresses>,
-    readiness: Arc<Readiness>,
+    app: Arc<http::App>,
+    drain: Arc<Drain>,
     dataplane: HeldDataplane,
     stop_control: CancellationToken,
     stop_http: CancellationToken,
@@ -93,6 +95,11 @@ pub fn start(config: Config, log: RecentLog) -> anyhow::Result<Running> {
     }
 
     let control_runtime = runtime("control", config.runtime.controlplane_worker_threads)?;
+    let drain = control_runtime.block_on(Drain::resume(
+        Arc::clone(dataplane.dataplane()),
+        Arc::clone(&readiness),
+        &config.cluster.data_dir,
+    ));
     let http_runtime = runtime("http", config.runtime.http_worker_threads)?;
     let (stop_control, stop_http) = (CancellationToken::new(), CancellationToken::new());
     let (control_tasks, http_tasks) = (TaskTracker::new(), TaskTracker::new());
@@ -111,13 +118,14 @@ pub fn start(config: Config, log: RecentLog) -> anyhow::Result<Running> {
         http: Arc::clone(&app),
         certificates: Arc::clone(&certificates),
         dataplane: Arc::clone(dataplane.dataplane()),
+        drain: Arc::clone(&drain),
         http_address: advertised,
         progress,
     });
 
     let listeners = Listeners {
         config: Arc::clone(&config),
-        app,
+        app: Arc::clone(&app),
         certificates,
         metrics,
         addresses,
@@ -137,7 +145,8 @@ pub fn start(config: Config, log: RecentLog) -> anyhow::Result<Running> {
 
     Ok(Running {
         addresses: seen,
-        readiness,
+        app,
+        drain,
         dataplane,
         stop_control,
         stop_http,
@@ -154,13 +163,9 @@ impl Running {
     /// then hands over leadership, stops listening, and gives the interfaces back.
     pub fn drain(self) {
         tracing::info!("draining");
-        self.readiness
-            .set_failed(Part::Draining, "the node was asked to stop");
         let dataplane = Arc::clone(self.dataplane.dataplane());
         self.control_runtime.block_on(async {
-            if let Err(error) = dataplane.set_draining(true).await {
-                tracing::warn!(%error, "new flows may still be taken");
-            }
+            self.drain.stop().await;
             let drained = async {
                 while dataplane.active_flows() > 0 {
                     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -173,14 +178,8 @@ impl Running {
                 let flows = dataplane.active_flows();
                 tracing::info!(flows, "the drain time is over, the remaining flows are cut");
             }
-            self.stop_control.cancel();
-            self.control_tasks.close();
-            if tokio::time::timeout(STOP_LIMIT, self.control_tasks.wait())
-                .await
-                .is_err()
-            {
-                tracing::warn!("the control plane did not stop in time");
-            }
+            // Requests go on while leadership changes: until their listeners close, this node forwards them.
+            self.app.hand_over().await;
             self.stop_http.cancel();
             self.http_tasks.close();
             if tokio::time::timeout(STOP_LIMIT, self.http_tasks.wait())
@@ -188,6 +187,14 @@ impl Running {
                 .is_err()
             {
                 tracing::warn!("the management listeners did not stop in time");
+            }
+            self.stop_control.cancel();
+            self.control_tasks.close();
+            if tokio::time::timeout(STOP_LIMIT, self.control_tasks.wait())
+                .await
+                .is_err()
+            {
+                tracing::warn!("the control plane did not stop in time");
             }
         });
         self.http_runtime.shutdown_timeout(Duration::from_secs(1));

@@ -11,7 +11,7 @@ mod report;
 mod trust;
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -39,6 +39,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::dataplane::Dataplane;
+use crate::drain::Drain;
 use crate::http::certificate::Certificates;
 use crate::{auth, backup, http, sysdump};
 pub use enforce::compile;
@@ -59,6 +60,8 @@ pub struct Control {
     pub certificates: Arc<Certificates>,
     /// The packet workers.
     pub dataplane: Arc<Dataplane>,
+    /// Whether this node takes new flows.
+    pub drain: Arc<Drain>,
     /// Where other nodes and clients reach this node's management API.
     pub http_address: watch::Receiver<Option<SocketAddr>>,
     /// How far replay has come; starts at the last-known-good policy.
@@ -280,6 +283,8 @@ impl Control {
             raise_after: Duration::from_secs(self.config.cluster.feature_level_delay_secs.into()),
             keyring: Keyring::new(node_id, member.identity.key.pkcs8(), sealing),
             join_approval: self.config.cluster.join_approval.into(),
+            find_at: self.find_at(),
+            replace_after: Duration::from_secs(u64::from(self.config.cluster.replace_after_secs)),
             ..NodeConfig::new(node_id)
         };
         let environment = Environment::system(data_dir);
@@ -368,6 +373,7 @@ impl Control {
             self.http.backups(),
             life.clone(),
         ));
+        tokio::spawn(Arc::clone(&self.drain).follow(node.clone(), life.clone()));
         self.http.set_node(Some(node.clone()));
     }
 
@@ -447,6 +453,7 @@ impl Control {
             http: Arc::clone(&self.http),
             http_address: self.http_address.clone(),
             progress: self.progress.subscribe(),
+            drain: Arc::clone(&self.drain),
             fixed: NodeReport {
                 version: env!("CARGO_PKG_VERSION").into(),
                 mode: self.config.bootstrap.data_plane_mode.to_string(),
@@ -465,6 +472,21 @@ impl Control {
             join: join.to_string(),
             http: http.map(|http| http.to_string()).unwrap_or_default(),
         }
+    }
+
+    /// Cluster listeners beside the join listeners that were given. A port is the join listener's, which is the one
+    /// above the cluster listener's unless configured otherwise; that of a cluster listener will do too.
+    fn find_at(&self) -> Vec<String> {
+        let joins = self.config.cluster.join.iter();
+        joins
+            .flat_map(|peer| {
+                let host = match peer.ip() {
+                    Some(IpAddr::V6(ip)) => format!("[{ip}]"),
+                    _ => peer.host.clone(),
+                };
+                [peer.port.saturating_sub(1), peer.port].map(|port| format!("{host}:{port}"))
+            })
+            .collect()
     }
 
     fn timing(&self) -> Timing {

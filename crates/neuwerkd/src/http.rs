@@ -22,6 +22,7 @@ pub mod listen;
 pub mod members;
 pub mod openapi;
 pub mod policy;
+mod preflight;
 mod request;
 pub mod route;
 pub mod session;
@@ -31,15 +32,15 @@ pub mod sysdump;
 mod tests;
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, OnceLock, Weak};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware::from_fn_with_state;
 use cluster::node::HttpHandler;
-use cluster::{Node, NodeId, PolicyMark};
+use cluster::{Node, NodeId, PolicyMark, Role};
 use engine::WorkerCounters;
 use http::StatusCode;
 use prometheus_client::registry::Registry;
@@ -76,6 +77,8 @@ pub struct App {
     registry: OnceLock<Weak<Registry>>,
     backups: ArcSwap<Backups>,
     rejoin: ArcSwapOption<mpsc::Sender<Rejoin>>,
+    /// When there was a leader last, as far as this node knows.
+    leader_seen: Mutex<Option<Instant>>,
 }
 
 /// Where a request comes from. The shell that accepted it says so; no header does.
@@ -150,6 +153,7 @@ impl App {
             registry: OnceLock::new(),
             backups: ArcSwap::default(),
             rejoin: ArcSwapOption::empty(),
+            leader_seen: Mutex::default(),
         })
     }
 
@@ -242,11 +246,43 @@ impl App {
     pub(crate) fn control_view(&self) -> Option<View> {
         let node = self.node().ok()?;
         let status = node.status();
+        self.note_leader(&status.role);
         let state = node.state();
         Some(View {
             status,
             newest: state.policy().map(|policy| PolicyMark::of(&state, policy)),
         })
+    }
+
+    /// Keeps in mind that there is a leader, if there is one.
+    fn note_leader(&self, role: &Role) {
+        if !matches!(role, Role::NoLeader { .. }) {
+            let mut seen = self
+                .leader_seen
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            *seen = Some(Instant::now());
+        }
+    }
+
+    fn had_leader_within(&self, limit: Duration) -> bool {
+        let seen = *self
+            .leader_seen
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        seen.is_some_and(|at| at.elapsed() < limit)
+    }
+
+    /// Hands leadership over if this node has it, and goes on serving requests by forwarding them.
+    pub(crate) async fn hand_over(&self) {
+        let Ok(node) = self.node() else { return };
+        if !matches!(node.role(), Role::Leader { .. }) {
+            return;
+        }
+        match node.transfer_leader(None).await {
+            Ok(leader) => tracing::info!(%leader, "leadership is handed over"),
+            Err(error) => tracing::info!(%error, "leadership is not handed over"),
+        }
     }
 
     fn node(&self) -> Answer<Arc<Node>> {
@@ -307,6 +343,15 @@ pub(crate) fn now_s() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |elapsed| elapsed.as_secs())
+}
+
+/// Milliseconds since 1970; 0 on a clock before that.
+fn wall_clock_ms() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |elapsed| {
+            u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)
+        })
 }
 
 /// RFC 3339 of milliseconds since 1970.

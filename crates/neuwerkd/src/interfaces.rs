@@ -24,6 +24,20 @@ pub fn exists(interface: &str) -> bool {
     nix::net::if_::if_nametoindex(interface).is_ok()
 }
 
+/// The interface that has this address, and the largest packet that it takes, in bytes; none if no interface has it.
+pub fn mtu_of(address: IpAddr) -> Option<(String, usize)> {
+    let holder = nix::ifaddrs::getifaddrs().ok()?.find(|entry| {
+        entry.address.as_ref().is_some_and(|own| {
+            let v4 = own.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+            let v6 = own.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip()));
+            v4.or(v6) == Some(address)
+        })
+    })?;
+    let name = holder.interface_name;
+    let mtu = std::fs::read_to_string(format!("/sys/class/net/{name}/mtu")).ok()?;
+    Some((name, mtu.trim().parse().ok()?))
+}
+
 fn first_global(addresses: &[IpAddr]) -> Option<IpAddr> {
     let global = |address: &&IpAddr| match address {
         IpAddr::V4(v4) => !v4.is_link_local() && !v4.is_unspecified(),
@@ -49,6 +63,14 @@ mod tests {
         check(&["fe80::1", "2001:db8::1"], Some("2001:db8::1"));
         check(&["fe80::1", "169.254.1.1"], None);
         check(&[], None);
+    }
+
+    #[test]
+    fn the_loopback_interface_has_an_mtu() {
+        let (name, mtu) = mtu_of(IpAddr::from([127, 0, 0, 1])).expect("there is a loopback");
+        assert_eq!(name, "lo");
+        assert!(mtu >= 1280, "{mtu}");
+        assert_eq!(mtu_of(IpAddr::from([192, 0, 2, 77])), None);
     }
 
     #[test]

@@ -356,6 +356,18 @@ mod tests {
     }
 
     #[test]
+    fn a_removed_node_says_so_in_the_word_that_clients_know() {
+        let removed = Role::NoLeader {
+            reason: NoLeader::Removed,
+        };
+        let ready = well().ready(Some(&view(removed, true, Some(3))));
+        assert_eq!(
+            ready.checks[6].detail.as_deref(),
+            Some(api::health::REMOVED)
+        );
+    }
+
+    #[test]
     fn a_draining_node_takes_no_traffic() {
         let readiness = well();
         readiness.set_failed(Part::Draining, "asked to stop");

@@ -9,6 +9,7 @@ use openraft::type_config::TypeConfigExt;
 use openraft::{AsyncRuntime, ServerState};
 use serde::{Deserialize, Serialize};
 
+use super::autopilot::tolerance;
 use super::{Inner, Node, locked};
 use crate::command::Addresses;
 use crate::feature::{Candidate, Features};
@@ -292,6 +293,16 @@ impl<R: AsyncRuntime> Inner<R> {
             return Err("not the leader".into());
         }
         let duplicate_of = self.second_of_two(from, &report);
+        // Its address of record follows, once it is committed.
+        if duplicate_of.is_none()
+            && self
+                .state
+                .borrow()
+                .member(from)
+                .is_some_and(|member| member.addresses.cluster != report.addresses.cluster)
+        {
+            self.relocate(from, &report.addresses.cluster);
+        }
         if duplicate_of.is_none() {
             self.receive(from, report);
         }
@@ -427,11 +438,6 @@ impl<R: AsyncRuntime> Inner<R> {
     }
 }
 
-/// How many of `live` of `voters` may fail before fewer than a quorum are left.
-fn tolerance(voters: usize, live: usize) -> u32 {
-    u32::try_from(live.saturating_sub(voters / 2 + 1)).unwrap_or(u32::MAX)
-}
-
 /// `a` less `b`.
 fn signed_difference(a: u64, b: u64) -> i64 {
     let distance = i64::try_from(a.abs_diff(b)).unwrap_or(i64::MAX);
@@ -444,28 +450,12 @@ fn millis(duration: Duration) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{signed_difference, tolerance};
+    use super::signed_difference;
 
     #[test]
     fn clocks_may_differ_either_way() {
         assert_eq!(signed_difference(7, 5), 2);
         assert_eq!(signed_difference(5, 7), -2);
         assert_eq!(signed_difference(0, u64::MAX), -i64::MAX);
-    }
-
-    #[test]
-    fn tolerance_is_what_is_left_above_a_quorum() {
-        for (voters, live, expected) in [
-            (1, 1, 0),
-            (2, 2, 0),
-            (3, 3, 1),
-            (3, 2, 0),
-            (3, 1, 0),
-            (5, 5, 2),
-            (5, 4, 1),
-            (0, 0, 0),
-        ] {
-            assert_eq!(tolerance(voters, live), expected, "{live} of {voters}");
-        }
     }
 }

@@ -12,12 +12,13 @@ use openraft::async_runtime::Select2;
 use openraft::type_config::TypeConfigExt;
 use openraft::{AsyncRuntime, ChangeMembers};
 
+use super::autopilot::{self, Candidate, Foresight, Picture, Step, Wish};
+use super::report::LIVE_WITHIN;
 use super::{Node, locked};
 use crate::command::{Command, Response};
 use crate::feature::VERSION;
 use crate::id::NodeId;
 use crate::raft::{Address, Types};
-use crate::state::{Standing, State};
 use crate::status::{MemberStatus, Role};
 
 /// How often it looks.
@@ -26,115 +27,23 @@ pub(super) const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// Entries that a learner may be behind and count as caught up.
 const CAUGHT_UP_LAG: u64 = 64;
 
-/// Voters, at most.
-const MAX_VOTERS: usize = 7;
-
-/// The next thing to change about the membership, if any.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Step {
-    /// Replicate to these.
-    AddLearners(BTreeMap<NodeId, String>),
-    /// Let these vote.
-    Promote(BTreeSet<NodeId>),
-    /// Take these out of Raft.
-    Drop(BTreeSet<NodeId>),
-    /// This leader is to leave: somebody else must lead first.
-    HandOver,
-    /// This one no longer counts: end its trust.
-    Release(NodeId),
+/// What a leader remembers from one look to the next.
+struct Watch<R: AsyncRuntime> {
+    /// Since when a member has not been live.
+    down: BTreeMap<NodeId, InstantOf<Types<R>>>,
+    /// The last failure tolerance that was told.
+    told: Option<u32>,
+    /// The failure tolerance now, and since when.
+    tolerance: Option<(u32, InstantOf<Types<R>>)>,
 }
 
-/// What the decision rests on.
-struct Picture<'a> {
-    own: NodeId,
-    state: &'a State,
-    members: &'a [MemberStatus],
-    voters: BTreeSet<NodeId>,
-    learners: BTreeSet<NodeId>,
-    /// Learners that have been caught up for long enough.
-    ready: BTreeSet<NodeId>,
-}
-
-impl Picture<'_> {
-    fn in_raft(&self, id: NodeId) -> bool {
-        self.voters.contains(&id) || self.learners.contains(&id)
-    }
-
-    fn live(&self, id: NodeId) -> bool {
-        self.members
-            .iter()
-            .any(|member| member.node_id == id && member.live)
-    }
-
-    fn next(&self) -> Option<Step> {
-        let standing = |id: NodeId| self.state.member(id).map(|member| member.standing);
-
-        let joining: BTreeMap<NodeId, String> = self
-            .state
-            .members()
-            .filter(|member| member.standing == Standing::Member && !self.in_raft(member.node_id))
-            .map(|member| (member.node_id, member.addresses.cluster.clone()))
-            .collect();
-        if !joining.is_empty() {
-            return Some(Step::AddLearners(joining));
+impl<R: AsyncRuntime> Watch<R> {
+    fn new() -> Self {
+        Watch {
+            down: BTreeMap::new(),
+            told: None,
+            tolerance: None,
         }
-
-        let leaving: Vec<NodeId> = self
-            .state
-            .members()
-            .filter(|member| member.standing == Standing::Leaving)
-            .map(|member| member.node_id)
-            .collect();
-        if let Some(out) = leaving.iter().find(|id| !self.in_raft(**id)) {
-            return Some(Step::Release(*out));
-        }
-        if leaving.contains(&self.own) {
-            return Some(Step::HandOver);
-        }
-        // Members that were reserved but never confirmed are not in Raft; what is there without being a member is a
-        // leftover of an interrupted removal.
-        let out: BTreeSet<NodeId> = self
-            .voters
-            .union(&self.learners)
-            .filter(|id| {
-                **id != self.own
-                    && standing(**id).is_none_or(|standing| standing == Standing::Leaving)
-            })
-            .copied()
-            .collect();
-        if !out.is_empty() {
-            let rest: Vec<NodeId> = self.voters.difference(&out).copied().collect();
-            // A removal that would leave no quorum of live voters waits until more are back.
-            return self.has_quorum(&rest).then_some(Step::Drop(out));
-        }
-
-        self.promotion().map(Step::Promote)
-    }
-
-    fn has_quorum(&self, voters: &[NodeId]) -> bool {
-        let live = voters.iter().filter(|id| self.live(**id)).count();
-        !voters.is_empty() && live > voters.len() / 2
-    }
-
-    /// One, two or three members all vote; above that voters stay odd, and at most [`MAX_VOTERS`].
-    fn promotion(&self) -> Option<BTreeSet<NodeId>> {
-        let have = self.voters.len();
-        let all = have + self.learners.len();
-        let want = match all {
-            0..=3 => all,
-            _ => (all - 1 + all % 2).min(MAX_VOTERS),
-        };
-        let mut chosen: Vec<NodeId> = self
-            .ready
-            .iter()
-            .copied()
-            .take(want.saturating_sub(have))
-            .collect();
-        if have + chosen.len() > 3 && (have + chosen.len()).is_multiple_of(2) {
-            chosen.pop();
-        }
-        let voters: Vec<NodeId> = self.voters.iter().chain(&chosen).copied().collect();
-        (!chosen.is_empty() && self.has_quorum(&voters)).then(|| chosen.into_iter().collect())
     }
 }
 
@@ -144,6 +53,7 @@ impl<R: AsyncRuntime> Node<R> {
         let mut stop = self.inner.stop.subscribe();
         let mut led = false;
         let mut supported = None;
+        let mut watch = Watch::new();
         loop {
             let stopped = async {
                 let _ = stop.wait_for(|stop| *stop).await;
@@ -159,6 +69,7 @@ impl<R: AsyncRuntime> Node<R> {
             if !leads && led {
                 // What was reported to this node is of no use to its successor.
                 locked(&self.inner.reports).clear();
+                watch = Watch::new();
             }
             led = leads;
             if leads && self.state().is_initialised() {
@@ -166,7 +77,7 @@ impl<R: AsyncRuntime> Node<R> {
                 self.tend_trust().await;
                 // Without a quorum a change never ends; it is looked at afresh then.
                 let limit = self.inner.config.propose_timeout * 2;
-                let _ = Types::<R>::timeout(limit, self.reconcile()).await;
+                let _ = Types::<R>::timeout(limit, self.reconcile(&mut watch)).await;
                 self.raise_feature_level(&mut supported).await;
             } else {
                 supported = None;
@@ -248,13 +159,22 @@ impl<R: AsyncRuntime> Node<R> {
         }
     }
 
-    /// Learners that have been caught up without a break for the configured time.
+    /// Learners that this leader reaches under their advertised address, and that have been caught up without a break
+    /// for the configured time.
     fn ready_learners(
         &self,
         members: &[MemberStatus],
         learners: &BTreeSet<NodeId>,
     ) -> BTreeSet<NodeId> {
         let now = Types::<R>::now();
+        // A report only shows that the member reaches this leader; a heartbeat that it answers, the reverse.
+        let answers: BTreeSet<NodeId> = self.inner.metrics(|metrics| {
+            let heartbeats = metrics.heartbeat.iter().flatten();
+            heartbeats
+                .filter(|(_, at)| at.is_some_and(|at| now < at.into_inner() + LIVE_WITHIN))
+                .map(|(id, _)| *id)
+                .collect()
+        });
         let mut reports = locked(&self.inner.reports);
         members
             .iter()
@@ -263,7 +183,11 @@ impl<R: AsyncRuntime> Node<R> {
                 let Some(received) = reports.get_mut(&member.node_id) else {
                     return false;
                 };
-                if !member.live || member.matched_index == 0 || member.lag >= CAUGHT_UP_LAG {
+                let keeps_up = member.live
+                    && answers.contains(&member.node_id)
+                    && member.matched_index > 0
+                    && member.lag < CAUGHT_UP_LAG;
+                if !keeps_up {
                     received.caught_up = None;
                     return false;
                 }
@@ -274,283 +198,147 @@ impl<R: AsyncRuntime> Node<R> {
             .collect()
     }
 
-    async fn reconcile(&self) {
-        let members = self.inner.leader_members();
-        let (voters, learners, settled) = self.inner.metrics(|metrics| {
+    /// What the autopilot decides by. `down` tells since when members have not been live.
+    fn picture(
+        &self,
+        members: &[MemberStatus],
+        down: &BTreeMap<NodeId, InstantOf<Types<R>>>,
+    ) -> Picture {
+        let (voters, learners) = self.inner.metrics(|metrics| {
             let membership = metrics.membership_config.membership();
             (
                 membership.voter_ids().collect::<BTreeSet<_>>(),
                 membership.learner_ids().collect::<BTreeSet<_>>(),
-                metrics.membership_config == metrics.committed_membership_config
-                    && membership.get_joint_config().len() == 1,
             )
         });
-        let ready = self.ready_learners(&members, &learners);
+        let ready = self.ready_learners(members, &learners);
+        let now = Types::<R>::now();
+        let state = self.state();
+        let candidate = |status: &MemberStatus| {
+            let member = state.member(status.node_id)?;
+            // Reserved, and not let in yet.
+            if member.standing == crate::state::Standing::Joining {
+                return None;
+            }
+            let candidate = Candidate {
+                address: member.addresses.cluster.clone(),
+                standing: member.standing,
+                suffrage: member.suffrage,
+                live: status.live,
+                ready: ready.contains(&status.node_id),
+                absent: down
+                    .get(&status.node_id)
+                    .is_some_and(|since| now >= *since + self.inner.config.replace_after),
+                matched: status.matched_index,
+            };
+            Some((status.node_id, candidate))
+        };
+        Picture {
+            own: self.node_id(),
+            members: members.iter().filter_map(candidate).collect(),
+            voters,
+            learners,
+        }
+    }
+
+    /// What would become of the voters if `wish` were granted now. Means something on the leader only.
+    pub fn foresee(&self, wish: &Wish) -> Foresight {
+        let members = self.inner.leader_members();
+        autopilot::foresee(self.picture(&members, &BTreeMap::new()), wish)
+    }
+
+    /// Tells operators when one more failure would stop changes, and when that is over; not what passes in a moment, as
+    /// when a leader has not heard from everybody yet.
+    fn tell_tolerance(&self, members: &[MemberStatus], watch: &mut Watch<R>) {
+        let now = Types::<R>::now();
+        let tolerance = self.inner.failure_tolerance(members);
+        let since = match watch.tolerance {
+            Some((same, since)) if same == tolerance => since,
+            _ => now,
+        };
+        watch.tolerance = Some((tolerance, since));
+        if watch.told == Some(tolerance) || now < since + LIVE_WITHIN {
+            return;
+        }
+        let before = watch.told.replace(tolerance);
+        let down: Vec<String> = members
+            .iter()
+            .filter(|member| member.voter && !member.live)
+            .map(|member| member.node_id.to_string())
+            .collect();
+        if tolerance == 0 && members.len() > 1 {
+            tracing::warn!(
+                failure_tolerance = tolerance,
+                ?down,
+                "one more failure stops all changes; the policy stays in force"
+            );
+        } else if before.is_some() {
+            tracing::info!(
+                failure_tolerance = tolerance,
+                "the number of members that may fail has changed"
+            );
+        }
+    }
+
+    async fn reconcile(&self, watch: &mut Watch<R>) {
+        let members = self.inner.leader_members();
+        let now = Types::<R>::now();
+        watch
+            .down
+            .retain(|id, _| members.iter().any(|m| m.node_id == *id && !m.live));
+        for member in members.iter().filter(|member| !member.live) {
+            watch.down.entry(member.node_id).or_insert(now);
+        }
+        let (settled, joint) = self.inner.metrics(|metrics| {
+            let membership = metrics.membership_config.membership();
+            (
+                metrics.membership_config == metrics.committed_membership_config,
+                membership.get_joint_config().len() > 1,
+            )
+        });
+        if settled && !joint {
+            self.tell_tolerance(&members, watch);
+        }
+        let picture = self.picture(&members, &watch.down);
         if !settled {
             return;
         }
-        let state = self.state();
-        let picture = Picture {
-            own: self.node_id(),
-            state: &state,
-            members: &members,
-            voters,
-            learners,
-            ready,
-        };
+        if joint {
+            // Whoever began this change is gone: its second half is to be made.
+            self.change(ChangeMembers::AddVoterIds(BTreeSet::new()))
+                .await;
+            return;
+        }
         let Some(step) = picture.next() else { return };
         tracing::info!(?step, "membership change");
-        let raft = &self.inner.raft;
-        let changed = match step {
+        match step {
             Step::AddLearners(nodes) => {
                 let nodes = nodes
                     .into_iter()
                     .map(|(id, cluster)| (id, Address { cluster }))
                     .collect();
-                raft.change_membership(ChangeMembers::AddNodes(nodes), true)
-                    .await
-                    .map(drop)
+                self.change(ChangeMembers::AddNodes(nodes)).await;
             }
-            Step::Promote(ids) => raft
-                .change_membership(ChangeMembers::AddVoterIds(ids), true)
-                .await
-                .map(drop),
-            Step::Drop(ids) => {
-                let voters: BTreeSet<NodeId> = ids.intersection(&picture.voters).copied().collect();
-                let learners: BTreeSet<NodeId> =
-                    ids.intersection(&picture.learners).copied().collect();
-                let mut changed = Ok(());
-                if !voters.is_empty() {
-                    changed = raft
-                        .change_membership(ChangeMembers::RemoveVoters(voters), false)
-                        .await
-                        .map(drop);
+            Step::SetVoters(ids) => self.change(ChangeMembers::ReplaceAllVoters(ids)).await,
+            Step::Drop(ids) => self.change(ChangeMembers::RemoveNodes(ids)).await,
+            Step::HandOver(to) => {
+                if let Err(error) = self.transfer_leader(Some(to)).await {
+                    tracing::warn!(%error, "this leader is not to vote any more but cannot hand over");
                 }
-                if changed.is_ok() && !learners.is_empty() {
-                    changed = raft
-                        .change_membership(ChangeMembers::RemoveNodes(learners), false)
-                        .await
-                        .map(drop);
-                }
-                changed
-            }
-            Step::HandOver => {
-                if let Err(error) = self.transfer_leader(None).await {
-                    tracing::warn!(%error, "this leader is to leave but cannot hand over");
-                }
-                Ok(())
             }
             Step::Release(node_id) => {
                 match self.propose(Command::ReleaseMember { node_id }).await {
                     Ok(_) => self.inner.transport.forget(node_id),
                     Err(error) => tracing::debug!(%error, "a member could not be released yet"),
                 }
-                Ok(())
             }
-        };
-        if let Err(error) = changed {
+        }
+    }
+
+    /// Changes Raft's membership; who does not vote any more stays a learner.
+    async fn change(&self, changes: ChangeMembers<NodeId, Address>) {
+        if let Err(error) = self.inner.raft.change_membership(changes, true).await {
             tracing::warn!(%error, "membership change failed; it will be tried again");
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::command::{Addresses, Certificate, Credential, Reservation, Stamped};
-    use crate::id::Digest;
-    use crate::status::MemberRole;
-
-    /// A cluster as the leader (member 0) sees it: members by number, each with its standing in state and in Raft.
-    struct Scene {
-        state: State,
-        ids: Vec<NodeId>,
-        index: u64,
-    }
-
-    impl Scene {
-        fn new(size: usize) -> Self {
-            let mut scene = Scene {
-                state: State::default(),
-                ids: vec![NodeId(1)],
-                index: 0,
-            };
-            scene.apply(Command::Init(Box::new(crate::state::tests::init())));
-            for n in 1..size {
-                let reservation = Reservation {
-                    name: String::new(),
-                    addresses: Addresses::default(),
-                    spki: Digest::of(&[n as u8]),
-                    csr: Digest::of(&[n as u8, 1]),
-                    credential: Credential::Bootstrap { kid: String::new() },
-                };
-                let response = scene.apply(Command::ReserveMember(reservation));
-                let crate::Response::Reserved { node_id } = response else {
-                    panic!("{response:?}")
-                };
-                scene.ids.push(node_id);
-                scene.apply(Command::ConfirmMember {
-                    node_id,
-                    certificate: Certificate {
-                        der: Vec::new(),
-                        serial: Vec::new(),
-                        not_before_ms: 0,
-                        not_after_ms: 0,
-                    },
-                });
-            }
-            scene
-        }
-
-        fn apply(&mut self, command: Command) -> crate::Response {
-            self.index += 1;
-            let stamped = Stamped {
-                command,
-                time_ms: self.index,
-                seed: [self.index as u8; 32],
-                author: crate::command::Author::default(),
-                idempotency_key: None,
-                request: None,
-            };
-            self.state.apply(self.index, stamped)
-        }
-
-        fn leave(&mut self, n: usize) {
-            let node_id = self.ids[n];
-            self.apply(Command::RemoveMember { node_id });
-        }
-
-        fn pick(&self, numbers: &[usize]) -> BTreeSet<NodeId> {
-            numbers.iter().map(|n| self.ids[*n]).collect()
-        }
-
-        /// What comes next with these voters, learners, ready learners and dead members.
-        fn next(
-            &self,
-            voters: &[usize],
-            learners: &[usize],
-            ready: &[usize],
-            dead: &[usize],
-        ) -> Option<Step> {
-            let dead = self.pick(dead);
-            let members: Vec<MemberStatus> = self
-                .ids
-                .iter()
-                .map(|id| MemberStatus {
-                    node_id: *id,
-                    name: String::new(),
-                    address: String::new(),
-                    http_address: String::new(),
-                    role: MemberRole::Follower,
-                    voter: false,
-                    leaving: false,
-                    live: !dead.contains(id),
-                    last_contact_ms: None,
-                    matched_index: 0,
-                    applied_index: 0,
-                    lag: 0,
-                    report: None,
-                    clock_offset_ms: None,
-                })
-                .collect();
-            Picture {
-                own: self.ids[0],
-                state: &self.state,
-                members: &members,
-                voters: self.pick(voters),
-                learners: self.pick(learners),
-                ready: self.pick(ready),
-            }
-            .next()
-        }
-    }
-
-    #[test]
-    fn members_are_replicated_to_before_anything_else() {
-        let scene = Scene::new(3);
-        match scene.next(&[0], &[1], &[1], &[]) {
-            Some(Step::AddLearners(nodes)) => assert!(nodes.keys().eq([&scene.ids[2]])),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn voters_stay_odd_above_three_and_at_most_seven() {
-        // (voters, members, ready, dead, promoted)
-        let all: Vec<usize> = (0..10).collect();
-        for (voters, members, ready, dead, promoted) in [
-            (1, 2, 1..2, 0..0, 1),
-            (1, 3, 1..3, 0..0, 2),
-            (1, 3, 1..2, 0..0, 1),
-            (2, 3, 2..3, 0..0, 1),
-            (3, 4, 3..4, 0..0, 0),
-            (3, 5, 3..4, 0..0, 0),
-            (3, 5, 3..5, 0..0, 2),
-            (3, 6, 3..6, 0..0, 2),
-            (3, 10, 3..10, 0..0, 4),
-            (7, 10, 7..10, 0..0, 0),
-            (3, 3, 0..0, 0..0, 0),
-            // Never when the new quorum would not be live.
-            (2, 3, 2..3, 1..3, 0),
-            (1, 2, 1..2, 1..2, 0),
-        ] {
-            let scene = Scene::new(members);
-            let ready: Vec<usize> = ready.collect();
-            let dead: Vec<usize> = dead.collect();
-            let step = scene.next(&all[..voters], &all[voters..members], &ready, &dead);
-            let count = match &step {
-                None => 0,
-                Some(Step::Promote(ids)) => ids.len(),
-                other => panic!("{other:?}"),
-            };
-            assert_eq!(
-                count, promoted,
-                "{voters} of {members}, ready {ready:?}, dead {dead:?}"
-            );
-        }
-    }
-
-    #[test]
-    fn a_leaver_leaves_raft_before_its_trust_ends() {
-        let mut scene = Scene::new(3);
-        scene.leave(2);
-        assert_eq!(
-            scene.next(&[0, 1, 2], &[], &[], &[]),
-            Some(Step::Drop(scene.pick(&[2])))
-        );
-        assert_eq!(
-            scene.next(&[0, 1, 2], &[], &[], &[2]),
-            Some(Step::Drop(scene.pick(&[2])))
-        );
-        assert_eq!(
-            scene.next(&[0, 1, 2], &[], &[], &[1]),
-            None,
-            "too few would be left"
-        );
-        assert_eq!(
-            scene.next(&[0, 1], &[], &[], &[]),
-            Some(Step::Release(scene.ids[2]))
-        );
-    }
-
-    #[test]
-    fn a_leader_hands_over_before_it_leaves() {
-        let mut scene = Scene::new(2);
-        scene.leave(0);
-        assert_eq!(scene.next(&[0, 1], &[], &[], &[]), Some(Step::HandOver));
-    }
-
-    #[test]
-    fn leftovers_of_a_removal_are_taken_out() {
-        let mut scene = Scene::new(3);
-        scene.leave(2);
-        scene.apply(Command::ReleaseMember {
-            node_id: scene.ids[2],
-        });
-        assert_eq!(
-            scene.next(&[0, 1], &[2], &[], &[]),
-            Some(Step::Drop(scene.pick(&[2])))
-        );
-        assert_eq!(scene.next(&[0, 1], &[], &[], &[]), None);
     }
 }

@@ -67,7 +67,9 @@ impl Network {
     fn client<R>(&self, target: NodeId, node: &Address, heartbeat: bool) -> Client<R> {
         Client {
             transport: self.transport.clone(),
-            peer: peer(&self.state.borrow(), target, &node.cluster),
+            state: self.state.clone(),
+            target,
+            fallback: node.cluster.clone(),
             heartbeat,
             runtime: std::marker::PhantomData,
         }
@@ -103,12 +105,19 @@ impl<R: AsyncRuntime> RaftNetworkFactory<Types<R>> for Network {
 /// The way to one member.
 pub(crate) struct Client<R> {
     transport: Arc<dyn Transport>,
-    peer: Peer,
+    state: watch::Receiver<Arc<State>>,
+    target: NodeId,
+    fallback: String,
     heartbeat: bool,
     runtime: std::marker::PhantomData<fn() -> R>,
 }
 
 impl<R: AsyncRuntime> Client<R> {
+    /// Asked anew for each request: a member may move while this leader leads.
+    fn peer(&self) -> Peer {
+        peer(&self.state.borrow(), self.target, &self.fallback)
+    }
+
     async fn call<A: DeserializeOwned>(
         &self,
         kind: Kind,
@@ -117,7 +126,7 @@ impl<R: AsyncRuntime> Client<R> {
     ) -> Result<A, RPCError<Types<R>>> {
         let answer = self
             .transport
-            .call(&self.peer, kind, packed(request), option.hard_ttl())
+            .call(&self.peer(), kind, packed(request), option.hard_ttl())
             .await
             .map_err(rpc_error)?;
         unpacked(&answer).map_err(rpc_error)
@@ -144,7 +153,7 @@ impl<R: AsyncRuntime> Client<R> {
         });
         let answers = self
             .transport
-            .open_append(&self.peer, requests.boxed(), OPEN_DEADLINE)
+            .open_append(&self.peer(), requests.boxed(), OPEN_DEADLINE)
             .await
             .map_err(rpc_error)?;
         Ok(futures::stream::unfold((answers, 0_u64, sent, false), next_answer::<R>).boxed())
@@ -251,7 +260,7 @@ impl<R: AsyncRuntime> RaftNetworkV2<Types<R>> for Client<R> {
         });
         let pieces: Vec<Bytes> = snapshot.snapshot.pieces.to_vec();
         let chunks = futures::stream::iter(std::iter::once(head).chain(pieces)).boxed();
-        let sending = self.transport.send_snapshot(&self.peer, chunks);
+        let sending = self.transport.send_snapshot(&self.peer(), chunks);
         match Types::<R>::select2(Box::pin(cancel), sending).await {
             openraft::async_runtime::Select2::First(closed) => Err(closed.into()),
             openraft::async_runtime::Select2::Second(answer) => answer

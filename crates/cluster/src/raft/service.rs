@@ -94,6 +94,7 @@ async fn answer<R: AsyncRuntime>(
             reply(answer)
         }
         Kind::Report => inner.answer_report(from, &body).map_err(ServiceError),
+        Kind::Find => inner.answer_lost(from, &body).map_err(ServiceError),
         Kind::ReadIndex => {
             let linearizer = inner
                 .raft

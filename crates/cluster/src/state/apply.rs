@@ -160,6 +160,10 @@ impl State {
             }),
             Command::RemoveMember { node_id } => self.remove_member(node_id, context),
             Command::ReleaseMember { node_id } => self.release_member(node_id, context),
+            Command::SetSuffrage { members } => self.set_suffrage(&members, context),
+            Command::DrainMember { node_id, draining } => {
+                self.drain_member(node_id, draining, context)
+            }
             Command::RaiseFeatureLevel { level, version } => {
                 self.raise_feature_level(level, version, context)
             }
@@ -280,6 +284,8 @@ impl State {
                 incarnation: 0,
                 feature_level,
                 standing: Standing::Member,
+                suffrage: Suffrage::Auto,
+                draining: false,
             }),
         );
         self.record(Action::Created(Record::Cluster), cluster_id, context);

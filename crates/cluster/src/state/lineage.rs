@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{Action, Change, Member, Standing, State};
-use crate::command::{Author, Command, EventKind, Refusal, Response, Stamped};
+use crate::command::{Author, Command, EventKind, Refusal, Response, Stamped, Suffrage};
 use crate::id::{Lineage, NodeId};
 
 impl State {
@@ -26,6 +26,8 @@ impl State {
         }
         let sole = Member {
             standing: Standing::Member,
+            // Alone, it must be able to vote.
+            suffrage: Suffrage::Auto,
             ..sole
         };
         self.members.insert(node_id, Arc::new(sole));

@@ -750,6 +750,68 @@ fn the_last_member_stays() {
 }
 
 #[test]
+fn somebody_may_always_vote() {
+    let mut story = Story::founded();
+    let second = story.member(2);
+    let demote = |ids: &[NodeId]| Command::SetSuffrage {
+        members: ids.iter().map(|id| (*id, Suffrage::Learner)).collect(),
+    };
+    assert_eq!(
+        story.refused(demote(&[NodeId(1), second])),
+        Refusal::NoVoter
+    );
+    assert_eq!(
+        story.refused(demote(&[second, NodeId(99)])),
+        Refusal::NotFound {
+            record: Record::Member
+        },
+        "all or none"
+    );
+    let suffrage = |story: &Story, id| story.state.member(id).map(|member| member.suffrage);
+    assert_eq!(suffrage(&story, second), Some(Suffrage::Auto));
+    story.apply(demote(&[second]));
+    assert_eq!(suffrage(&story, second), Some(Suffrage::Learner));
+    assert_eq!(story.refused(demote(&[NodeId(1)])), Refusal::NoVoter);
+    let seed = NodeId(1);
+    assert_eq!(
+        story.refused(Command::RemoveMember { node_id: seed }),
+        Refusal::NoVoter
+    );
+    story.apply(Command::SetSuffrage {
+        members: [(second, Suffrage::Auto)].into(),
+    });
+    story.apply(Command::RemoveMember { node_id: seed });
+    assert_eq!(
+        story.refused(demote(&[seed])),
+        Refusal::NotFound {
+            record: Record::Member
+        },
+        "who leaves has no say"
+    );
+}
+
+#[test]
+fn a_drain_is_kept_until_it_is_taken_back() {
+    let mut story = Story::founded();
+    let drain = |draining| Command::DrainMember {
+        node_id: NodeId(1),
+        draining,
+    };
+    let draining = |story: &Story| story.state.member(NodeId(1)).map(|m| m.draining);
+    let changes = |story: &Story| story.state.changes().count();
+    story.apply(drain(true));
+    assert_eq!(draining(&story), Some(true));
+    let told = changes(&story);
+    story.apply(drain(true));
+    assert_eq!(changes(&story), told, "nothing has changed");
+    let records: Vec<_> = story.state.records().collect();
+    let read = State::from_records(&records).expect("is read");
+    assert_eq!(read, story.state);
+    story.apply(drain(false));
+    assert_eq!(draining(&story), Some(false));
+}
+
+#[test]
 fn members_are_updated_and_the_feature_level_waits_for_all() {
     let mut story = Story::founded();
     let node_id = story.member(2);

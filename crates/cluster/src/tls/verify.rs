@@ -16,8 +16,7 @@ use rustls::{
     SignatureScheme,
 };
 
-use super::{Denied, Trust};
-use crate::id::NodeId;
+use super::{ANY, Denied, Dialled, Trust};
 
 /// Whether one of `roots` issued `certificate`, at a moment.
 pub(super) fn issued_by(
@@ -46,12 +45,12 @@ impl Verifier {
         &self,
         certificate: &CertificateDer<'_>,
         shown: &[CertificateDer<'_>],
-        dialled: Option<NodeId>,
+        dialled: Dialled,
         now: UnixTime,
     ) -> Result<(), Error> {
         self.0
             .judge(certificate, shown, dialled, now)
-            .map_err(refuse)
+            .map_err(|denied| refuse(denied, dialled))
     }
 
     fn signature(
@@ -83,7 +82,7 @@ impl ServerCertVerifier for Verifier {
     ) -> Result<ServerCertVerified, Error> {
         let dialled = dialled(server_name)
             .ok_or_else(|| Error::General("the server name names no member".into()))?;
-        self.verify(end_entity, intermediates, Some(dialled), now)
+        self.verify(end_entity, intermediates, dialled, now)
             .map(|()| ServerCertVerified::assertion())
     }
 
@@ -122,7 +121,7 @@ impl ClientCertVerifier for Verifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        self.verify(end_entity, intermediates, None, now)
+        self.verify(end_entity, intermediates, Dialled::Nobody, now)
             .map(|()| ClientCertVerified::assertion())
     }
 
@@ -149,20 +148,23 @@ impl ClientCertVerifier for Verifier {
     }
 }
 
-/// Shows this node's certificate: to servers always, to clients only when they want this very node.
+/// Shows this node's certificate: to servers always, to clients only when they want this very node, or any member.
 #[derive(Debug)]
 pub(super) struct Shown(pub(super) Arc<Trust>);
 
 impl ResolvesServerCert for Shown {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let mine = self.0.server_name(self.0.node_id);
         let wanted = hello.server_name();
         // A member of another lineage may learn that it is one: this node shows who it is, and goes no further.
         let any = self.0.any_lineage_name(self.0.node_id);
         if wanted == Some(any.to_str().as_ref()) {
             return Some(self.0.certified.load_full());
         }
-        if wanted != Some(mine.to_str().as_ref()) {
+        let names = [self.0.server_name(self.0.node_id), self.0.any_name()];
+        if !names
+            .iter()
+            .any(|name| wanted == Some(name.to_str().as_ref()))
+        {
             self.0.note_misdirected();
             tracing::debug!(
                 wanted,
@@ -185,14 +187,21 @@ impl ResolvesClientCert for Shown {
 }
 
 /// Which member a server name asks for.
-fn dialled(name: &ServerName<'_>) -> Option<NodeId> {
-    match name {
-        ServerName::DnsName(name) => name.as_ref().split('.').next()?.parse().ok(),
-        _ => None,
+fn dialled(name: &ServerName<'_>) -> Option<Dialled> {
+    let ServerName::DnsName(name) = name else {
+        return None;
+    };
+    match name.as_ref().split('.').next()? {
+        ANY => Some(Dialled::Any),
+        id => id.parse().ok().map(Dialled::Member),
     }
 }
 
-fn refuse(denied: Denied) -> Error {
+/// A removed node is told that it was, by an alert of its own; everybody else learns nothing.
+fn refuse(denied: Denied, dialled: Dialled) -> Error {
+    if dialled == Dialled::Nobody && matches!(denied, Denied::Removed(_)) {
+        return Error::InvalidCertificate(CertificateError::Revoked);
+    }
     Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(denied))))
 }
 
@@ -202,6 +211,7 @@ pub fn denied(error: &Error) -> Option<&Denied> {
         Error::InvalidCertificate(CertificateError::Other(OtherError(source))) => {
             source.downcast_ref()
         }
+        Error::InvalidCertificate(CertificateError::Revoked) => Some(&Denied::Revoked),
         _ => None,
     }
 }

@@ -5,6 +5,7 @@
 //! the survivors must find one another at once. Whom they reach is decided by [`Trust`].
 
 mod dial;
+mod search;
 mod serve;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,7 +24,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
-use super::{Kind, Peer, Service, Transport, TransportError};
+use super::{Kind, Peer, Search, Service, Transport, TransportError};
 use crate::command::MAX_DOCUMENT_BYTES;
 use crate::id::{Digest, NodeId};
 use crate::tls::Trust;
@@ -98,6 +99,26 @@ struct Line {
 struct Lines {
     by_node: BTreeMap<NodeId, Line>,
     forgotten: BTreeSet<NodeId>,
+    relocated: BTreeMap<NodeId, Relocation>,
+}
+
+/// A member that is elsewhere than on record.
+struct Relocation {
+    recorded: String,
+    address: String,
+}
+
+impl Lines {
+    /// Where to dial a member that is to be dialled at `recorded`.
+    fn located(&mut self, node_id: NodeId, recorded: &str) -> Option<String> {
+        let relocation = self.relocated.get(&node_id)?;
+        if relocation.recorded == recorded {
+            return Some(relocation.address.clone());
+        }
+        // The record has changed since.
+        self.relocated.remove(&node_id);
+        None
+    }
 }
 
 /// This node's connections to its peers, which end when it is dropped, and its answers to theirs.
@@ -148,14 +169,20 @@ impl Shared {
         if lines.forgotten.contains(&peer.node_id) {
             return Err(TransportError::Unreachable("it was removed".into()));
         }
+        let located = lines.located(peer.node_id, &peer.address);
+        let address = located.unwrap_or_else(|| peer.address.clone());
         if let Some(line) = lines.by_node.get(&peer.node_id)
-            && line.address == peer.address
+            && line.address == address
         {
             return Ok(line.lanes[lane as usize].clone());
         }
+        let peer = Peer {
+            node_id: peer.node_id,
+            address,
+        };
         let dialer = Dialer::new(Arc::clone(&self.trust), peer.clone(), self.stop.clone());
         let line = Line {
-            address: peer.address.clone(),
+            address: peer.address,
             lanes: Lane::ALL.map(|lane| connect_lazily(&dialer, &lane.keepalive())),
         };
         let client = line.lanes[lane as usize].clone();
@@ -258,6 +285,39 @@ impl Transport for GrpcTransport {
                 stalled = stall(progress) => Err(stalled),
             }
         })
+    }
+
+    fn find(&self, search: Search) -> BoxFuture<'static, Vec<(NodeId, Bytes)>> {
+        let shared = Arc::clone(&self.shared);
+        Box::pin(async move { search::find(&shared.trust, &shared.stop, search).await })
+    }
+
+    fn relocate(&self, node_id: NodeId, recorded: &str, address: &str) {
+        let relocation = Relocation {
+            recorded: recorded.to_owned(),
+            address: address.to_owned(),
+        };
+        let mut lines = self.shared.lines();
+        if recorded == address {
+            lines.relocated.remove(&node_id);
+        } else {
+            let earlier = lines.relocated.insert(node_id, relocation);
+            if earlier.is_none_or(|earlier| earlier.address != address) {
+                tracing::info!(node = %node_id, recorded, address, "a member was found at another address");
+            }
+        }
+    }
+
+    fn relocated(&self) -> Vec<(NodeId, String)> {
+        let lines = self.shared.lines();
+        let relocated = lines.relocated.iter();
+        relocated
+            .map(|(id, relocation)| (*id, relocation.address.clone()))
+            .collect()
+    }
+
+    fn is_removed(&self) -> bool {
+        self.shared.trust.is_removed()
     }
 
     fn forget(&self, node_id: NodeId) {

@@ -51,6 +51,9 @@ section! {
     /// After an upgrade: how long every member must have run the new version, without a break, before the cluster uses
     /// what the old one does not understand. Until then each node can go back to the old version.
     feature_level_delay_secs: u32 = 600, unit("s"), range(0..=31_536_000);
+    /// How long a voter must have been unreachable before a member that does not vote takes its place, if there is one.
+    /// The leader's value holds.
+    replace_after_secs: u32 = 600, unit("s"), range(10..=2_592_000);
     /// Accepted and not needed: the state of a standalone node is already that of a cluster of one.
     migrate_from_local: bool = false, part(Part::Migration);
     /// Accepted and not needed, see `migrate_from_local`.

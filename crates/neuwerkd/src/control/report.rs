@@ -9,6 +9,7 @@ use cluster::{Node, NodeReport, PolicyMark, TrustReport};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::drain::Drain;
 use crate::http;
 
 /// How often readiness is looked at; everything else is reported when it changes.
@@ -21,6 +22,7 @@ pub(super) struct Reporter {
     pub(super) http_address: watch::Receiver<Option<SocketAddr>>,
     pub(super) progress: watch::Receiver<Progress>,
     pub(super) trusts: watch::Receiver<TrustReport>,
+    pub(super) drain: Arc<Drain>,
     /// What does not change while the control plane lives.
     pub(super) fixed: NodeReport,
 }
@@ -78,6 +80,7 @@ impl Reporter {
                         .map(|certificate| certificate.not_after_ms)
                 }),
             trust: self.trusts.borrow_and_update().clone(),
+            drained: self.drain.is_drained(),
             wall_clock_ms: u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX),
             ..self.fixed.clone()
         }

@@ -112,6 +112,11 @@ impl Refused {
         self.status
     }
 
+    /// The word for programs.
+    pub(super) fn reason(&self) -> Option<Reason> {
+        self.body.reason
+    }
+
     fn retry_after(mut self, pause: Duration) -> Self {
         let seconds = pause.as_millis().div_ceil(1000).max(1);
         let value = HeaderValue::try_from(seconds.to_string()).expect("digits");
@@ -180,6 +185,7 @@ impl From<Refusal> for Refused {
             | Refusal::NotLeaving
             | Refusal::LastMember
             | Refusal::Trust(_)
+            | Refusal::NoVoter
             | Refusal::FeatureLevel { .. } => StatusCode::CONFLICT,
         };
         Self::new(status, refusal.to_string())
@@ -196,10 +202,6 @@ impl IntoResponse for Refused {
 mod tests {
     use super::*;
 
-    fn reason(refused: &Refused) -> Option<Reason> {
-        refused.body.reason
-    }
-
     #[test]
     fn without_a_leader_it_is_503_with_the_time_to_retry() {
         for (why, expected) in [
@@ -210,7 +212,7 @@ mod tests {
             let refused = Refused::no_leader(why);
             assert_eq!(refused.status, StatusCode::SERVICE_UNAVAILABLE);
             assert_eq!(refused.headers[RETRY_AFTER], "1");
-            assert_eq!(reason(&refused), Some(expected));
+            assert_eq!(refused.reason(), Some(expected));
         }
     }
 

@@ -5,7 +5,7 @@
 //! 3. [`plan`] decides who answers: this node, the leader by one hop, or nobody now.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use api::error::Reason;
 use axum::body::Body;
@@ -42,6 +42,10 @@ const DISCARD_LIMIT: Duration = Duration::from_secs(1);
 
 /// How long the leader may take beyond what the client asked it to wait.
 const FORWARD_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long a request waits for the next leader, when there was one a moment ago, and how often it looks.
+const HANDOVER_LIMIT: Duration = Duration::from_secs(2);
+const HANDOVER_LOOK: Duration = Duration::from_millis(10);
 
 /// The innermost layer, with the row that matched.
 pub(super) async fn pass(
@@ -86,11 +90,49 @@ async fn admit(app: &App, row: &Row, request: Request, next: Next) -> Answer {
     let consistency = consistency(parts.uri.query())?;
     let forwarded = matches!(origin, Origin::Member { .. });
     let redirect = text(&parts.headers, &PREFER).is_some_and(prefers_redirect);
-    let role = node.role();
-    match plan(row.answered, consistency, &role, forwarded, redirect) {
+    let give_up = Instant::now() + HANDOVER_LIMIT;
+    loop {
+        let role = node.role();
+        app.note_leader(&role);
+        let plan = plan(row.answered, consistency, &role, forwarded, redirect);
+        let local = plan == Plan::Local;
+        let request = (parts.clone(), body.clone());
+        let answer = carry_out(plan, &node, row, request, next.clone(), &origin).await;
+        // Nothing was done, and a leader was there a moment ago: the next one is about to be. A member that forwards
+        // does this waiting itself.
+        let waits = !local
+            && !forwarded
+            && found_no_leader(&answer)
+            && app.had_leader_within(HANDOVER_LIMIT)
+            && Instant::now() < give_up;
+        if !waits {
+            return answer;
+        }
+        tokio::time::sleep(HANDOVER_LOOK).await;
+    }
+}
+
+/// Whether nothing was done because the leader was not there, or is not one any more.
+fn found_no_leader(answer: &Answer) -> bool {
+    match answer {
+        // A leader that has just handed over has heard of no other yet: it is not ready for a moment.
+        Err(refused) => matches!(refused.reason(), Some(Reason::NoLeader | Reason::NotReady)),
+        Ok(response) => response.status() == StatusCode::SERVICE_UNAVAILABLE,
+    }
+}
+
+async fn carry_out(
+    plan: Plan,
+    node: &Node,
+    row: &Row,
+    (parts, body): (request::Parts, Bytes),
+    next: Next,
+    origin: &Origin,
+) -> Answer {
+    match plan {
         Plan::Local => {
             let mut response = next.run(Request::from_parts(parts, Body::from(body))).await;
-            tell_freshness(&node, response.headers_mut());
+            tell_freshness(node, response.headers_mut());
             Ok(response)
         }
         Plan::Barrier => {
@@ -99,7 +141,7 @@ async fn admit(app: &App, row: &Row, request: Request, next: Next) -> Answer {
             Ok(next.run(Request::from_parts(parts, Body::from(body))).await)
         }
         Plan::Lead => Ok(next.run(Request::from_parts(parts, Body::from(body))).await),
-        Plan::Forward => forward(&node, row, parts, body, &origin).await,
+        Plan::Forward => forward(node, row, parts, body, origin).await,
         Plan::Redirect(leader) => redirect_to(&leader, &parts),
         Plan::Nobody(why) => Err(Refused::no_leader(why)),
         Plan::Moved => Err(Refused::unavailable(

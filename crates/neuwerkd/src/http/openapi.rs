@@ -219,6 +219,15 @@ pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Answer<T> {
         api::recovery::BackupStats,
         api::recovery::RejoinRequest,
         api::recovery::Rejoining,
+        api::cluster::ClusterVotersResponse,
+        api::cluster::RemoveClusterMemberRequest,
+        api::cluster::PromoteClusterMemberRequest,
+        api::cluster::ReplaceClusterVotersRequest,
+        api::cluster::TransferRequest,
+        api::cluster::TransferResponse,
+        api::cluster::PreflightRequest,
+        api::cluster::PreflightResponse,
+        api::cluster::Reached,
         api::stats::StatsSnapshot,
         api::stats::DataplaneStats,
         api::stats::DecisionCounters,
@@ -310,7 +319,11 @@ fn operation(row: &Row) -> utoipa::openapi::path::Operation {
         }
     }
     for name in path_parameters(row.path) {
-        let description = if name == "kid" { "key id" } else { "UUID" };
+        let description = match name {
+            "kid" => "key id",
+            "node_id" => "16 hexadecimal digits",
+            _ => "UUID",
+        };
         operation = operation.parameter(parameter(name, ParameterIn::Path, description));
     }
     for param in doc.params {

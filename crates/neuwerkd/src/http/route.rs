@@ -10,8 +10,8 @@ use http::Method;
 
 use super::openapi::Doc;
 use super::{
-    App, account, backup, ca, changes, health, joining, key, members, openapi, policy, session,
-    stats, sysdump,
+    App, account, backup, ca, changes, health, joining, key, members, openapi, policy, preflight,
+    session, stats, sysdump,
 };
 
 /// Who may use a route.
@@ -120,6 +120,14 @@ pub static ROUTES: &[Row] = &[
     row(Method::POST,   api::paths::SYSDUMP_CLUSTER,        Admin,  Here,             "sysdumpCluster",       || post(sysdump::cluster),          &sysdump::CLUSTER),
     row(Method::POST,   api::paths::BACKUP,                 Admin,  Here,             "makeBackup",           || post(backup::make),               &backup::MAKE),
     row(Method::POST,   api::paths::REJOIN,                 Node,   Here,             "rejoin",               || post(backup::rejoin),             &backup::REJOIN),
+    row(Method::PUT,    api::paths::VOTERS,                 Admin,  Write,            "setVoters",            || put(members::set_voters),          &members::SET_VOTERS),
+    row(Method::POST,   api::paths::MEMBER_REMOVE,          Admin,  Write,            "removeMember",         || post(members::remove),             &members::REMOVE),
+    row(Method::POST,   api::paths::MEMBER_PROMOTE,         Admin,  Write,            "promoteMember",        || post(members::promote),            &members::PROMOTE),
+    row(Method::POST,   api::paths::MEMBER_DEMOTE,          Admin,  Write,            "demoteMember",         || post(members::demote),             &members::DEMOTE),
+    row(Method::POST,   api::paths::MEMBER_DRAIN,           Admin,  Write,            "drainMember",          || post(members::drain),              &members::DRAIN),
+    row(Method::POST,   api::paths::MEMBER_UNDRAIN,         Admin,  Write,            "undrainMember",        || post(members::undrain),            &members::UNDRAIN),
+    row(Method::POST,   api::paths::TRANSFER,               Admin,  Write,            "transferLeader",       || post(members::transfer),           &members::TRANSFER),
+    row(Method::POST,   api::paths::PREFLIGHT,              Admin,  Here,             "preflight",            || post(preflight::connect),          &preflight::CONNECT),
     row(Method::GET,    api::paths::SERVICE_ACCOUNTS,       Any,    LinearizableRead, "listServiceAccounts",  || get(account::list),                &account::LIST),
     row(Method::POST,   api::paths::SERVICE_ACCOUNTS,       Admin,  Write,            "createServiceAccount", || post(account::create),             &account::CREATE),
     row(Method::GET,    api::paths::SERVICE_ACCOUNT,        Any,    LinearizableRead, "readServiceAccount",   || get(account::read),              &account::READ),

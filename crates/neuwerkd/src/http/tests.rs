@@ -8,6 +8,7 @@ mod joining;
 mod keys;
 mod leader;
 mod listeners;
+mod members;
 mod policies;
 mod retries;
 

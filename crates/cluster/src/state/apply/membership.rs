@@ -1,5 +1,7 @@
 //! The rules of membership: in by a credential, confirmed by a certificate, out for good.
 
+use std::collections::BTreeMap;
+
 use super::*;
 
 impl State {
@@ -56,6 +58,8 @@ impl State {
                 incarnation: 0,
                 feature_level: 0,
                 standing: Standing::Joining,
+                suffrage: Suffrage::Auto,
+                draining: false,
             }),
         );
         self.hold_for_approval(node_id);
@@ -149,17 +153,24 @@ impl State {
         node_id: NodeId,
         context: &Context,
     ) -> Result<Response, Refusal> {
-        let others = self
+        let others: Vec<&Arc<Member>> = self
             .members
             .values()
             .filter(|member| member.node_id != node_id && member.standing == Standing::Member)
-            .count();
+            .collect();
         let is_member = self
             .members
             .get(&node_id)
             .is_some_and(|member| member.standing == Standing::Member);
-        if is_member && others == 0 {
+        if is_member && others.is_empty() {
             return Err(Refusal::LastMember);
+        }
+        if is_member
+            && others
+                .iter()
+                .all(|member| member.suffrage == Suffrage::Learner)
+        {
+            return Err(Refusal::NoVoter);
         }
         let response = self.change_member(node_id, |member| member.standing = Standing::Leaving)?;
         self.record(Action::Changed(Record::Member), node_id, context);
@@ -192,6 +203,62 @@ impl State {
         self.forget_trust_in(node_id);
         self.record(Action::Ended(Record::Member), node_id, context);
         Ok(Response::Done)
+    }
+
+    pub(super) fn set_suffrage(
+        &mut self,
+        wanted: &BTreeMap<NodeId, Suffrage>,
+        context: &Context,
+    ) -> Result<Response, Refusal> {
+        for id in wanted.keys() {
+            if self.removed.contains_key(id) {
+                return Err(Refusal::MemberRemoved);
+            }
+            if self
+                .members
+                .get(id)
+                .is_none_or(|member| member.standing != Standing::Member)
+            {
+                return Err(Refusal::NotFound {
+                    record: Record::Member,
+                });
+            }
+        }
+        let may_vote = |member: &Arc<Member>| {
+            let suffrage = wanted.get(&member.node_id).unwrap_or(&member.suffrage);
+            member.standing == Standing::Member && *suffrage != Suffrage::Learner
+        };
+        if !self.members.values().any(may_vote) {
+            return Err(Refusal::NoVoter);
+        }
+        for (id, suffrage) in wanted {
+            if self
+                .members
+                .get(id)
+                .is_some_and(|member| member.suffrage != *suffrage)
+            {
+                self.change_member(*id, |member| member.suffrage = *suffrage)?;
+                self.record(Action::Changed(Record::Member), id, context);
+            }
+        }
+        Ok(Response::Done)
+    }
+
+    pub(super) fn drain_member(
+        &mut self,
+        node_id: NodeId,
+        draining: bool,
+        context: &Context,
+    ) -> Result<Response, Refusal> {
+        let before = self
+            .members
+            .get(&node_id)
+            .is_some_and(|member| member.draining);
+        let response = self.change_member(node_id, |member| member.draining = draining)?;
+        if before != draining {
+            self.record(Action::Changed(Record::Member), node_id, context);
+        }
+        Ok(response)
     }
 
     pub(super) fn raise_feature_level(

@@ -8,6 +8,7 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use http::Uri;
 use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
 use rustls::{AlertDescription, ClientConfig};
 use tokio::io::AsyncBufReadExt as _;
 use tokio::net::TcpStream;
@@ -56,6 +57,8 @@ pub(super) enum DialError {
     OtherLineage,
     #[error("it does not let this node in: {0}")]
     NotLetIn(io::Error),
+    #[error("it says that this node was removed from the cluster")]
+    Removed,
 }
 
 /// Makes connections to one peer. Clones share what is known of its health.
@@ -97,7 +100,7 @@ impl Health {
     }
 }
 
-type Connection = PeerStream<TlsStream<TcpStream>>;
+pub(super) type Connection = PeerStream<TlsStream<TcpStream>>;
 
 impl Dialer {
     pub(super) fn new(trust: Arc<Trust>, peer: Peer, stop: CancellationToken) -> Self {
@@ -154,34 +157,13 @@ impl Dialer {
 
     async fn handshake(&self, stream: TcpStream) -> Result<Connection, DialError> {
         let name = self.trust.server_name(self.peer.node_id);
-        let connected = TlsConnector::from(Arc::clone(&self.config))
-            .connect(name, stream)
-            .await
-            .map_err(tls_error);
-        let mut stream = match connected {
+        match handshake(&self.trust, &self.config, name, stream, &self.stop).await {
             Err(DialError::Misdirected) if self.is_there().await => {
                 self.trust.note_other_lineage();
-                return Err(DialError::OtherLineage);
+                Err(DialError::OtherLineage)
             }
-            connected => connected?,
-        };
-        // In TLS 1.3 the client is done before the server has looked at its certificate. The server speaks first in
-        // HTTP/2: with its first byte it has let this node in.
-        let first = stream.fill_buf().await.map_err(DialError::NotLetIn)?;
-        if first.is_empty() {
-            let end = io::Error::from(io::ErrorKind::UnexpectedEof);
-            return Err(DialError::NotLetIn(end));
+            connected => connected,
         }
-        let (_, session) = stream.get_ref();
-        let certificate = session
-            .peer_certificates()
-            .and_then(|chain| chain.first())
-            .ok_or(DialError::Denied(Denied::Unreadable))?;
-        let admission = self
-            .trust
-            .admit(certificate, &self.stop)
-            .map_err(DialError::Denied)?;
-        Ok(PeerStream::new(stream, admission))
     }
 
     /// Whether the member that was dialled answers there, by its own key, under whatever lineage.
@@ -200,6 +182,49 @@ impl Dialer {
         // Nothing in here can panic half-way.
         self.health.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Mutual TLS with the member that `name` asks for.
+pub(super) async fn handshake(
+    trust: &Trust,
+    config: &Arc<ClientConfig>,
+    name: ServerName<'static>,
+    stream: TcpStream,
+    stop: &CancellationToken,
+) -> Result<Connection, DialError> {
+    let mut stream = TlsConnector::from(Arc::clone(config))
+        .connect(name, stream)
+        .await
+        .map_err(tls_error)?;
+    // In TLS 1.3 the client is done before the server has looked at its certificate. The server speaks first in
+    // HTTP/2: with its first byte it has let this node in.
+    let first = stream.fill_buf().await.map_err(|error| {
+        if is_alert(&error, AlertDescription::CertificateRevoked) {
+            // The member has proved its key by now.
+            trust.note_removed(true);
+            return DialError::Removed;
+        }
+        DialError::NotLetIn(error)
+    })?;
+    if first.is_empty() {
+        let end = io::Error::from(io::ErrorKind::UnexpectedEof);
+        return Err(DialError::NotLetIn(end));
+    }
+    let (_, session) = stream.get_ref();
+    let certificate = session
+        .peer_certificates()
+        .and_then(|chain| chain.first())
+        .ok_or(DialError::Denied(Denied::Unreadable))?;
+    let admission = trust.admit(certificate, stop).map_err(DialError::Denied)?;
+    trust.note_removed(false);
+    Ok(PeerStream::new(stream, admission))
+}
+
+fn is_alert(error: &io::Error, alert: AlertDescription) -> bool {
+    let cause = error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    matches!(cause, Some(rustls::Error::AlertReceived(received)) if *received == alert)
 }
 
 fn tls_error(error: io::Error) -> DialError {

@@ -264,6 +264,76 @@ async fn a_peer_that_comes_back_is_found_again() {
 }
 
 #[tokio::test]
+async fn whoever_answers_at_an_address_is_found() {
+    let mut pair = Pair::new(&World::new()).await;
+    let search = |addresses: &[&str], own: &str| Search {
+        addresses: addresses.iter().map(|address| (*address).into()).collect(),
+        own: own.into(),
+        body: Bytes::from("hello"),
+        deadline: SOON,
+    };
+    let address = pair.peer.address.clone();
+    // A name that nobody knows, and a port where nobody listens, cost nothing.
+    let addresses = ["no-such-name.invalid:9600", "127.0.0.1:1", &address];
+    let found = pair.transport.find(search(&addresses, "")).await;
+    assert_eq!(found, [(B, Bytes::from(format!("{A} Find hello")))]);
+    let found = pair.transport.find(search(&[&address], &address)).await;
+    assert_eq!(found, [], "its own address is passed over");
+
+    // From then on the member is dialled where it was found, until its record says otherwise.
+    pair.transport.relocate(B, "127.0.0.1:1", &address);
+    assert_eq!(pair.transport.relocated(), [(B, address.clone())]);
+    pair.peer.address = "127.0.0.1:1".into();
+    pair.call(Kind::Vote, "hello").await.expect("answered");
+    pair.peer.address = "127.0.0.1:2".into();
+    assert!(pair.call(Kind::Vote, "hello").await.is_err());
+    assert_eq!(pair.transport.relocated(), []);
+}
+
+#[tokio::test]
+async fn a_removed_node_is_told_so_and_nobody_else_is() {
+    let world = World::new();
+    let pair = Pair::new(&world).await;
+    pair.call(Kind::Vote, "hello").await.expect("answered");
+    // Forgotten without a word: that may be a member which is behind.
+    pair.server_trust()
+        .set_pins(pins(&world, &[B]))
+        .expect("usable");
+    while pair.call(Kind::Vote, "hello").await.is_ok() {}
+    assert!(!pair.transport.is_removed());
+    let mut removed = pins(&world, &[B]);
+    removed.removed.insert(A);
+    pair.server_trust().set_pins(removed).expect("usable");
+    let told = async {
+        while !pair.transport.is_removed() {
+            let _ = pair.call(Kind::Vote, "hello").await;
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(SOON, told).await.expect("it is told");
+    let search = Search {
+        addresses: vec![pair.peer.address.clone()],
+        own: String::new(),
+        body: Bytes::new(),
+        deadline: SOON,
+    };
+    assert_eq!(pair.transport.find(search).await, []);
+    // A word that was wrong does not outlive a handshake that succeeds.
+    pair.server_trust()
+        .set_pins(pins(&world, &[A, B]))
+        .expect("usable");
+    let let_in = async {
+        while pair.call(Kind::Vote, "hello").await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(SOON, let_in)
+        .await
+        .expect("it is let in");
+    assert!(!pair.transport.is_removed());
+}
+
+#[tokio::test]
 async fn an_answer_that_does_not_come_is_lost() {
     let pair = Pair::new(&World::new()).await;
     let answer = pair

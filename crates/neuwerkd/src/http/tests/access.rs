@@ -11,7 +11,7 @@ fn concrete(row: &Row) -> String {
     row.path
         .replace("{id}", &id)
         .replace("{token_id}", &id)
-        .replace("{node_id}", "00000000000000a1")
+        .replace("{node_id}", "00000000000000ff")
         .replace("{kid}", "none")
 }
 

@@ -1,0 +1,152 @@
+//! Finding members again whose addresses have changed.
+//!
+//! A node that has no leader asks, at the addresses that it was told of by `--join` and at every one that it knows,
+//! whichever member is there where the others are, and says where it is itself. Each takes the other's word for its own
+//! address at once and writes nothing down: with a quorum in reach there will be a leader, and that writes every
+//! address into the replicated state. So all addresses of all members may change while all are down.
+//!
+//! The same question tells a node that was removed so: no member answers it otherwise than by refusing it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use bytes::Bytes;
+use openraft::AsyncRuntime;
+use openraft::async_runtime::Select2;
+use openraft::type_config::TypeConfigExt;
+use serde::{Deserialize, Serialize};
+
+use super::{Inner, Node};
+use crate::id::NodeId;
+use crate::raft::Types;
+use crate::raft::network::peer;
+use crate::status::{NoLeader, Role};
+use crate::transport::Search;
+
+/// How often a node without a leader looks for members, at first and later.
+const LOOK_EVERY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
+
+/// How long one look may take.
+const LOOK_LIMIT: Duration = Duration::from_secs(2);
+
+/// What a member asks that looks for others.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Lost {
+    /// `host:port` of its cluster listener.
+    pub(crate) address: String,
+}
+
+/// What a member that was found answers.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Found {
+    /// `host:port` of its own cluster listener.
+    pub(crate) address: String,
+    /// Where the members are, as far as it knows.
+    pub(crate) members: BTreeMap<NodeId, String>,
+}
+
+impl<R: AsyncRuntime> Node<R> {
+    /// Looks for members while there is no leader, until the node stops.
+    pub(super) async fn run_finder(self) {
+        let mut stop = self.inner.stop.subscribe();
+        let (first, longest) = LOOK_EVERY;
+        let mut pause = first;
+        loop {
+            let stopped = async {
+                let _ = stop.wait_for(|stop| *stop).await;
+            };
+            if let Select2::First(()) = Types::<R>::select2(stopped, Types::<R>::sleep(pause)).await
+            {
+                return;
+            }
+            let lost = match self.role() {
+                Role::NoLeader { reason } => reason != NoLeader::Stopped,
+                Role::Leader { .. } | Role::Follower { .. } => false,
+            };
+            if lost {
+                self.look().await;
+                pause = (pause * 2).min(longest);
+            } else {
+                pause = first;
+            }
+        }
+    }
+
+    async fn look(&self) {
+        let inner = &self.inner;
+        let own = inner.config.addresses.cluster.clone();
+        let mut addresses: BTreeSet<String> = inner.config.find_at.iter().cloned().collect();
+        addresses.extend(inner.whereabouts().into_values());
+        addresses.remove(&own);
+        let lost = Lost {
+            address: own.clone(),
+        };
+        let search = Search {
+            addresses: addresses.into_iter().collect(),
+            own,
+            body: packed(&lost),
+            deadline: LOOK_LIMIT,
+        };
+        for (from, answer) in inner.transport.find(search).await {
+            // Whoever it is has proved it; what cannot be read says nothing.
+            let Ok(found) = rmp_serde::from_slice::<Found>(&answer) else {
+                continue;
+            };
+            for (id, address) in found.members {
+                if id != from && id != self.node_id() && !inner.is_relocated(id) {
+                    inner.relocate(id, &address);
+                }
+            }
+            inner.relocate(from, &found.address);
+        }
+    }
+}
+
+impl<R: AsyncRuntime> Inner<R> {
+    /// Answers a member that looks for others, and takes its word for where it is.
+    pub(crate) fn answer_lost(&self, from: NodeId, body: &[u8]) -> Result<Bytes, String> {
+        let lost: Lost = rmp_serde::from_slice(body).map_err(|error| error.to_string())?;
+        self.relocate(from, &lost.address);
+        Ok(packed(&Found {
+            address: self.config.addresses.cluster.clone(),
+            members: self.whereabouts(),
+        }))
+    }
+
+    /// Where the members are: on record, or where they were found.
+    fn whereabouts(&self) -> BTreeMap<NodeId, String> {
+        let state = self.state.borrow().clone();
+        let recorded = state
+            .members()
+            .filter(|member| member.node_id != self.config.node_id)
+            .map(|member| (member.node_id, member.addresses.cluster.clone()));
+        let mut all: BTreeMap<NodeId, String> = recorded.collect();
+        for (id, address) in self.transport.relocated() {
+            if let Some(known) = all.get_mut(&id) {
+                *known = address;
+            }
+        }
+        all.retain(|_, address| !address.is_empty());
+        all
+    }
+
+    fn is_relocated(&self, node_id: NodeId) -> bool {
+        let relocated = self.transport.relocated();
+        relocated.iter().any(|(id, _)| *id == node_id)
+    }
+
+    /// Has a member dialled at `address` until its address of record changes.
+    pub(super) fn relocate(&self, node_id: NodeId, address: &str) {
+        if address.is_empty() {
+            return;
+        }
+        let recorded = peer(&self.state.borrow(), node_id, "").address;
+        self.transport.relocate(node_id, &recorded, address);
+    }
+}
+
+fn packed(value: &impl Serialize) -> Bytes {
+    Bytes::from(rmp_serde::to_vec_named(value).expect("no value that MessagePack lacks"))
+}
