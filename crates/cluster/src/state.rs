@@ -446,6 +446,17 @@ impl State {
         self.members.get(&id)
     }
 
+    /// Whether it certainly has the same members, former members, lineage, authorities and settings as `other`. Costs
+    /// nothing, and may say no where they are the same.
+    pub fn has_same_members(&self, other: &State) -> bool {
+        let same_root = match (&self.root, &other.root) {
+            (Some(own), Some(other)) => Arc::ptr_eq(own, other),
+            (None, None) => true,
+            _ => false,
+        };
+        same_root && self.members.ptr_eq(&other.members) && self.removed.ptr_eq(&other.removed)
+    }
+
     /// The ids of all former members.
     pub fn removed_ids(&self) -> impl Iterator<Item = NodeId> {
         self.removed.keys().copied()

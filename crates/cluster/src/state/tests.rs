@@ -734,6 +734,21 @@ fn a_member_comes_leaves_and_never_returns() {
 }
 
 #[test]
+fn only_a_change_of_members_makes_them_others() {
+    let mut story = Story::founded();
+    let before = story.state.clone();
+    story.record(Command::CreateAccount(account("a", Role::Admin)));
+    story.apply(policy("{}"));
+    assert!(story.state.has_same_members(&before));
+    let joined = story.member(2);
+    assert!(!story.state.has_same_members(&before));
+    let before = story.state.clone();
+    story.apply(Command::RemoveMember { node_id: joined });
+    assert!(!story.state.has_same_members(&before));
+    assert!(!story.state.has_same_members(&State::default()));
+}
+
+#[test]
 fn the_last_member_stays() {
     let mut story = Story::founded();
     let remove = |node_id| Command::RemoveMember { node_id };

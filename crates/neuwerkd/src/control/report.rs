@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cluster::replay::Progress;
-use cluster::{Node, NodeReport, PolicyMark, TrustReport};
+use cluster::{Node, NodeReport, PolicyMark, State, TrustReport};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -32,13 +32,16 @@ pub(super) async fn run(mut reporter: Reporter, life: CancellationToken) {
     let mut state = reporter.node.watch();
     loop {
         let report = reporter.compose();
+        let applied = report.applied.index;
         reporter.node.report(report);
+        // Of the state little else than the policy is in a report, and it is the rarest of changes.
+        let another = |state: &Arc<State>| state.policy().map_or(0, |policy| policy.index);
         tokio::select! {
             () = life.cancelled() => return,
             Ok(()) = reporter.progress.changed() => {}
             Ok(()) = reporter.http_address.changed() => {}
             Ok(()) = reporter.trusts.changed() => {}
-            changed = state.changed() => if changed.is_err() { return },
+            changed = state.wait_for(|state| another(state) != applied) => if changed.is_err() { return },
             () = tokio::time::sleep(REFRESH) => {}
         }
     }

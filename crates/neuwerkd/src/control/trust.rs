@@ -73,9 +73,14 @@ impl Follower {
                 *told = report;
                 news
             });
+            // Most changes of the state are none of the members', and come by the thousand.
+            let others = async {
+                let others = state.wait_for(|newer| !newer.has_same_members(&now));
+                others.await.map(drop)
+            };
             tokio::select! {
                 () = life.cancelled() => return,
-                changed = state.changed() => if changed.is_err() { return },
+                changed = others => if changed.is_err() { return },
                 _ = look.tick() => self.tell_of_strangers(&node).await,
             }
         }
