@@ -5,6 +5,7 @@
 
 pub mod limiter;
 pub mod minted;
+pub mod signatures;
 pub mod token;
 
 pub use cluster::command::Role;

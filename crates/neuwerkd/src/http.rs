@@ -48,6 +48,7 @@ use tokio::sync::{Semaphore, mpsc};
 
 use crate::auth::limiter::Limiter;
 use crate::auth::minted::Minted;
+use crate::auth::signatures::Signatures;
 use crate::backup::Backups;
 use crate::config::{Config, RecentLog};
 use crate::control::rejoin::Rejoin;
@@ -70,6 +71,7 @@ pub struct App {
     readiness: Arc<Readiness>,
     metrics: HttpMetrics,
     logins: Mutex<Limiter>,
+    signatures: Signatures,
     policies: Semaphore,
     minted: Arc<Minted>,
     archives: Semaphore,
@@ -146,6 +148,7 @@ impl App {
             readiness,
             metrics,
             logins: Mutex::default(),
+            signatures: Signatures::default(),
             policies: Semaphore::new(POLICIES_AT_ONCE),
             minted: Arc::default(),
             archives: Semaphore::new(ARCHIVES_AT_ONCE),

@@ -129,6 +129,13 @@ pub fn strip_scheme(text: &str) -> Option<&str> {
 /// # Errors
 /// Why it is not accepted.
 pub fn verify(state: &State, token: &str, now_s: u64, proof: Proof) -> Result<Identity, Invalid> {
+    let (claims, _) = read(state, token)?;
+    judge(state, &claims, now_s, proof)
+}
+
+/// What a token says and which key says so, once the signature was found good. Whether it is accepted is up to
+/// [`judge`].
+pub(super) fn read<'a>(state: &'a State, token: &str) -> Result<(Claims, &'a SigningKey), Invalid> {
     if token.len() > MAX_TOKEN_BYTES {
         return Err(Invalid::Malformed);
     }
@@ -142,6 +149,16 @@ pub fn verify(state: &State, token: &str, now_s: u64, proof: Proof) -> Result<Id
     if claims.kid != kid {
         return Err(Invalid::Malformed);
     }
+    Ok((claims, &record.key))
+}
+
+/// Whether what a token says is good at `now_s`, and for what.
+pub(super) fn judge(
+    state: &State,
+    claims: &Claims,
+    now_s: u64,
+    proof: Proof,
+) -> Result<Identity, Invalid> {
     if claims
         .exp
         .is_some_and(|exp| exp.saturating_add(SKEW_S) <= now_s)
@@ -161,7 +178,7 @@ pub fn verify(state: &State, token: &str, now_s: u64, proof: Proof) -> Result<Id
         role = role.min(account_role(state, account, &claims.jti)?);
     }
     Ok(Identity {
-        subject: claims.sub,
+        subject: claims.sub.clone(),
         role,
         expires_s: claims.exp,
         account: claims.sa_id,

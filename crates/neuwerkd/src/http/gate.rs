@@ -291,7 +291,7 @@ async fn authenticate(
         ));
     }
     let node = app.node()?;
-    match verify(&node, token, proof, row).await {
+    match verify(app, &node, token, proof, row).await {
         Ok(identity) => {
             app.metrics.auth(true, "ok");
             Ok(identity)
@@ -304,14 +304,21 @@ async fn authenticate(
 }
 
 /// Verifies against what this node has; where that may be behind, once more after catching up.
-async fn verify(node: &Node, token: &str, proof: Proof, row: &Row) -> Result<Identity, Invalid> {
-    let first = token::verify(&node.state(), token, now_s(), proof);
+async fn verify(
+    app: &App,
+    node: &Node,
+    token: &str,
+    proof: Proof,
+    row: &Row,
+) -> Result<Identity, Invalid> {
+    let now = || app.signatures.verify(&node.state(), token, now_s(), proof);
+    let first = now();
     match first {
         Err(invalid) if invalid.may_be_behind() && row.access != Access::Node => {
             if node.read_index().await.is_err() {
                 return first;
             }
-            token::verify(&node.state(), token, now_s(), proof)
+            now()
         }
         decided => decided,
     }
