@@ -27,8 +27,9 @@ const MAX_WAITING: usize = 256;
 const MAX_WAITING_PER_NEIGHBOR: usize = 64;
 /// How long after the last frame the worker stays awake: a frame that comes meanwhile is not delayed by waking up.
 const SPIN: Duration = Duration::from_micros(50);
-/// Longest sleep: how late a stop or a new snapshot may be seen by an idle worker.
-const MAX_SLEEP: Duration = Duration::from_millis(20);
+/// Longest sleep. Whoever stops a worker or publishes a snapshot wakes it; this is for the counters that show that it
+/// lives, and bounds how late the rest is seen if nobody does.
+const MAX_SLEEP: Duration = Duration::from_millis(200);
 /// How often the ports are asked what they have lost, and whether they are up.
 const LOOK_AT_PORTS: Duration = Duration::from_millis(250);
 

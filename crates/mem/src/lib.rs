@@ -1,9 +1,10 @@
-//! Prefetch and huge-page memory for the packet path: a small audited leaf.
+//! Prefetch, huge-page memory for the packet path, and the heap's settings: a small audited leaf.
 //!
 //! [`Table`] is a fixed array of plain integers that starts as zero; [`Slab`] a fixed array of
 //! values that fills from the front. Both sit in anonymous memory that costs nothing until it is
 //! touched, in huge pages where the system has them.
 
+pub mod heap;
 mod region;
 mod slab;
 mod table;

@@ -210,6 +210,7 @@ impl Running {
 /// # Errors
 /// As [`start`].
 pub fn run(config: Config, log: RecentLog) -> anyhow::Result<()> {
+    mem::heap::give_back();
     let signals = runtime("signals", 1)?;
     let mut stop = signals.block_on(async { Stop::new() })?;
     let running = start(config, log)?;
