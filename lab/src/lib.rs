@@ -8,6 +8,7 @@
 pub mod address;
 pub mod client;
 pub mod cluster;
+pub mod history;
 pub mod http;
 pub mod live;
 pub mod management;
