@@ -300,7 +300,8 @@ impl Control {
             tokio::select! {
                 () = stop.cancelled() => Ok(()),
                 failure = node.failed() => Err(failure.into()),
-                () = self.replay(&node) => Ok(()),
+                // The state has no writer any more: consensus has ended, and its failure is about to be told.
+                () = self.replay(&node) => Err(node.failed().await.into()),
             }
         }
         .await;
