@@ -8,6 +8,7 @@
 pub mod address;
 pub mod client;
 pub mod cluster;
+pub mod fault;
 pub mod history;
 pub mod http;
 pub mod live;
@@ -18,6 +19,7 @@ pub mod relay;
 pub mod run;
 pub mod runbook;
 pub mod server;
+pub mod tamper;
 pub mod tool;
 pub mod topology;
 pub mod unsynced;

@@ -26,6 +26,7 @@ pub struct Management {
     address: SocketAddr,
     tls: Arc<ClientConfig>,
     token: Option<String>,
+    limit: Duration,
 }
 
 impl Management {
@@ -51,7 +52,15 @@ impl Management {
             address,
             tls: Arc::new(tls),
             token: None,
+            limit: LIMIT,
         })
+    }
+
+    /// The same client, which waits for so long at most.
+    #[must_use]
+    pub fn with_limit(mut self, limit: Duration) -> Management {
+        self.limit = limit;
+        self
     }
 
     /// The same client, with a bearer token.
@@ -78,7 +87,7 @@ impl Management {
             all.push(("Authorization", bearer));
         }
         let exchanged = self.operator.enter(|| -> Result<Response> {
-            let stream = connect_from(None, self.address, LIMIT)?;
+            let stream = connect_from(None, self.address, self.limit)?;
             let name = ServerName::from(self.address.ip());
             let mut tls =
                 StreamOwned::new(ClientConnection::new(Arc::clone(&self.tls), name)?, stream);

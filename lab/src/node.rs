@@ -16,6 +16,7 @@ use nix::unistd::Pid;
 use crate::address::{self, FAMILIES, Family};
 use crate::management::Management;
 use crate::netns::Netns;
+use crate::tamper::Tamper;
 use crate::tool;
 use crate::topology::Topology;
 use crate::unsynced::Unsynced;
@@ -43,6 +44,9 @@ pub struct Node {
     at_default_paths: bool,
     /// Where its API is.
     https: SocketAddr,
+    tamper: Option<Tamper>,
+    /// What the process is told to log; none: nothing, so that it logs as shipped.
+    log_filter: Option<&'static str>,
 }
 
 impl Node {
@@ -71,6 +75,8 @@ impl Node {
             flags: Vec::new(),
             at_default_paths: false,
             https: address::https(number),
+            tamper: None,
+            log_filter: Some("info,openraft=warn"),
         })
     }
 
@@ -183,6 +189,30 @@ impl Node {
         self.cli(&[arguments, &["--control-socket", &socket]].concat())
     }
 
+    /// From the next start on it logs what it logs without being told.
+    pub fn log_as_shipped(&mut self) {
+        self.log_filter = None;
+    }
+
+    /// From the next start on, its disk and its clock can be tampered with.
+    ///
+    /// # Errors
+    /// When the library cannot be built.
+    pub fn allow_tampering(&mut self) -> Result<()> {
+        self.tamper = Some(Tamper::build(&self.dir)?);
+        Ok(())
+    }
+
+    /// What its disk and its clock are told.
+    ///
+    /// # Errors
+    /// Without [`Node::allow_tampering`].
+    pub fn tamper(&self) -> Result<&Tamper> {
+        self.tamper
+            .as_ref()
+            .context("the node was started without the library")
+    }
+
     /// Starts the process. Its log goes to [`Node::log_path`].
     ///
     /// # Errors
@@ -202,12 +232,16 @@ impl Node {
             .args(["run", "--config"])
             .arg(self.dir.join("config.yaml"))
             .args(&self.flags);
-        command
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .env("NEUWERK_LOG_LEVEL", "info,openraft=warn");
+        command.stdout(log.try_clone()?).stderr(log);
+        match self.log_filter {
+            Some(filter) => command.env("NEUWERK_LOG_LEVEL", filter),
+            None => command.env_remove("NEUWERK_LOG_LEVEL"),
+        };
         if let Some(unsynced) = &self.unsynced {
             unsynced.preload(&mut command)?;
+        }
+        if let Some(tamper) = &self.tamper {
+            tamper.preload(&mut command);
         }
         self.child = Some(command.spawn().context("cannot start neuwerk")?);
         Ok(())
@@ -286,6 +320,14 @@ impl Node {
     /// When it does not end, or not with status 0.
     pub fn terminate(&mut self) -> Result<Duration> {
         self.signal(Signal::SIGTERM)?;
+        self.wait_stopped()
+    }
+
+    /// Waits for the end of a process that was asked to stop.
+    ///
+    /// # Errors
+    /// When it does not end, or not with status 0.
+    pub fn wait_stopped(&mut self) -> Result<Duration> {
         let number = self.number;
         let child = self.child.as_mut().context("not started")?;
         let (status, time) = wait::until(&format!("end of node {number}"), STOP, || {
@@ -346,6 +388,14 @@ impl Node {
     /// When it does not run.
     pub fn signal(&mut self, signal: Signal) -> Result<()> {
         Ok(kill(self.pid()?, signal)?)
+    }
+
+    /// The id of its process.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn process_id(&mut self) -> Result<u32> {
+        Ok(self.pid()?.as_raw().unsigned_abs())
     }
 
     fn pid(&mut self) -> Result<Pid> {

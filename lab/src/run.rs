@@ -94,7 +94,17 @@ pub fn remove_leftovers() {
         .iter()
         .filter(|name| is_leftover(name, is_alive))
     {
+        unmount_below(&temp.join(name));
         let _ = fs::remove_dir_all(temp.join(name));
+    }
+}
+
+/// Takes down the file systems that a killed run left mounted in its directory.
+fn unmount_below(dir: &Path) {
+    let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
+    let points = mounts.lines().filter_map(|line| line.split(' ').nth(1));
+    for point in points.map(Path::new).filter(|point| point.starts_with(dir)) {
+        let _ = nix::mount::umount2(point, nix::mount::MntFlags::MNT_DETACH);
     }
 }
 

@@ -181,7 +181,45 @@ impl Topology {
         Ok(())
     }
 
-    /// The end of [`Topology::deafen`] and [`Topology::isolate`].
+    /// From now on the node hears nothing from the other members, who go on hearing it: a partition in one direction that
+    /// leaves the API within reach.
+    ///
+    /// # Errors
+    /// What `nft` says.
+    pub fn deafen_to_members(&self, node: u8) -> Result<()> {
+        for port in ["sport", "dport"] {
+            self.filter(node, "input", &format!("tcp {port} 9600-9601 drop"))?;
+        }
+        Ok(())
+    }
+
+    /// From now on these two members do not reach each other; both reach all others. Undone at `node`.
+    ///
+    /// # Errors
+    /// What `nft` says.
+    pub fn separate(&self, node: u8, other: u8) -> Result<()> {
+        let other = address::management(other);
+        for (hook, end) in [("input", "saddr"), ("output", "daddr")] {
+            self.filter(node, hook, &format!("ip {end} {other} drop"))?;
+        }
+        Ok(())
+    }
+
+    /// From now on so many of a hundred packets between the node and other members are lost, in each direction.
+    ///
+    /// # Errors
+    /// What `nft` says.
+    pub fn lose_packets(&self, node: u8, percent: u8) -> Result<()> {
+        for hook in ["input", "output"] {
+            for port in ["sport", "dport"] {
+                let some = format!("numgen random mod 100 < {percent}");
+                self.filter(node, hook, &format!("tcp {port} 9600-9601 {some} drop"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The end of what was done to the node's packets.
     ///
     /// # Errors
     /// What `nft` says.
