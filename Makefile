@@ -1,12 +1,12 @@
 # The commands of the project. Each installs the Debian packages that it lacks (as root) and says which.
 
-.PHONY: help demo test test-upgrade bench lint fix tools
+.PHONY: help demo test test-upgrade bench bench-cluster lint fix tools
 
 help:
 	@echo "make demo    three nodes in network namespaces, live (root; ONCE=1: end with a verdict)"
 	@echo "make test    all tests (without root: those that need none)"
 	@echo "make test-upgrade  rolls a cluster from an older version to this one and back (root)"
-	@echo "make bench   forwarding, compared with the kernel's (root)"
+	@echo "make bench   forwarding and the cluster, compared with the kernel and with etcd (root)"
 	@echo "make lint    formatting, lints, documentation, dependencies"
 	@echo "make fix     format, and apply what the lints suggest"
 
@@ -24,6 +24,10 @@ test-upgrade: tools
 
 bench: tools
 	@cargo xtask bench
+
+# FULL=1: as many and as long samples as the targets speak of.
+bench-cluster: tools
+	@cargo xtask bench cluster $(if $(FULL),--full)
 
 lint: tools
 	@cargo xtask ci

@@ -1,4 +1,5 @@
-//! Development commands: `cargo xtask test | ci | bench | fuzz | fix`. `ci` and `test` never write into the working tree.
+//! Development commands: `cargo xtask test | ci | bench | faults | fuzz | fix`. `ci` and `test` never write into the
+//! working tree.
 #![forbid(unsafe_code)]
 #![expect(
     clippy::print_stderr,
@@ -25,8 +26,20 @@ enum Task {
     Test,
     /// Check formatting, lints, documentation and dependencies.
     Ci,
-    /// Measure forwarding and compare it with the kernel's; needs root. The result goes to `target/bench`.
-    Bench,
+    /// Measure, and compare with the yardsticks; needs root. The results go to `target/bench`.
+    Bench {
+        /// What to measure; without it everything.
+        what: Option<Bench>,
+        /// Further options of the bench that was chosen.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, requires = "what")]
+        options: Vec<String>,
+    },
+    /// Let everything fail at a cluster of real processes, in network namespaces; needs root.
+    Faults {
+        /// `--minutes N` of random faults instead of each once, `--seed S`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        options: Vec<String>,
+    },
     /// Look for inputs that break what takes bytes from strangers; needs nightly and cargo-fuzz.
     Fuzz {
         /// wire, policy_document or join_request; all of them if none is named.
@@ -39,11 +52,20 @@ enum Task {
     Fix,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Bench {
+    /// Packets, beside the kernel's forwarding.
+    Forwarding,
+    /// The cluster, beside etcd.
+    Cluster,
+}
+
 fn main() -> ExitCode {
     let done = match Task::parse() {
         Task::Test => test::run(),
         Task::Ci => ci::run(),
-        Task::Bench => cargo(&["bench", "-p", "io", "--bench", "forwarding"], &[]),
+        Task::Bench { what, options } => bench(what, &options),
+        Task::Faults { options } => lab("faults", &options),
         Task::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds),
         Task::Fix => fix(),
     };
@@ -54,6 +76,38 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn bench(what: Option<Bench>, options: &[String]) -> Result<()> {
+    if what != Some(Bench::Cluster) {
+        let mut arguments = vec!["bench", "-p", "io", "--bench", "forwarding", "--"];
+        arguments.extend(options.iter().map(String::as_str));
+        cargo(&arguments, &[])?;
+    }
+    if what != Some(Bench::Forwarding) {
+        lab("bench-cluster", options)?;
+    }
+    Ok(())
+}
+
+/// Builds a program of the lab, and the binary that it starts, as users get them, and runs it.
+fn lab(program: &str, options: &[String]) -> Result<()> {
+    cargo(
+        &["build", "--release", "-p", "neuwerk", "-p", "lab", "--bins"],
+        &[],
+    )?;
+    let mut arguments = vec![
+        "run",
+        "--release",
+        "--quiet",
+        "-p",
+        "lab",
+        "--bin",
+        program,
+        "--",
+    ];
+    arguments.extend(options.iter().map(String::as_str));
+    cargo(&arguments, &[])
 }
 
 fn fix() -> Result<()> {
