@@ -1,0 +1,343 @@
+//! Strangers, former friends and broken peers at the ports of a node: nobody gets in, nothing stops, memory stays bounded.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a step that fails is the test's failure"
+)]
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use lab::address;
+use lab::client::connect_from;
+use lab::cluster::Cluster;
+use lab::management::Management;
+use lab::node::Node;
+use lab::server::pattern;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme, StreamOwned};
+use serde_json::json;
+
+const SHORT: Duration = Duration::from_secs(2);
+/// Connections that a port is offered at once.
+const FLOOD: usize = 1000;
+/// What a node may need for it all, beyond what it needs anyway.
+const GROWTH_MIB: u64 = 96;
+
+const CLUSTER_ALPN: &[u8] = b"neuwerk/1";
+const JOIN_ALPN: &[u8] = b"neuwerk-join/1";
+
+#[test]
+#[ignore = "needs root; make test runs it"]
+fn a_thousand_connections_that_say_little_stop_nobody_else() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    setrlimit(Resource::Nofile, raised).unwrap();
+    let mut cluster = ready(2);
+    let before = resident_mib(&mut cluster);
+    let operator = Arc::clone(&cluster.topology.operator);
+    for target in ports() {
+        // Half of them say nothing, half of them begin what the port expects and stop.
+        let flood: Vec<TcpStream> = operator.enter(|| {
+            (0..FLOOD)
+                .filter_map(|number| {
+                    let mut stream = connect_from(None, target, SHORT).ok()?;
+                    if number % 2 == 0 {
+                        let _ = stream.write_all(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03");
+                    }
+                    Some(stream)
+                })
+                .collect()
+        });
+        assert!(flood.len() > FLOOD / 2, "{target} took {}", flood.len());
+        // Another client's write goes through the flooded node, and a member finds its way back to it.
+        let api = elsewhere(&mut cluster);
+        let begin = Instant::now();
+        let name = format!("during-{}", target.port());
+        let made = api.send_json("POST", ACCOUNTS, &json!({"name": name, "role": "readonly"}));
+        assert_eq!(made.unwrap().status, 201, "{target}");
+        assert!(begin.elapsed() < SHORT, "{target}: {:?}", begin.elapsed());
+        cluster.node(2).terminate().unwrap();
+        cluster.node(2).start().unwrap();
+        cluster.wait_node_ready(2).unwrap();
+        drop(flood);
+    }
+    cluster.node(1).ensure_running().unwrap();
+    let after = resident_mib(&mut cluster);
+    assert!(
+        after < before + GROWTH_MIB,
+        "{before} MiB, then {after} MiB"
+    );
+}
+
+#[test]
+#[ignore = "needs root; make test runs it"]
+fn only_a_members_own_certificate_opens_the_cluster_port() {
+    let mut cluster = ready(2);
+    // Somebody else's cluster, on the third machine.
+    let other = "ab".repeat(32);
+    let mut foreign = Node::prepare(&cluster.topology, 3, &[], &other).unwrap();
+    foreign.start().unwrap();
+    lab::wait::until_true("a foreign cluster", Duration::from_secs(30), || {
+        let response = foreign.management()?.get("/ready/traffic")?;
+        Ok(response.status == 200 && foreign.dir().join("cluster/tls/node.crt").exists())
+    })
+    .unwrap();
+
+    let stats = cluster.api(1).unwrap().get_json("/api/v1/stats").unwrap();
+    let word = |name: &str| stats["cluster"][name].as_str().unwrap().to_owned();
+    let (node, lineage, id) = (word("node_id"), word("lineage"), word("cluster_id"));
+    let right = format!("{node}.{lineage}.{id}.neuwerk");
+    let own = cluster.node(2).dir().join("cluster/tls");
+    let theirs = foreign.dir().join("cluster/tls");
+    let knock = |tls: Option<&Path>, name: &str| {
+        let netns = Arc::clone(cluster.topology.node(2));
+        netns.enter(|| is_let_in(address::cluster(1), tls, name, CLUSTER_ALPN))
+    };
+    assert!(knock(Some(&own), &right), "a member is let in");
+    assert!(!knock(Some(&theirs), &right), "another cluster's member");
+    assert!(!knock(None, &right), "without a certificate");
+    let elsewhere = format!("{node}.{lineage}.{}.neuwerk", "0".repeat(id.len()));
+    assert!(
+        !knock(Some(&own), &elsewhere),
+        "dialled as another cluster's"
+    );
+    let earlier = format!("{node}.{}.{id}.neuwerk", "0".repeat(lineage.len()));
+    assert!(!knock(Some(&own), &earlier), "dialled by an old lineage");
+
+    // A certificate that names a member, made by nobody that the cluster knows.
+    let forged = cluster.topology.operator.run().dir().join("forged");
+    fs::create_dir_all(&forged).unwrap();
+    let names = vec![format!("neuwerk://{id}/node/{node}")];
+    let made = rcgen::generate_simple_self_signed(names).unwrap();
+    fs::write(forged.join("node.crt"), made.cert.pem()).unwrap();
+    fs::write(forged.join("node.key"), made.signing_key.serialize_pem()).unwrap();
+    assert!(!knock(Some(&forged), &right), "a forged certificate");
+    cluster.node(1).ensure_running().unwrap();
+}
+
+#[test]
+#[ignore = "needs root; make test runs it"]
+fn plaintext_and_broken_frames_on_the_cluster_ports_change_nothing() {
+    let mut cluster = ready(2);
+    let before = resident_mib(&mut cluster);
+    let operator = Arc::clone(&cluster.topology.operator);
+    for target in [address::cluster(1), address::join(1), address::https(1)] {
+        for request in [
+            &b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"[..],
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00",
+        ] {
+            let answer = operator.enter(|| {
+                let mut stream = connect_from(None, target, SHORT).unwrap();
+                stream.write_all(request).unwrap();
+                let mut answer = Vec::new();
+                let _ = stream.read_to_end(&mut answer);
+                answer
+            });
+            let is_tls_alert = answer.first().is_none_or(|byte| *byte == 0x15);
+            assert!(is_tls_alert, "{target} answered {answer:?}");
+        }
+    }
+
+    // A member whose software is broken, after a handshake that is in order.
+    let stats = cluster.api(1).unwrap().get_json("/api/v1/stats").unwrap();
+    let word = |name: &str| stats["cluster"][name].as_str().unwrap();
+    let name = format!(
+        "{}.{}.{}.neuwerk",
+        word("node_id"),
+        word("lineage"),
+        word("cluster_id")
+    );
+    let own = cluster.node(2).dir().join("cluster/tls");
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00";
+    let open_stream = b"\x00\x00\x05\x01\x04\x00\x00\x00\x01\x83\x86\x84\x41\x00";
+    let oversized = b"\xff\xff\xff\x00\x00\x00\x00\x00\x01";
+    // A gRPC message that claims four gigabytes.
+    let claim = b"\x00\x00\x05\x00\x00\x00\x00\x00\x01\x00\xff\xff\xff\xff";
+    let broken: [Vec<u8>; 5] = [
+        pattern(1, 100_000),
+        [&preface[..], oversized].concat(),
+        [&preface[..], open_stream, oversized].concat(),
+        [&preface[..], open_stream, claim].concat(),
+        [&preface[..], &pattern(2, 50_000)].concat(),
+    ];
+    for bytes in &broken {
+        let netns = Arc::clone(cluster.topology.node(2));
+        netns.enter(|| {
+            let mut stream = open(address::cluster(1), Some(&own), &name, CLUSTER_ALPN).unwrap();
+            let _ = stream.write_all(bytes);
+            let _ = stream.flush();
+            let mut answer = [0; 1024];
+            while matches!(stream.read(&mut answer), Ok(1..)) {}
+        });
+    }
+
+    // A joiner that claims more than there is, less than there is, or nothing that can be read.
+    let joins: [Vec<u8>; 5] = [
+        b"\xff\xff\xff\xff".to_vec(),
+        [&b"\x00\x00\x40\x01"[..], &pattern(3, 20_000)].concat(),
+        b"\x00\x00\x10\x00truncated".to_vec(),
+        [&b"\x00\x00\x03\xe8"[..], &pattern(4, 1000)].concat(),
+        pattern(5, 100_000),
+    ];
+    for bytes in &joins {
+        operator.enter(|| {
+            let Ok(mut stream) = open(address::join(1), None, "join.neuwerk", JOIN_ALPN) else {
+                return; // Its patience with this source has an end.
+            };
+            let _ = stream.write_all(bytes);
+            let _ = stream.flush();
+            let mut answer = [0; 1024];
+            while matches!(stream.read(&mut answer), Ok(1..)) {}
+        });
+    }
+
+    let made = cluster.api(2).unwrap().send_json(
+        "POST",
+        ACCOUNTS,
+        &json!({"name": "afterwards", "role": "readonly"}),
+    );
+    assert_eq!(made.unwrap().status, 201);
+    for node in 1..=2 {
+        cluster.wait_node_ready(node).unwrap();
+    }
+    let after = resident_mib(&mut cluster);
+    assert!(
+        after < before + GROWTH_MIB,
+        "{before} MiB, then {after} MiB"
+    );
+}
+
+const ACCOUNTS: &str = "/api/v1/service-accounts";
+
+/// The first nodes of three, running and ready.
+fn ready(nodes: u8) -> Cluster {
+    let mut cluster = Cluster::lay_out(3).unwrap();
+    for number in 1..=nodes {
+        cluster.node(number).start().unwrap();
+        cluster.wait_node_ready(number).unwrap();
+    }
+    cluster
+}
+
+/// All ports of node 1.
+fn ports() -> [SocketAddr; 4] {
+    [
+        address::https(1),
+        address::metrics(1),
+        address::cluster(1),
+        address::join(1),
+    ]
+}
+
+/// A client of node 1's API on another machine than the one that misbehaves.
+fn elsewhere(cluster: &mut Cluster) -> Management {
+    cluster.api(1).unwrap();
+    let token = cluster.token().unwrap().to_owned();
+    let ca = cluster.node(1).ca_path();
+    let machine = cluster.topology.node(3);
+    Management::new(machine, address::https(1), &ca)
+        .unwrap()
+        .with_token(&token)
+}
+
+fn resident_mib(cluster: &mut Cluster) -> u64 {
+    let pid = cluster.node(1).process_id().unwrap();
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib: u64 = line
+        .and_then(|line| line.split_whitespace().next())
+        .unwrap()
+        .parse()
+        .unwrap();
+    kib / 1024
+}
+
+/// Whether the listener speaks first after the handshake, as HTTP/2 does with those whom it has let in.
+fn is_let_in(target: SocketAddr, tls: Option<&Path>, name: &str, alpn: &[u8]) -> bool {
+    let Ok(mut stream) = open(target, tls, name, alpn) else {
+        return false;
+    };
+    let mut first = [0; 9];
+    stream.read_exact(&mut first).is_ok()
+}
+
+/// A TLS connection that shows what `tls` holds and accepts whatever it is shown.
+fn open(
+    target: SocketAddr,
+    tls: Option<&Path>,
+    name: &str,
+    alpn: &[u8],
+) -> anyhow::Result<StreamOwned<ClientConnection, TcpStream>> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Anybody));
+    let mut config = match tls {
+        Some(dir) => builder.with_client_auth_cert(
+            CertificateDer::pem_file_iter(dir.join("node.crt"))?.collect::<Result<_, _>>()?,
+            PrivateKeyDer::from_pem_file(dir.join("node.key"))?,
+        )?,
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = vec![alpn.to_vec()];
+    let name = ServerName::try_from(name.to_owned())?;
+    let mut connection = ClientConnection::new(Arc::new(config), name)?;
+    let mut stream = connect_from(None, target, SHORT)?;
+    connection.complete_io(&mut stream)?;
+    Ok(StreamOwned::new(connection, stream))
+}
+
+/// Believes everybody: it is the listener that is tested.
+#[derive(Debug)]
+struct Anybody;
+
+impl ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![
+            SignatureScheme::ED25519,
+            SignatureScheme::ECDSA_NISTP256_SHA256,
+            SignatureScheme::RSA_PSS_SHA256,
+        ]
+    }
+}
