@@ -1,4 +1,4 @@
-//! What clients asked of the cluster and what they were told: the record that [`check`] judges.
+//! What clients asked of the cluster and what they were told: the record that [`check()`] judges.
 //!
 //! A history is linearizable when there is one order of all operations that explains every answer, and in which each
 //! operation stands somewhere between its call and its return (Herlihy and Wing, 1990). Every key is a register of
