@@ -277,6 +277,13 @@ impl Trust {
         ServerName::DnsName(DnsName::try_from(name).expect("hexadecimal labels are DNS names"))
     }
 
+    /// Whether a client that `wanted` a name means this node in its cluster and lineage: by its id, or as any member.
+    pub(crate) fn is_meant(&self, wanted: Option<&str>) -> bool {
+        [self.server_name(self.node_id), self.any_name()]
+            .iter()
+            .any(|name| wanted == Some(name.to_str().as_ref()))
+    }
+
     /// Whether a member has said that this node was removed from the cluster. It proved its own key in the handshake
     /// in which it said so, so that nobody else can.
     pub fn is_removed(&self) -> bool {

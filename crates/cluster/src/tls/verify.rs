@@ -160,11 +160,7 @@ impl ResolvesServerCert for Shown {
         if wanted == Some(any.to_str().as_ref()) {
             return Some(self.0.certified.load_full());
         }
-        let names = [self.0.server_name(self.0.node_id), self.0.any_name()];
-        if !names
-            .iter()
-            .any(|name| wanted == Some(name.to_str().as_ref()))
-        {
+        if !self.0.is_meant(wanted) {
             self.0.note_misdirected();
             tracing::debug!(
                 wanted,

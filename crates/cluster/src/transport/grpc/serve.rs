@@ -150,8 +150,7 @@ impl Door {
         tune(&stream)?;
         let stream = self.acceptor.accept(stream).await?;
         let (_, session) = stream.get_ref();
-        let mine = self.trust.server_name(self.trust.node_id());
-        if session.server_name() != Some(mine.to_str().as_ref()) {
+        if !self.trust.is_meant(session.server_name()) {
             return Err(io::Error::other("it only asked whether this node is there"));
         }
         // A client that offers no protocol at all gets this far.
