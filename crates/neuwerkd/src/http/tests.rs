@@ -106,7 +106,9 @@ impl Cluster {
             .wait("all vote and follow node 0", |cluster| {
                 let members = cluster.node(0).members();
                 let settled = members.len() == 3 && members.iter().all(|m| m.voter && m.live);
+                // One failure is survived only once the change that let them vote is whole.
                 settled
+                    && cluster.node(0).status().failure_tolerance == Some(1)
                     && (1..3)
                         .all(|n| matches!(cluster.node(n).role(), cluster::Role::Follower { .. }))
             })
