@@ -29,7 +29,7 @@ pub struct Signatures {
 }
 
 impl Signatures {
-    /// As [`token::verify`], and faster the second time.
+    /// Verifies a token at `now_s`, seconds since 1970: at full cost the first time, by its hash from then on.
     ///
     /// # Errors
     /// Why the token is not accepted.

@@ -110,12 +110,6 @@ impl Invalid {
             Invalid::AccountDisabled => "account_disabled",
         }
     }
-
-    /// Whether a newer state may say otherwise. Only of tokens that carry a good signature, so
-    /// that garbage makes nobody ask the leader.
-    pub fn may_be_behind(self) -> bool {
-        self == Invalid::UnknownRecord
-    }
 }
 
 /// Takes the token out of `Bearer …`, the scheme in any case (RFC 9110 §11.1).
@@ -124,32 +118,31 @@ pub fn strip_scheme(text: &str) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
-/// Verifies a token at `now_s`, seconds since 1970.
-///
-/// # Errors
-/// Why it is not accepted.
-pub fn verify(state: &State, token: &str, now_s: u64, proof: Proof) -> Result<Identity, Invalid> {
-    let (claims, _) = read(state, token)?;
-    judge(state, &claims, now_s, proof)
-}
-
 /// What a token says and which key says so, once the signature was found good. Whether it is accepted is up to
 /// [`judge`].
 pub(super) fn read<'a>(state: &'a State, token: &str) -> Result<(Claims, &'a SigningKey), Invalid> {
     if token.len() > MAX_TOKEN_BYTES {
         return Err(Invalid::Malformed);
     }
-    let header = jsonwebtoken::decode_header(token).map_err(|_| Invalid::Malformed)?;
-    let kid = header.kid.as_deref().ok_or(Invalid::Malformed)?;
+    let kid = &key_id(token)?;
     let record = state.signing_key(kid).ok_or(Invalid::UnknownKey)?;
     if record.retired_ms.is_some() {
         return Err(Invalid::RetiredKey);
     }
     let claims = decode(&record.key, token)?;
-    if claims.kid != kid {
+    if claims.kid != *kid {
         return Err(Invalid::Malformed);
     }
     Ok((claims, &record.key))
+}
+
+/// The id of the key that a token says it was signed with.
+///
+/// # Errors
+/// [`Invalid::Malformed`].
+pub fn key_id(token: &str) -> Result<String, Invalid> {
+    let header = jsonwebtoken::decode_header(token).map_err(|_| Invalid::Malformed)?;
+    header.kid.ok_or(Invalid::Malformed)
 }
 
 /// Whether what a token says is good at `now_s`, and for what.

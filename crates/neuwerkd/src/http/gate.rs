@@ -40,6 +40,9 @@ const BODY_LIMIT_PER_2_MIB: Duration = Duration::from_secs(10);
 const DISCARD_BYTES: usize = 256 * 1024;
 const DISCARD_LIMIT: Duration = Duration::from_secs(1);
 
+/// How long a token of an unknown key waits for that key to arrive.
+const NEW_KEY_LIMIT: Duration = Duration::from_millis(300);
+
 /// How long the leader may take beyond what the client asked it to wait.
 const FORWARD_LIMIT: Duration = Duration::from_secs(10);
 
@@ -262,18 +265,13 @@ async fn identify(
 ) -> Answer<Option<Identity>> {
     let identity = match row.access {
         Access::Public => None,
-        _ => Some(authenticate(app, row, parts, origin).await?),
+        _ => Some(authenticate(app, parts, origin).await?),
     };
     authorise(row, identity.as_ref())?;
     Ok(identity)
 }
 
-async fn authenticate(
-    app: &App,
-    row: &Row,
-    parts: &request::Parts,
-    origin: &Origin,
-) -> Answer<Identity> {
+async fn authenticate(app: &App, parts: &request::Parts, origin: &Origin) -> Answer<Identity> {
     match origin {
         Origin::ControlSocket => return Ok(Identity::control_socket()),
         Origin::MemberRoot(_) => return Ok(Identity::member_root()),
@@ -291,7 +289,7 @@ async fn authenticate(
         ));
     }
     let node = app.node()?;
-    match verify(app, &node, token, proof, row).await {
+    match verify(app, &node, token, proof).await {
         Ok(identity) => {
             app.metrics.auth(true, "ok");
             Ok(identity)
@@ -304,24 +302,33 @@ async fn authenticate(
 }
 
 /// Verifies against what this node has; where that may be behind, once more after catching up.
-async fn verify(
+///
+/// Only a token with a good signature makes this node ask the leader. One of an unknown key, which anybody can make up,
+/// is answered a little later instead: a new key is in use as soon as a majority has it, and is on its way to the others.
+pub(super) async fn verify(
     app: &App,
     node: &Node,
     token: &str,
     proof: Proof,
-    row: &Row,
 ) -> Result<Identity, Invalid> {
     let now = || app.signatures.verify(&node.state(), token, now_s(), proof);
     let first = now();
-    match first {
-        Err(invalid) if invalid.may_be_behind() && row.access != Access::Node => {
-            if node.read_index().await.is_err() {
-                return first;
-            }
-            now()
+    let caught_up = match first {
+        Err(Invalid::UnknownRecord) => node.read_index().await.is_ok(),
+        Err(Invalid::UnknownKey) => {
+            let kid = token::key_id(token)?;
+            let mut state = node.watch();
+            let arrived = async {
+                state
+                    .wait_for(|state| state.signing_key(&kid).is_some())
+                    .await
+                    .is_ok()
+            };
+            tokio::time::timeout(NEW_KEY_LIMIT, arrived).await == Ok(true)
         }
-        decided => decided,
-    }
+        _ => false,
+    };
+    if caught_up { now() } else { first }
 }
 
 /// The token that a request carries: the header goes before the cookie.

@@ -14,7 +14,7 @@ use http::{HeaderValue, StatusCode};
 
 use super::error::{Answer, Refused};
 use super::openapi::{self, Doc};
-use super::{App, Origin, now_s};
+use super::{App, Origin, gate, now_s};
 use crate::auth::minted::Mint;
 use crate::auth::token::{self, MintError};
 use crate::auth::{Identity, Proof, role_name};
@@ -69,8 +69,8 @@ pub(super) async fn login(
             token::MAX_TOKEN_BYTES
         )));
     }
-    let state = app.node()?.state();
-    match token::verify(&state, presented, now_s(), Proof::Bearer) {
+    let node = app.node()?;
+    match gate::verify(&app, &node, presented, Proof::Bearer).await {
         Ok(identity) => {
             app.metrics.auth(true, "login");
             let cookie =

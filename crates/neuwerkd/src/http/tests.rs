@@ -213,19 +213,24 @@ impl Cluster {
     fn token_ending(&self, roles: &[&str], exp: u64) -> String {
         let state = self.node(0).state();
         let key = &state.active_signing_key().unwrap().key;
-        let claims = token::Claims {
+        token::sign(&state, key, &self.claims(roles, exp)).unwrap()
+    }
+
+    /// What a minted token of these roles says, signed with the active key.
+    fn claims(&self, roles: &[&str], exp: u64) -> token::Claims {
+        let state = self.node(0).state();
+        token::Claims {
             iss: token::ISSUER.into(),
             aud: token::ISSUER.into(),
             sub: "tester".into(),
             exp: Some(exp),
             iat: exp.min(now_s()).saturating_sub(7200),
             jti: Uuid::new_v4().to_string(),
-            kid: key.kid.clone(),
+            kid: state.active_signing_key().unwrap().key.kid.clone(),
             sa_id: None,
             scope: None,
             roles: roles.iter().map(|role| (*role).to_owned()).collect(),
-        };
-        token::sign(&state, key, &claims).unwrap()
+        }
     }
 
     fn ask(&self, n: usize, method: Method, path: &str) -> Ask {

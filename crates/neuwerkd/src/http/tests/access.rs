@@ -212,6 +212,26 @@ async fn an_account_bounds_its_tokens() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_token_may_overtake_the_key_that_signed_it() {
+    let cluster = Cluster::one().await;
+    let key = token::generate_key("k2".into()).unwrap();
+    let claims = token::Claims {
+        kid: key.kid.clone(),
+        ..cluster.claims(&["admin"], now_s() + 3600)
+    };
+    let token = token::sign(&cluster.node(0).state(), &key, &claims).unwrap();
+    let whoami = || {
+        let ask = cluster.ask(0, Method::GET, api::paths::WHOAMI);
+        ask.token(&token)
+    };
+    whoami().expect(StatusCode::UNAUTHORIZED).await;
+    // Asked first, and waiting by the time the key arrives.
+    let add = cluster.commit(Command::AddSigningKey(key));
+    let (_, added) = tokio::join!(biased; whoami().expect(StatusCode::OK), add);
+    added.accepted().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_token_of_an_unknown_account_is_refused() {
     let cluster = Cluster::one().await;
     let state = cluster.node(0).state();
