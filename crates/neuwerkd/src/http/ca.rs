@@ -4,19 +4,18 @@ use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use api::joining::{CaRotationPhase, CaRotationView, ClusterCaView};
+use axum::Json;
 use axum::extract::State;
-use axum::{Extension, Json};
 use cluster::ca::{self, Ca, Purpose};
 use cluster::command::{Command, TrustChange};
 use cluster::state::CaPhase;
 use cluster::{Digest, Node};
-use http::{HeaderMap, StatusCode};
+use http::StatusCode;
 
 use super::change::Change;
 use super::error::{Answer, Refused};
 use super::openapi::{self, Doc};
-use super::{App, Origin, now_s, rfc3339};
-use crate::auth::Identity;
+use super::{App, now_s, rfc3339};
 
 const VIEW: Option<openapi::Media> = Some(openapi::json("ClusterCaView"));
 
@@ -29,18 +28,14 @@ pub(super) async fn read(State(app): State<Arc<App>>) -> Answer<Json<ClusterCaVi
     view(&node).map(Json)
 }
 
-pub(super) static ROTATE: Doc = Doc::new("Replace the cluster's CA, step by step").answers(&[
-    (202, "It has begun", VIEW),
-    (409, "A rotation is under way already", Some(openapi::ERROR)),
-]);
+pub(super) static ROTATE: Doc = Doc::new("Replace the cluster's CA, step by step")
+    .idempotent()
+    .answers(&[
+        (202, "It has begun", VIEW),
+        (409, "A rotation is under way already", Some(openapi::ERROR)),
+    ]);
 
-pub(super) async fn rotate(
-    State(app): State<Arc<App>>,
-    Extension(identity): Extension<Identity>,
-    Extension(origin): Extension<Origin>,
-    headers: HeaderMap,
-) -> Answer<(StatusCode, Json<ClusterCaView>)> {
-    let change = Change::new(&app, &identity, &origin, &headers)?;
+pub(super) async fn rotate(change: Change) -> Answer<(StatusCode, Json<ClusterCaView>)> {
     let state = change.state();
     let cluster_id = state.cluster_id().ok_or(cluster::Refusal::NotInitialised)?;
     let now = UNIX_EPOCH + Duration::from_secs(now_s().max(state.time_ms() / 1000));
@@ -53,19 +48,14 @@ pub(super) async fn rotate(
     Ok((StatusCode::ACCEPTED, Json(view(change.node())?)))
 }
 
-pub(super) static ABORT: Doc =
-    Doc::new("Go back to the CA that the rotation began with").answers(&[
+pub(super) static ABORT: Doc = Doc::new("Go back to the CA that the rotation began with")
+    .idempotent()
+    .answers(&[
         (202, "It goes back, or has gone back", VIEW),
         (409, "No rotation is under way", Some(openapi::ERROR)),
     ]);
 
-pub(super) async fn abort(
-    State(app): State<Arc<App>>,
-    Extension(identity): Extension<Identity>,
-    Extension(origin): Extension<Origin>,
-    headers: HeaderMap,
-) -> Answer<(StatusCode, Json<ClusterCaView>)> {
-    let change = Change::new(&app, &identity, &origin, &headers)?;
+pub(super) async fn abort(change: Change) -> Answer<(StatusCode, Json<ClusterCaView>)> {
     change
         .done(Command::Trust(TrustChange::AbortCaRotation))
         .await?;

@@ -2,13 +2,16 @@
 
 use std::sync::Arc;
 
+use api::error::Reason;
+use aws_lc_rs::hmac;
 use axum::extract::FromRequestParts;
 use bytes::Bytes;
 use cluster::command::{Author, Command};
 use cluster::{Applied, Digest, Node, ProposeError, Response, Retry, State};
-use http::{HeaderMap, StatusCode, request};
+use http::{StatusCode, request};
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
+use zeroize::Zeroizing;
 
 use super::error::{Answer, Refused};
 use super::request::{IDEMPOTENCY_KEY, text};
@@ -24,7 +27,7 @@ pub(super) struct Fingerprint(pub(super) Digest);
 pub(super) struct Change {
     node: Arc<Node>,
     author: Author,
-    idempotency_key: Option<String>,
+    idempotency_key: String,
     fingerprint: Option<Fingerprint>,
 }
 
@@ -38,32 +41,23 @@ impl FromRequestParts<Arc<App>> for Change {
         else {
             return Err(Refused::unauthorized("a bearer token is needed"));
         };
-        let mut change = Self::new(app, identity, origin, &parts.headers)?;
-        change.fingerprint = extensions.get().copied();
-        Ok(change)
+        let node = app.node()?;
+        let author = Author {
+            subject: identity.subject.clone(),
+            node: Some(origin.entered_at(node.node_id())),
+        };
+        let key = text(&parts.headers, &IDEMPOTENCY_KEY).map(str::to_owned);
+        Ok(Self {
+            node,
+            author,
+            // The gate gives every change a key; what is no change of the cluster's has none to retry under.
+            idempotency_key: key.unwrap_or_else(|| Uuid::new_v4().to_string()),
+            fingerprint: extensions.get().copied(),
+        })
     }
 }
 
 impl Change {
-    pub(super) fn new(
-        app: &App,
-        identity: &Identity,
-        origin: &Origin,
-        headers: &HeaderMap,
-    ) -> Answer<Self> {
-        let node = app.node()?;
-        let entered_at = origin.entered_at(node.node_id());
-        Ok(Self {
-            node,
-            author: Author {
-                subject: identity.subject.clone(),
-                node: Some(entered_at),
-            },
-            idempotency_key: text(headers, &IDEMPOTENCY_KEY).map(str::to_owned),
-            fingerprint: None,
-        })
-    }
-
     pub(super) fn node(&self) -> &Node {
         &self.node
     }
@@ -107,10 +101,14 @@ impl Change {
 
     /// A name that is the same whenever this caller retries, and that no other request gets.
     pub(super) fn derived(&self, purpose: &str) -> String {
-        let key = self.idempotency_key.clone();
-        let key = key.unwrap_or_else(|| Uuid::new_v4().to_string());
         let mut hasher = Sha256::new();
-        for part in [purpose, "\0", &self.author.subject, "\0", &key] {
+        for part in [
+            purpose,
+            "\0",
+            &self.author.subject,
+            "\0",
+            &self.idempotency_key,
+        ] {
             hasher.update(part);
         }
         hasher.finalize()[..8]
@@ -119,16 +117,47 @@ impl Change {
             .collect()
     }
 
+    /// As [`Change::derived`], for what is named by a UUID.
+    pub(super) fn derived_uuid(&self, purpose: &str) -> Uuid {
+        let digest = Digest::of(self.derived(purpose).as_bytes());
+        let mut bytes = [0; 16];
+        bytes.copy_from_slice(&digest.0[..16]);
+        uuid::Builder::from_random_bytes(bytes).into_uuid()
+    }
+
+    /// Secret bytes that are the same whenever this caller retries this request, so that a retry is answered with the
+    /// secret of the first attempt, which is not kept. Only who holds the cluster's keys can tell them.
+    pub(super) fn derived_secret(&self, purpose: &str) -> Answer<Zeroizing<[u8; 32]>> {
+        let state = self.state();
+        let authority = state.https_ca().ok_or(cluster::Refusal::NotInitialised)?;
+        let sealed = |error: cluster::keyring::SealError| {
+            Refused::unavailable(Reason::NotReady, error.to_string())
+        };
+        let key = state.open(&authority.key_pkcs8).map_err(sealed)?;
+        let mut context = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, &key));
+        context.update(b"neuwerk derived secret\0");
+        for part in [purpose, &self.author.subject, &self.derived(purpose)] {
+            context.update(part.as_bytes());
+            context.update(b"\0");
+        }
+        if let Some(Fingerprint(digest)) = self.fingerprint {
+            context.update(&digest.0);
+        }
+        let mut secret = Zeroizing::new([0; 32]);
+        secret.copy_from_slice(context.sign().as_ref());
+        Ok(secret)
+    }
+
     fn retry(&self) -> Option<Retry> {
         Some(Retry {
-            key: self.idempotency_key.clone()?,
+            key: self.idempotency_key.clone(),
             request: self.fingerprint.map(|fingerprint| fingerprint.0),
         })
     }
 
     /// Returns once this node's state shows the change, so that it can be read back.
     async fn shown(&self, proposed: Result<Applied, ProposeError>) -> Answer<Applied> {
-        let key = self.idempotency_key.as_deref();
+        let key = Some(self.idempotency_key.as_str());
         let applied = proposed.map_err(|error| Refused::of_proposal(error, key))?;
         let mut states = self.node.watch();
         let shown = states

@@ -7,24 +7,23 @@ use api::joining::{
     BootstrapSecretResponse, JoinApprovalMode, JoinSettings, JoinSettingsRequest,
     JoinTokenCreateRequest, JoinTokenMeta, JoinTokenResponse, JoinTokenStatus,
 };
+use axum::Json;
 use axum::extract::{Path, State};
 use axum::response::IntoResponse as _;
-use axum::{Extension, Json};
 use bytes::Bytes;
 use cluster::command::{Command, JoinApproval, Secret, Settings, TrustChange};
 use cluster::join::secret;
 use cluster::join::token::Token;
 use cluster::state::{JoinToken, Standing};
 use cluster::{NodeId, ca};
+use http::StatusCode;
 use http::header::CACHE_CONTROL;
-use http::{HeaderMap, StatusCode};
 use uuid::Uuid;
 
 use super::change::Change;
 use super::error::{Answer, Refused};
 use super::openapi::{self, Doc};
-use super::{App, Origin, rfc3339};
-use crate::auth::Identity;
+use super::{App, rfc3339};
 
 /// Lifetime of a join token for which none was asked.
 const DEFAULT_TTL: Duration = Duration::from_secs(60 * 60);
@@ -52,19 +51,14 @@ pub(super) async fn list_tokens(State(app): State<Arc<App>>) -> Answer<Json<Vec<
 
 pub(super) static CREATE_TOKEN: Doc = Doc::new("Create a join token")
     .takes(openapi::json("JoinTokenCreateRequest"))
+    .idempotent()
     .answers(&[(
         201,
         "The token, shown only now",
         Some(openapi::json("JoinTokenResponse")),
     )]);
 
-pub(super) async fn create_token(
-    State(app): State<Arc<App>>,
-    Extension(identity): Extension<Identity>,
-    Extension(origin): Extension<Origin>,
-    headers: HeaderMap,
-    body: Bytes,
-) -> Answer {
+pub(super) async fn create_token(change: Change, body: Bytes) -> Answer {
     let request: JoinTokenCreateRequest = if body.is_empty() {
         JoinTokenCreateRequest::default()
     } else {
@@ -83,7 +77,6 @@ pub(super) async fn create_token(
     if !(1..=MAX_USES).contains(&uses) {
         return Err(Refused::bad_request("uses must be between 1 and 1000"));
     }
-    let change = Change::new(&app, &identity, &origin, &headers)?;
     let state = change.state();
     let authority = state
         .cluster_ca()
@@ -91,9 +84,9 @@ pub(super) async fn create_token(
     let (Some(cluster_id), Some(authority)) = (state.cluster_id(), authority) else {
         return Err(cluster::Refusal::NotInitialised.into());
     };
-    let mut seed = zeroize::Zeroizing::new([0; 32]);
-    aws_lc_rs::rand::fill(&mut *seed).map_err(|_| no_randomness())?;
-    let token = Token::new(cluster_id, Uuid::new_v4(), authority, *seed);
+    let seed = change.derived_secret("join token")?;
+    let id = change.derived_uuid("join token");
+    let token = Token::new(cluster_id, id, authority, *seed);
     let ttl_ms = u64::try_from(ttl.as_millis()).expect("at most 30 days");
     let expires_ms = now_ms(&state).saturating_add(ttl_ms);
     change
@@ -104,10 +97,12 @@ pub(super) async fn create_token(
             uses,
         })
         .await?;
+    // That of the first attempt, if this is a retry.
+    let kept = change.state().join_token(id).map(|kept| kept.expires_ms);
     let answer = JoinTokenResponse {
         id: token.id.to_string(),
         token: token.text().to_string(),
-        expires_at: rfc3339(expires_ms),
+        expires_at: rfc3339(kept.unwrap_or(expires_ms)),
         uses,
     };
     Ok((
@@ -123,15 +118,8 @@ pub(super) static REVOKE_TOKEN: Doc = Doc::new("Revoke a join token").idempotent
     (404, "No such join token", Some(openapi::ERROR)),
 ]);
 
-pub(super) async fn revoke_token(
-    State(app): State<Arc<App>>,
-    Extension(identity): Extension<Identity>,
-    Extension(origin): Extension<Origin>,
-    Path(id): Path<String>,
-    headers: HeaderMap,
-) -> Answer<StatusCode> {
+pub(super) async fn revoke_token(change: Change, Path(id): Path<String>) -> Answer<StatusCode> {
     let id = Uuid::try_parse(&id).map_err(|_| Refused::not_found("join token"))?;
-    let change = Change::new(&app, &identity, &origin, &headers)?;
     change.done(Command::RevokeJoinToken { id }).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -162,15 +150,8 @@ pub(super) static CHANGE: Doc = Doc::new("Change how new members are let in")
         ),
     ]);
 
-pub(super) async fn change(
-    State(app): State<Arc<App>>,
-    Extension(identity): Extension<Identity>,
-    Extension(origin): Extension<Origin>,
-    headers: HeaderMap,
-    body: Bytes,
-) -> Answer<Json<JoinSettings>> {
+pub(super) async fn change(change: Change, body: Bytes) -> Answer<Json<JoinSettings>> {
     let request: JoinSettingsRequest = openapi::parse(&body)?;
-    let change = Change::new(&app, &identity, &origin, &headers)?;
     let state = change.state();
     let (settings, revision) = state.settings().ok_or(cluster::Refusal::NotInitialised)?;
     let settings = Settings {
@@ -192,21 +173,16 @@ pub(super) async fn change(
 }
 
 pub(super) static ROTATE: Doc = Doc::new("Replace the bootstrap secret of the whole cluster")
+    .idempotent()
     .answers(&[(
         200,
         "The new secret, shown only now",
         Some(openapi::json("BootstrapSecretResponse")),
     )]);
 
-pub(super) async fn rotate(
-    State(app): State<Arc<App>>,
-    Extension(identity): Extension<Identity>,
-    Extension(origin): Extension<Origin>,
-    headers: HeaderMap,
-) -> Answer {
-    let change = Change::new(&app, &identity, &origin, &headers)?;
-    let kid = Uuid::new_v4().to_string();
-    let text = secret::generate().map_err(|_| no_randomness())?;
+pub(super) async fn rotate(change: Change) -> Answer {
+    let kid = change.derived_uuid("bootstrap secret").to_string();
+    let text = secret::hexadecimal(&*change.derived_secret("bootstrap secret")?);
     let secret = Secret::plain(text.as_bytes());
     let put = TrustChange::PutBootstrapSecret {
         kid: kid.clone(),
@@ -227,15 +203,8 @@ pub(super) static APPROVE: Doc = Doc::new("Let a node in that waits for approval
         (404, "No such member", Some(openapi::ERROR)),
     ]);
 
-pub(super) async fn approve(
-    State(app): State<Arc<App>>,
-    Extension(identity): Extension<Identity>,
-    Extension(origin): Extension<Origin>,
-    Path(node_id): Path<String>,
-    headers: HeaderMap,
-) -> Answer<StatusCode> {
+pub(super) async fn approve(change: Change, Path(node_id): Path<String>) -> Answer<StatusCode> {
     let node_id: NodeId = node_id.parse().map_err(|_| Refused::not_found("member"))?;
-    let change = Change::new(&app, &identity, &origin, &headers)?;
     change
         .done(Command::Trust(TrustChange::Approve { node_id }))
         .await?;
@@ -295,11 +264,4 @@ fn now_ms(state: &cluster::State) -> u64 {
     state
         .time_ms()
         .max(u64::try_from(clock.as_millis()).unwrap_or(u64::MAX))
-}
-
-fn no_randomness() -> Refused {
-    Refused::new(
-        StatusCode::INTERNAL_SERVER_ERROR,
-        "the system has no randomness",
-    )
 }

@@ -60,14 +60,23 @@ async fn an_archive_of_the_cluster_holds_every_members_part_and_no_secret() {
     ] {
         planted.bytes(name, text.as_bytes());
     }
-    let join_token = Command::CreateJoinToken {
-        id: Uuid::new_v4(),
-        public: *b"public half of a join token.....",
-        expires_ms: u64::MAX,
-        uses: 1,
-    };
-    cluster.commit(join_token).await.accepted().unwrap();
-    planted.bytes("join token", b"public half of a join token.....");
+    for (name, path, field) in [
+        ("join token", api::paths::JOIN_TOKENS, "token"),
+        (
+            "new bootstrap secret",
+            api::paths::BOOTSTRAP_ROTATION,
+            "secret",
+        ),
+    ] {
+        let made = cluster
+            .ask(0, Method::POST, path)
+            .token(&admin)
+            .json("{}")
+            .send()
+            .await;
+        assert!(made.status.is_success(), "{path}: {}", made.text);
+        planted.bytes(name, made.json()[field].as_str().unwrap().as_bytes());
+    }
     let document = Planted::policy();
     let author = cluster::command::Author::default();
     let put = cluster

@@ -143,6 +143,32 @@ async fn what_draws_a_key_or_looks_at_one_can_be_retried() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_secret_that_is_shown_once_is_shown_again_to_a_retry_only() {
+    let cluster = Cluster::one().await;
+    let post = |path: &str, key: &str| {
+        accounts(&cluster, 0, Method::POST, path, "{}").header("idempotency-key", key)
+    };
+    for path in [api::paths::JOIN_TOKENS, api::paths::BOOTSTRAP_ROTATION] {
+        let first = post(path, "one").send().await;
+        assert!(first.status.is_success(), "{path}: {}", first.text);
+        let retry = post(path, "one").send().await;
+        assert_eq!(retry.json(), first.json(), "{path}");
+        let other = post(path, "two").send().await;
+        assert!(other.status.is_success(), "{path}: {}", other.text);
+        let secret = |answered: &Answered| {
+            let json = answered.json();
+            json["token"]
+                .as_str()
+                .or(json["secret"].as_str())
+                .unwrap()
+                .to_owned()
+        };
+        assert_ne!(secret(&other), secret(&first), "{path}");
+    }
+    assert_eq!(cluster.node(0).state().join_tokens().count(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_a_cut_off_leader_took_is_of_unknown_fate_and_safe_to_retry() {
     let cluster = Cluster::three().await;
     cluster.cut_off(0);
