@@ -29,7 +29,7 @@ use crate::cluster::{
     PromoteClusterMemberRequest, RemoveClusterMemberRequest, ReplaceClusterVotersRequest,
     TransferRequest, TransferResponse,
 };
-use crate::error::ErrorBody;
+use crate::error::{ErrorBody, Reason};
 use crate::health::{Health, Ready};
 use crate::policy::{DryRun, Format, Lint, Pending, Wait};
 use crate::recovery::{BackupRequest, RejoinRequest, Rejoining};
@@ -88,6 +88,17 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+}
+
+impl Error {
+    /// Whether a change may have been made all the same.
+    pub fn leaves_open(&self) -> bool {
+        match self {
+            Error::Unreachable { .. } | Error::Timeout { .. } | Error::Unreadable { .. } => true,
+            Error::Refused(refused) => refused.body.reason == Some(Reason::FateUnknown),
+            Error::Endpoint(_) | Error::Sink(_) => false,
+        }
+    }
 }
 
 /// A refusal.

@@ -149,7 +149,12 @@ async fn leave(leave: Leave) -> Result<(), Failure> {
 
 /// Takes the node that is asked out: what becomes of it, only it itself can tell in the end.
 async fn leave_as(asked: &Asked, own: &str, force: bool) -> Result<(), Failure> {
-    asked.client.member_remove(own, force).await?;
+    // The answer may be cut off by the removal that it tells of: the node knows what became of it.
+    let unanswered = match asked.client.member_remove(own, force).await {
+        Ok(_) => None,
+        Err(error) if error.leaves_open() => Some(error),
+        Err(error) => return Err(error.into()),
+    };
     let give_up = Instant::now() + CHANGE_LIMIT;
     loop {
         let ready = asked.client.ready().await?;
@@ -163,6 +168,9 @@ async fn leave_as(asked: &Asked, own: &str, force: bool) -> Result<(), Failure> 
             ));
         }
         if Instant::now() >= give_up {
+            if let Some(error) = unanswered {
+                return Err(error.into());
+            }
             return Err(Failure::Failed(format!(
                 "{own} is on its way out but was not told yet that it is gone; ask another member: neuwerk cluster members"
             )));

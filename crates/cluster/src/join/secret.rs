@@ -204,7 +204,7 @@ pub fn load_or_create(path: &Path) -> Result<Held, SecretError> {
 pub fn generate() -> Result<Zeroizing<String>, SecretError> {
     let mut bits = Zeroizing::new([0; 32]);
     rand::fill(&mut *bits).map_err(|_| SecretError::Random)?;
-    Ok(hexadecimal(&*bits))
+    Ok(hexadecimal(&bits))
 }
 
 /// A secret of these bits, as it stands in a file: 64 hexadecimal digits.

@@ -93,7 +93,8 @@ async fn admit(app: &App, row: &Row, request: Request, next: Next) -> Answer {
     let consistency = consistency(parts.uri.query())?;
     let forwarded = matches!(origin, Origin::Member { .. });
     let redirect = text(&parts.headers, &PREFER).is_some_and(prefers_redirect);
-    let give_up = Instant::now() + HANDOVER_LIMIT;
+    let mut give_up = None;
+    let mut unknown = None;
     loop {
         let role = node.role();
         app.note_leader(&role);
@@ -101,15 +102,24 @@ async fn admit(app: &App, row: &Row, request: Request, next: Next) -> Answer {
         let local = plan == Plan::Local;
         let request = (parts.clone(), body.clone());
         let answer = carry_out(plan, &node, row, request, next.clone(), &origin).await;
-        // Nothing was done, and a leader was there a moment ago: the next one is about to be. A member that forwards
-        // does this waiting itself.
+        let lost = status(&answer) == StatusCode::GATEWAY_TIMEOUT && row.doc.is_idempotent();
+        let nothing_done = status(&answer) == StatusCode::SERVICE_UNAVAILABLE;
+        // A leader was there a moment ago: the next one is about to be. What the last one may have done is done once,
+        // whichever attempt did it. A member that forwards does this waiting itself.
+        let promising = match unknown {
+            Some(_) => lost || nothing_done,
+            None => lost || found_no_leader(&answer) && app.had_leader_within(HANDOVER_LIMIT),
+        };
         let waits = !local
             && !forwarded
-            && found_no_leader(&answer)
-            && app.had_leader_within(HANDOVER_LIMIT)
-            && Instant::now() < give_up;
+            && promising
+            && Instant::now() < *give_up.get_or_insert_with(|| Instant::now() + HANDOVER_LIMIT);
         if !waits {
-            return answer;
+            // That the last attempt did nothing says nothing of those before it.
+            return unknown.filter(|_| nothing_done).unwrap_or(answer);
+        }
+        if lost {
+            unknown = Some(answer);
         }
         tokio::time::sleep(HANDOVER_LOOK).await;
     }
@@ -121,6 +131,13 @@ fn found_no_leader(answer: &Answer) -> bool {
         // A leader that has just handed over has heard of no other yet: it is not ready for a moment.
         Err(refused) => matches!(refused.reason(), Some(Reason::NoLeader | Reason::NotReady)),
         Ok(response) => response.status() == StatusCode::SERVICE_UNAVAILABLE,
+    }
+}
+
+fn status(answer: &Answer) -> StatusCode {
+    match answer {
+        Err(refused) => refused.status(),
+        Ok(response) => response.status(),
     }
 }
 

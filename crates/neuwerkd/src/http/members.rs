@@ -20,14 +20,13 @@ use cluster::command::{Command, Suffrage};
 use cluster::node::{Foresight, TransferError, Wish};
 use cluster::state::{Member, Standing};
 use cluster::{MemberRole, MemberStatus, Node, NodeId};
-use http::{HeaderMap, StatusCode};
+use http::StatusCode;
 use serde::de::DeserializeOwned;
 
 use super::change::Change;
 use super::error::{Answer, Refused};
 use super::openapi::{self, Doc};
 use super::{App, Origin};
-use crate::auth::Identity;
 
 /// How long an answer waits for the voters to change. They do within a second, unless members are slow.
 const CHANGE_LIMIT: Duration = Duration::from_secs(5);
@@ -128,13 +127,7 @@ pub(super) static SET_VOTERS: Doc = Doc::new("Set who votes")
     .idempotent()
     .answers(VOTERS_CHANGED);
 
-pub(super) async fn set_voters(
-    State(app): State<Arc<App>>,
-    Extension(identity): Extension<Identity>,
-    Extension(origin): Extension<Origin>,
-    headers: HeaderMap,
-    body: Bytes,
-) -> Answer {
+pub(super) async fn set_voters(change: Change, body: Bytes) -> Answer {
     let request: ReplaceClusterVotersRequest = openapi::parse(&body)?;
     let wanted: Vec<NodeId> = request
         .ids
@@ -148,7 +141,6 @@ pub(super) async fn set_voters(
             wanted.len() - 1
         )));
     }
-    let change = Change::new(&app, &identity, &origin, &headers)?;
     let state = change.state();
     if let Some(unknown) = wanted.iter().find(|id| state.member(**id).is_none()) {
         return Err(Refused::not_found(&format!("member {unknown}")));
@@ -164,7 +156,13 @@ pub(super) async fn set_voters(
         .members()
         .filter(|member| member.standing == Standing::Member)
         .map(|member| (member.node_id, suffrage(member.node_id)));
-    change_votes(&change, Wish::Suffrage(all.collect()), request.force).await
+    change_votes(
+        &change,
+        Wish::Suffrage(all.collect()),
+        request.force,
+        CHANGE_LIMIT,
+    )
+    .await
 }
 
 pub(super) static REMOVE: Doc = Doc::new("Take a member out of the cluster, for good")
@@ -173,17 +171,22 @@ pub(super) static REMOVE: Doc = Doc::new("Take a member out of the cluster, for 
     .answers(VOTERS_CHANGED);
 
 pub(super) async fn remove(
-    State(app): State<Arc<App>>,
-    Extension(identity): Extension<Identity>,
+    change: Change,
     Extension(origin): Extension<Origin>,
     Path(id): Path<String>,
-    headers: HeaderMap,
     body: Bytes,
 ) -> Answer {
     let RemoveClusterMemberRequest { force } = optional(&body)?;
-    let change = Change::new(&app, &identity, &origin, &headers)?;
-    let id = known(&change, &id)?;
-    change_votes(&change, Wish::Remove(id), force).await
+    let wish = Wish::Remove(known(&change, &id)?);
+    let own = change.node().node_id();
+    let entered_at = origin.entered_at(own);
+    // The answer would have to go by a member that is none any more.
+    let patience = if entered_at != own && wish == Wish::Remove(entered_at) {
+        Duration::ZERO
+    } else {
+        CHANGE_LIMIT
+    };
+    change_votes(&change, wish, force, patience).await
 }
 
 pub(super) static PROMOTE: Doc = Doc::new("Have a member vote, or leave that to the cluster again")
@@ -191,23 +194,15 @@ pub(super) static PROMOTE: Doc = Doc::new("Have a member vote, or leave that to 
     .idempotent()
     .answers(VOTERS_CHANGED);
 
-pub(super) async fn promote(
-    State(app): State<Arc<App>>,
-    Extension(identity): Extension<Identity>,
-    Extension(origin): Extension<Origin>,
-    Path(id): Path<String>,
-    headers: HeaderMap,
-    body: Bytes,
-) -> Answer {
+pub(super) async fn promote(change: Change, Path(id): Path<String>, body: Bytes) -> Answer {
     let request: PromoteClusterMemberRequest = optional(&body)?;
-    let change = Change::new(&app, &identity, &origin, &headers)?;
     let suffrage = if request.auto {
         Suffrage::Auto
     } else {
         Suffrage::Voter
     };
     let wish = Wish::Suffrage([(known(&change, &id)?, suffrage)].into());
-    change_votes(&change, wish, request.force).await
+    change_votes(&change, wish, request.force, CHANGE_LIMIT).await
 }
 
 pub(super) static DEMOTE: Doc = Doc::new("Have a member vote no more, until it is promoted")
@@ -215,22 +210,14 @@ pub(super) static DEMOTE: Doc = Doc::new("Have a member vote no more, until it i
     .idempotent()
     .answers(VOTERS_CHANGED);
 
-pub(super) async fn demote(
-    State(app): State<Arc<App>>,
-    Extension(identity): Extension<Identity>,
-    Extension(origin): Extension<Origin>,
-    Path(id): Path<String>,
-    headers: HeaderMap,
-    body: Bytes,
-) -> Answer {
+pub(super) async fn demote(change: Change, Path(id): Path<String>, body: Bytes) -> Answer {
     let RemoveClusterMemberRequest { force } = optional(&body)?;
-    let change = Change::new(&app, &identity, &origin, &headers)?;
     let wish = Wish::Suffrage([(known(&change, &id)?, Suffrage::Learner)].into());
-    change_votes(&change, wish, force).await
+    change_votes(&change, wish, force, CHANGE_LIMIT).await
 }
 
 /// Grants a wish if that is safe, or forced, and waits a little until the voters are as they should be.
-async fn change_votes(change: &Change, wish: Wish, force: bool) -> Answer {
+async fn change_votes(change: &Change, wish: Wish, force: bool, patience: Duration) -> Answer {
     let told = change.node().foresee(&wish);
     if !force && let Some(objection) = objection(&told) {
         return Err(Refused::new(StatusCode::CONFLICT, objection));
@@ -244,7 +231,7 @@ async fn change_votes(change: &Change, wish: Wish, force: bool) -> Answer {
     change.done(command).await?;
     // A leader that is to go hands over before; the rest is its successor's.
     let leads = || matches!(change.node().role(), cluster::Role::Leader { .. });
-    let waiting = tokio::time::timeout(CHANGE_LIMIT, async {
+    let waiting = tokio::time::timeout(patience, async {
         while !is_granted(change.node(), &wish) && leads() {
             tokio::time::sleep(LOOK_EVERY).await;
         }
@@ -325,15 +312,11 @@ pub(super) static DRAIN: Doc = Doc::new("Have a member refuse new flows, and kee
     .answers(DRAIN_CHANGED);
 
 pub(super) async fn drain(
-    State(app): State<Arc<App>>,
-    Extension(identity): Extension<Identity>,
-    Extension(origin): Extension<Origin>,
+    change: Change,
     Path(id): Path<String>,
-    headers: HeaderMap,
     body: Bytes,
 ) -> Answer<Json<ClusterMembersResponse>> {
     let RemoveClusterMemberRequest { force } = optional(&body)?;
-    let change = Change::new(&app, &identity, &origin, &headers)?;
     let node_id = known(&change, &id)?;
     let state = change.state();
     let takes_flows = |member: &MemberStatus| {
@@ -354,13 +337,9 @@ pub(super) static UNDRAIN: Doc = Doc::new("Have a member take new flows again")
     .answers(DRAIN_CHANGED);
 
 pub(super) async fn undrain(
-    State(app): State<Arc<App>>,
-    Extension(identity): Extension<Identity>,
-    Extension(origin): Extension<Origin>,
+    change: Change,
     Path(id): Path<String>,
-    headers: HeaderMap,
 ) -> Answer<Json<ClusterMembersResponse>> {
-    let change = Change::new(&app, &identity, &origin, &headers)?;
     let node_id = known(&change, &id)?;
     set_draining(&change, node_id, false).await
 }

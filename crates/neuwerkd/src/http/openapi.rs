@@ -119,6 +119,11 @@ impl Doc {
         self
     }
 
+    /// Whether a retry under the same key changes nothing further.
+    pub(super) const fn is_idempotent(&self) -> bool {
+        self.idempotent
+    }
+
     /// It honours `If-Match`.
     pub(super) const fn conditional(mut self) -> Self {
         self.conditional = true;

@@ -82,7 +82,10 @@ async fn an_archive_of_the_cluster_holds_every_members_part_and_no_secret() {
     let put = cluster
         .node(0)
         .put_policy(document.as_bytes(), None, String::new(), author, None);
-    put.await.unwrap().response.accepted().unwrap();
+    let put = put.await.unwrap();
+    put.response.accepted().unwrap();
+    let has_it = |n: usize| cluster.node(n).state().index() >= put.index;
+    cluster.wait("all have it", |_| (0..3).all(has_it)).await;
 
     let answered = sysdump(&cluster, 2, api::paths::SYSDUMP_CLUSTER)
         .expect(StatusCode::OK)

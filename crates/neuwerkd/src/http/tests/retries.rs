@@ -146,7 +146,8 @@ async fn what_draws_a_key_or_looks_at_one_can_be_retried() {
 async fn a_secret_that_is_shown_once_is_shown_again_to_a_retry_only() {
     let cluster = Cluster::one().await;
     let post = |path: &str, key: &str| {
-        accounts(&cluster, 0, Method::POST, path, "{}").header("idempotency-key", key)
+        let key = format!("{key}{path}");
+        accounts(&cluster, 0, Method::POST, path, "{}").header("idempotency-key", &key)
     };
     for path in [api::paths::JOIN_TOKENS, api::paths::BOOTSTRAP_ROTATION] {
         let first = post(path, "one").send().await;
@@ -209,6 +210,34 @@ async fn what_a_cut_off_leader_took_is_of_unknown_fate_and_safe_to_retry() {
             listed.text
         );
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_that_a_leader_took_with_it_is_made_once_through_the_next() {
+    let cluster = Cluster::three().await;
+    cluster.cut_off(0);
+    let successor = |cluster: &Cluster| {
+        (1..3).any(|n| matches!(cluster.node(n).role(), cluster::Role::Leader { .. }))
+    };
+    let change = create(&cluster, 0, "ci").expect(StatusCode::CREATED);
+    let come_back = async {
+        cluster.wait("another one leads", successor).await;
+        cluster.board.heal();
+    };
+    tokio::join!(change, come_back);
+    let listed = cluster
+        .get(
+            0,
+            &format!("{}?consistency=linearizable", api::paths::SERVICE_ACCOUNTS),
+        )
+        .expect(StatusCode::OK)
+        .await;
+    assert_eq!(
+        listed.json().as_array().unwrap().len(),
+        1,
+        "{}",
+        listed.text
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
