@@ -17,6 +17,9 @@ use crate::space::{Space, pin};
 const FLOWS: u16 = 256;
 /// One frame in so many is for a destination that the policy denies.
 const DENIED_EVERY: u64 = 64;
+/// How TCP's sender reacts to loss: Debian's default. BBR, to which some machines are set, sends at the rate of its own
+/// model of the path, whatever the path could carry.
+const CONGESTION_CONTROL: &str = "cubic";
 /// 64 bytes on a wire: 60 and the check sequence.
 const FRAME_LEN: usize = 60;
 
@@ -200,7 +203,7 @@ pub(crate) struct Transfer {
     pub(crate) cores: f64,
 }
 
-/// One bulk TCP connection with all offloads of the links.
+/// One bulk TCP connection with all offloads of the links. Its sender has the core that the flood's has.
 pub(crate) fn transfer(source: &Space, sink: &Space, length: Duration) -> Result<Transfer> {
     let before = counters(sink)?.tcp_natted;
     let server = sink.spawn(|| crate::space::sh("iperf3 -s -1 -B 10.2.0.1 -p 5201 >/dev/null"))?;
@@ -210,7 +213,8 @@ pub(crate) fn transfer(source: &Space, sink: &Space, length: Duration) -> Result
     let output = source.sh(&format!(
         "for try in 1 2 3 4 5; do
              sleep 0.2
-             if report=$(iperf3 -J -c 10.2.0.1 -p 5201 -t {seconds} --connect-timeout 1000); then
+             if report=$(taskset -c 0 iperf3 -J -c 10.2.0.1 -p 5201 -t {seconds} -C {CONGESTION_CONTROL} \\
+                 --connect-timeout 1000); then
                  echo \"$report\"
                  exit 0
              fi
