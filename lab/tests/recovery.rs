@@ -177,7 +177,7 @@ fn scheduled(cluster: &mut Cluster, recipient: &str) {
 
 #[test]
 #[ignore = "needs root; make test runs it"]
-fn one_node_becomes_three_with_everything_that_it_had() {
+fn one_node_becomes_three_and_one_again_with_everything_that_it_had() {
     let mut cluster = Cluster::lay_out(3).unwrap();
     for number in [1, 2] {
         cluster.node(number).stand_alone().unwrap();
@@ -260,6 +260,20 @@ fn one_node_becomes_three_with_everything_that_it_had() {
     }
     let shown = status(&mut cluster, 1);
     assert!(!shown.contains("not highly available"), "{shown}");
+
+    // And back, under the same traffic.
+    for victim in [3, 2] {
+        let id = cluster.node_id(1, victim).unwrap();
+        let remove = ["cluster", "members", "remove", &id, "--confirm", "neuwerk"];
+        cluster.node(1).control(&remove).unwrap();
+        cluster.node(victim).terminate().unwrap();
+    }
+    create(&api, "alone-again").unwrap();
+    assert_eq!(names(&api).unwrap().len(), 6);
+    let shown = status(&mut cluster, 1);
+    assert!(shown.contains("not highly available"), "{shown}");
+    assert_eq!(live.account().ended, None);
+    forwards(&cluster, 1);
 }
 
 /// Carries out a section of the runbook on node `number`, and returns what each command printed.
