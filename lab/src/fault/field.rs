@@ -1,8 +1,8 @@
 //! The cluster that faults happen to, and how each of them begins and ends.
 
 use std::fs;
+use std::io::{ErrorKind, Write as _};
 use std::path::PathBuf;
-use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
@@ -248,6 +248,9 @@ impl Field {
     }
 }
 
+/// What a file system in memory gives out at once.
+const PAGE_BYTES: usize = 4096;
+
 /// A file system in memory, small enough to be filled.
 #[derive(Debug)]
 struct SmallDisk {
@@ -269,19 +272,20 @@ impl SmallDisk {
         Ok(SmallDisk { path })
     }
 
+    /// Takes all the space that is left. The node takes some meanwhile, so how much that is shows at the end.
     fn fill(&self) -> Result<()> {
-        let free = Command::new("df")
-            .args(["--output=avail", "-B1"])
-            .arg(&self.path)
-            .output()?;
-        let free = String::from_utf8_lossy(&free.stdout);
-        let bytes = free.lines().nth(1).context("df prints a line")?.trim();
-        crate::tool::run(
-            Command::new("fallocate")
-                .args(["--length", bytes])
-                .arg(self.filler()),
-        )
-        .map(drop)
+        let mut filler = fs::File::create(self.filler())?;
+        let pages = [0; 16 * PAGE_BYTES];
+        for size in [pages.len(), PAGE_BYTES] {
+            loop {
+                match filler.write(&pages[..size]) {
+                    Ok(_) => {}
+                    Err(error) if error.kind() == ErrorKind::StorageFull => break,
+                    Err(error) => return Err(error).context("cannot fill the disk"),
+                }
+            }
+        }
+        Ok(())
     }
 
     fn empty(&self) -> Result<()> {
