@@ -204,18 +204,13 @@ pub fn load_or_create(path: &Path) -> Result<Held, SecretError> {
 pub fn generate() -> Result<Zeroizing<String>, SecretError> {
     let mut bits = Zeroizing::new([0; 32]);
     rand::fill(&mut *bits).map_err(|_| SecretError::Random)?;
-    Ok(hexadecimal(&bits))
-}
-
-/// A secret of these bits, as it stands in a file: 64 hexadecimal digits.
-pub fn hexadecimal(bits: &[u8; 32]) -> Zeroizing<String> {
     let mut text = Zeroizing::new(String::with_capacity(65));
     for byte in bits.iter() {
         for nibble in [byte >> 4, byte & 15] {
             text.push(char::from_digit(u32::from(nibble), 16).expect("a nibble is a digit"));
         }
     }
-    text
+    Ok(text)
 }
 
 #[derive(Deserialize)]

@@ -18,6 +18,10 @@ use super::request::{IDEMPOTENCY_KEY, text};
 use super::{App, Origin};
 use crate::auth::Identity;
 
+/// In an id: from this byte on it is marked with who asked under which key; before, it is random. The version and the
+/// variant of a UUID (RFC 9562) are before.
+const MARKED: usize = 9;
+
 /// SHA-256 of what a request asks for, without how it wants to be answered. The gate adds it to every change: the same
 /// key under the same fingerprint is a retry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,6 +105,27 @@ impl Change {
 
     /// A name that is the same whenever this caller retries, and that no other request gets.
     pub(super) fn derived(&self, purpose: &str) -> String {
+        let digest = self.mark(purpose);
+        digest[..8]
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect()
+    }
+
+    /// An id that nobody has had, by which a retry of this caller [knows](Self::made) what the first attempt made.
+    pub(super) fn new_id(&self, purpose: &str) -> Answer<Uuid> {
+        let mut bytes = [0; 16];
+        aws_lc_rs::rand::fill(&mut bytes).map_err(|_| Refused::no_randomness())?;
+        bytes[MARKED..].copy_from_slice(&self.mark(purpose)[..16 - MARKED]);
+        Ok(uuid::Builder::from_random_bytes(bytes).into_uuid())
+    }
+
+    /// Whether this request, or an earlier attempt at it, made what has this id.
+    pub(super) fn made(&self, purpose: &str, id: Uuid) -> bool {
+        id.as_bytes()[MARKED..] == self.mark(purpose)[..16 - MARKED]
+    }
+
+    fn mark(&self, purpose: &str) -> [u8; 32] {
         let mut hasher = Sha256::new();
         for part in [
             purpose,
@@ -111,37 +136,24 @@ impl Change {
         ] {
             hasher.update(part);
         }
-        hasher.finalize()[..8]
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect()
+        hasher.finalize().into()
     }
 
-    /// As [`Change::derived`], for what is named by a UUID.
-    pub(super) fn derived_uuid(&self, purpose: &str) -> Uuid {
-        let digest = Digest::of(self.derived(purpose).as_bytes());
-        let mut bytes = [0; 16];
-        bytes.copy_from_slice(&digest.0[..16]);
-        uuid::Builder::from_random_bytes(bytes).into_uuid()
-    }
-
-    /// Secret bytes that are the same whenever this caller retries this request, so that a retry is answered with the
-    /// secret of the first attempt, which is not kept. Only who holds the cluster's keys can tell them.
-    pub(super) fn derived_secret(&self, purpose: &str) -> Answer<Zeroizing<[u8; 32]>> {
+    /// The secret bytes of what has this id, which are not kept: the cluster's keys and the id make them again.
+    pub(super) fn secret_of(&self, purpose: &str, id: Uuid) -> Answer<Zeroizing<[u8; 32]>> {
         let state = self.state();
         let authority = state.https_ca().ok_or(cluster::Refusal::NotInitialised)?;
-        let sealed = |error: cluster::keyring::SealError| {
-            Refused::unavailable(Reason::NotReady, error.to_string())
-        };
-        let key = state.open(&authority.key_pkcs8).map_err(sealed)?;
+        let key = state
+            .open(&authority.key_pkcs8)
+            .map_err(|error| Refused::unavailable(Reason::NotReady, error.to_string()))?;
         let mut context = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, &key));
-        context.update(b"neuwerk derived secret\0");
-        for part in [purpose, &self.author.subject, &self.derived(purpose)] {
-            context.update(part.as_bytes());
-            context.update(b"\0");
-        }
-        if let Some(Fingerprint(digest)) = self.fingerprint {
-            context.update(&digest.0);
+        for part in [
+            b"neuwerk secret\0",
+            purpose.as_bytes(),
+            b"\0",
+            id.as_bytes(),
+        ] {
+            context.update(part);
         }
         let mut secret = Zeroizing::new([0; 32]);
         secret.copy_from_slice(context.sign().as_ref());

@@ -107,6 +107,12 @@ impl Refused {
         refused
     }
 
+    /// 500 because the system gave no random bytes.
+    pub fn no_randomness() -> Self {
+        let status = StatusCode::INTERNAL_SERVER_ERROR;
+        Self::new(status, "the system gave no random bytes")
+    }
+
     /// The status.
     pub fn status(&self) -> StatusCode {
         self.status

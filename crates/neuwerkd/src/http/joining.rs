@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use api::error::Reason;
 use api::joining::{
     BootstrapSecretResponse, JoinApprovalMode, JoinSettings, JoinSettingsRequest,
     JoinTokenCreateRequest, JoinTokenMeta, JoinTokenResponse, JoinTokenStatus,
@@ -24,6 +25,17 @@ use super::change::Change;
 use super::error::{Answer, Refused};
 use super::openapi::{self, Doc};
 use super::{App, rfc3339};
+
+/// What ids and secrets are made for.
+const TOKEN: &str = "join token";
+const BOOTSTRAP: &str = "bootstrap secret";
+
+/// The answer of a retry that comes too late.
+const REPLACED: (u16, &str, Option<openapi::Media>) = (
+    409,
+    "A retry, and what the first attempt made was replaced or removed since",
+    Some(openapi::ERROR),
+);
 
 /// Lifetime of a join token for which none was asked.
 const DEFAULT_TTL: Duration = Duration::from_secs(60 * 60);
@@ -52,11 +64,14 @@ pub(super) async fn list_tokens(State(app): State<Arc<App>>) -> Answer<Json<Vec<
 pub(super) static CREATE_TOKEN: Doc = Doc::new("Create a join token")
     .takes(openapi::json("JoinTokenCreateRequest"))
     .idempotent()
-    .answers(&[(
-        201,
-        "The token, shown only now",
-        Some(openapi::json("JoinTokenResponse")),
-    )]);
+    .answers(&[
+        (
+            201,
+            "The token, shown only now",
+            Some(openapi::json("JoinTokenResponse")),
+        ),
+        REPLACED,
+    ]);
 
 pub(super) async fn create_token(change: Change, body: Bytes) -> Answer {
     let request: JoinTokenCreateRequest = if body.is_empty() {
@@ -84,9 +99,15 @@ pub(super) async fn create_token(change: Change, body: Bytes) -> Answer {
     let (Some(cluster_id), Some(authority)) = (state.cluster_id(), authority) else {
         return Err(cluster::Refusal::NotInitialised.into());
     };
-    let seed = change.derived_secret("join token")?;
-    let id = change.derived_uuid("join token");
-    let token = Token::new(cluster_id, id, authority, *seed);
+    let new = |id| {
+        Ok::<_, Refused>(Token::new(
+            cluster_id,
+            id,
+            authority,
+            *change.secret_of(TOKEN, id)?,
+        ))
+    };
+    let token = new(change.new_id(TOKEN)?)?;
     let ttl_ms = u64::try_from(ttl.as_millis()).expect("at most 30 days");
     let expires_ms = now_ms(&state).saturating_add(ttl_ms);
     change
@@ -98,11 +119,22 @@ pub(super) async fn create_token(change: Change, body: Bytes) -> Answer {
         })
         .await?;
     // That of the first attempt, if this is a retry.
-    let kept = change.state().join_token(id).map(|kept| kept.expires_ms);
+    let state = change.state();
+    let kept = state.join_token(token.id).or_else(|| {
+        let made = state
+            .join_tokens()
+            .filter(|kept| change.made(TOKEN, kept.id));
+        made.max_by_key(|kept| kept.expires_ms)
+    });
+    let kept = kept.ok_or_else(gone)?;
+    let token = new(kept.id)?;
+    if token.public() != kept.public {
+        return Err(gone());
+    }
     let answer = JoinTokenResponse {
         id: token.id.to_string(),
         token: token.text().to_string(),
-        expires_at: rfc3339(kept.unwrap_or(expires_ms)),
+        expires_at: rfc3339(kept.expires_ms),
         uses,
     };
     Ok((
@@ -174,24 +206,34 @@ pub(super) async fn change(change: Change, body: Bytes) -> Answer<Json<JoinSetti
 
 pub(super) static ROTATE: Doc = Doc::new("Replace the bootstrap secret of the whole cluster")
     .idempotent()
-    .answers(&[(
-        200,
-        "The new secret, shown only now",
-        Some(openapi::json("BootstrapSecretResponse")),
-    )]);
+    .answers(&[
+        (
+            200,
+            "The new secret, shown only now",
+            Some(openapi::json("BootstrapSecretResponse")),
+        ),
+        REPLACED,
+    ]);
 
 pub(super) async fn rotate(change: Change) -> Answer {
-    let kid = change.derived_uuid("bootstrap secret").to_string();
-    let text = secret::hexadecimal(&*change.derived_secret("bootstrap secret")?);
-    let secret = Secret::plain(text.as_bytes());
+    let text = secret::generate().map_err(|_| Refused::no_randomness())?;
     let put = TrustChange::PutBootstrapSecret {
-        kid: kid.clone(),
-        secret,
+        kid: change.new_id(BOOTSTRAP)?.to_string(),
+        secret: Secret::plain(text.as_bytes()),
     };
     change.done(Command::Trust(put)).await?;
+    // That of the first attempt, if this is a retry.
+    let state = change.state();
+    let kept = state
+        .bootstrap_secret()
+        .filter(|kept| Uuid::try_parse(&kept.kid).is_ok_and(|kid| change.made(BOOTSTRAP, kid)));
+    let kept = kept.ok_or_else(gone)?;
+    let opened = state
+        .open(&kept.secret)
+        .map_err(|error| Refused::unavailable(Reason::NotReady, error.to_string()))?;
     let answer = BootstrapSecretResponse {
-        kid,
-        secret: text.to_string(),
+        kid: kept.kid.clone(),
+        secret: String::from_utf8_lossy(&opened).into_owned(),
     };
     Ok(([(CACHE_CONTROL, "no-store")], Json(answer)).into_response())
 }
@@ -264,4 +306,12 @@ fn now_ms(state: &cluster::State) -> u64 {
     state
         .time_ms()
         .max(u64::try_from(clock.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// The answer of a retry whose first attempt made what is not there any more.
+fn gone() -> Refused {
+    Refused::new(
+        StatusCode::CONFLICT,
+        "what this request made has been replaced or removed since: ask again under a fresh Idempotency-Key",
+    )
 }

@@ -54,7 +54,7 @@ pub(super) async fn rotate(
     let kid = change.derived("signing key");
     let state = change.state();
     if state.signing_key(&kid).is_none() {
-        let key = token::generate_key(kid.clone()).map_err(|_| no_randomness())?;
+        let key = token::generate_key(kid.clone()).map_err(|_| Refused::no_randomness())?;
         change.done(Command::AddSigningKey(key)).await?;
     }
     let state = app.node()?.state();
@@ -104,9 +104,4 @@ pub(crate) fn view(record: &SigningKeyRecord, active_kid: &str) -> SigningKeyVie
             .map(|byte| format!("{byte:02x}"))
             .collect(),
     }
-}
-
-fn no_randomness() -> Refused {
-    let status = StatusCode::INTERNAL_SERVER_ERROR;
-    Refused::new(status, "the system gave no randomness for a key")
 }

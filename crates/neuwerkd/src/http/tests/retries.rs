@@ -3,6 +3,8 @@
 use std::io;
 use std::sync::Mutex;
 
+use std::collections::BTreeSet;
+
 use super::*;
 
 fn accounts(cluster: &Cluster, n: usize, method: Method, path: &str, body: &str) -> Ask {
@@ -167,6 +169,17 @@ async fn a_secret_that_is_shown_once_is_shown_again_to_a_retry_only() {
         assert_ne!(secret(&other), secret(&first), "{path}");
     }
     assert_eq!(cluster.node(0).state().join_tokens().count(), 2);
+    // A secret that was replaced does not come back.
+    post(api::paths::BOOTSTRAP_ROTATION, "one")
+        .expect(StatusCode::CONFLICT)
+        .await;
+    let ids: BTreeSet<_> = cluster
+        .node(0)
+        .state()
+        .join_tokens()
+        .map(|token| token.id.as_bytes()[..4].to_vec())
+        .collect();
+    assert_eq!(ids.len(), 2, "an id is random, whatever the key");
 }
 
 #[tokio::test(flavor = "multi_thread")]
