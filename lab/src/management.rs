@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::client::connect_from;
 use crate::http::{self, Response};
@@ -154,6 +154,31 @@ impl Management {
             response.text()
         );
         Ok(response)
+    }
+
+    /// Creates a service account. Its name is the idempotency key: tried again, it is the same account.
+    ///
+    /// # Errors
+    /// On another answer than 200 or 201.
+    pub fn create_account(&self, name: &str) -> Result<()> {
+        let body = json!({"name": name, "role": "readonly"}).to_string();
+        let headers = [
+            ("Content-Type", "application/json"),
+            ("Idempotency-Key", name),
+        ];
+        let response = self.request(
+            "POST",
+            "/api/v1/service-accounts",
+            &headers,
+            body.as_bytes(),
+        )?;
+        ensure!(
+            matches!(response.status, 200 | 201),
+            "{name}: {} {}",
+            response.status,
+            response.text()
+        );
+        Ok(())
     }
 
     /// The status of `GET path`, without a token: what a load balancer's probe sees.

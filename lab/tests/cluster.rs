@@ -87,7 +87,10 @@ fn joiners_may_start_first_and_any_member_restarts_while_another_is_down() {
     cluster.node(2).start().unwrap();
     cluster.wait_node_ready(2).unwrap();
     wait::until_true("a write without the seed", SOON, || {
-        account(&cluster.api(2)?, "without-the-seed")
+        cluster
+            .api(2)?
+            .create_account("without-the-seed")
+            .map(|()| true)
     })
     .unwrap();
     cluster.node(1).start().unwrap();
@@ -131,7 +134,7 @@ fn check_writes_survive(power: bool) {
             scope.spawn(move || {
                 for number in 0.. {
                     let name = format!("client{client}-{number}");
-                    if stop.load(Ordering::Relaxed) || !matches!(account(api, &name), Ok(true)) {
+                    if stop.load(Ordering::Relaxed) || api.create_account(&name).is_err() {
                         break;
                     }
                     acknowledged.lock().unwrap().push(name);
@@ -207,7 +210,10 @@ fn with_two_of_three_down_writes_are_refused_and_reads_and_traffic_go_on() {
     .unwrap();
 
     cluster.node(1).start().unwrap();
-    wait::until_true("writes again", SOON, || account(&api, "after")).unwrap();
+    wait::until_true("writes again", SOON, || {
+        api.create_account("after").map(|()| true)
+    })
+    .unwrap();
 }
 
 #[test]
@@ -296,7 +302,10 @@ fn after_the_leader_is_killed_writes_go_on_and_survivors_forward_undisturbed() {
         .collect();
     cluster.node(leader).kill().unwrap();
     let api = cluster.api(survivors[0]).unwrap();
-    wait::until_true("the next write", SOON, || account(&api, "after-failover")).unwrap();
+    wait::until_true("the next write", SOON, || {
+        api.create_account("after-failover").map(|()| true)
+    })
+    .unwrap();
     for live in &lives {
         let before = live.account();
         wait::until_true("more lines", SOON, || {
@@ -326,7 +335,10 @@ fn sixteen_clients_through_all_nodes_lose_nothing_and_repeat_nothing() {
             scope.spawn(move || {
                 for round in 0..ROUNDS {
                     let name = format!("client{client}-{round}");
-                    wait::until_true("a new account", SOON, || account(api, &name)).unwrap();
+                    wait::until_true("a new account", SOON, || {
+                        api.create_account(&name).map(|()| true)
+                    })
+                    .unwrap();
                     wait::until_true("a changed account", SOON, || change_account(api, &name))
                         .unwrap();
                     wait::until_true("a new group", Duration::from_secs(120), || {
@@ -368,20 +380,6 @@ fn sixteen_clients_through_all_nodes_lose_nothing_and_repeat_nothing() {
         let mut expected: Vec<_> = names.iter().map(String::as_str).collect();
         expected.sort_unstable();
         assert_eq!(groups, expected, "node {node}");
-    }
-}
-
-/// Creates an account; whether it was acknowledged. Tried again under the same key, it is the same account.
-fn account(api: &Management, name: &str) -> Result<bool> {
-    let body = json!({"name": name, "role": "readonly"}).to_string();
-    let headers = [
-        ("Content-Type", "application/json"),
-        ("Idempotency-Key", name),
-    ];
-    let response = api.request("POST", ACCOUNTS, &headers, body.as_bytes())?;
-    match response.status {
-        200 | 201 => Ok(true),
-        status => bail!("{name}: {status} {}", response.text()),
     }
 }
 

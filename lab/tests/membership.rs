@@ -269,7 +269,7 @@ fn with_every_address_of_every_node_changed_they_find_each_other_by_name() {
     let api = cluster.api(1).unwrap();
     api.put_policy(&policy_allowing(&allowed_servers()))
         .unwrap();
-    assert!(account(&api, "before").unwrap());
+    api.create_account("before").unwrap();
 
     for number in 1..=3 {
         cluster.node(number).terminate().unwrap();
@@ -287,7 +287,8 @@ fn with_every_address_of_every_node_changed_they_find_each_other_by_name() {
     for number in 1..=3 {
         let api = cluster.api(number).unwrap();
         wait::until_true("a write", CHANGE, || {
-            account(&api, &format!("through-{number}"))
+            api.create_account(&format!("through-{number}"))
+                .map(|()| true)
         })
         .unwrap();
     }
@@ -351,7 +352,7 @@ fn write_without_a_retry(api: &Management, name: &str, stop: &AtomicBool) -> Res
             break;
         }
         let begin = Instant::now();
-        account(api, &format!("{name}-{number}"))?;
+        api.create_account(&format!("{name}-{number}"))?;
         longest = longest.max(begin.elapsed());
     }
     Ok(longest)
@@ -435,23 +436,6 @@ fn drain_state(cluster: &mut Cluster, asked: u8, id: &str) -> Result<Value> {
     Ok(member.context("it is no member")?["drain_state"].clone())
 }
 
-/// Creates an account; whether it was acknowledged. Tried again under the same key, it is the same account.
-fn account(api: &Management, name: &str) -> Result<bool> {
-    let body = json!({"name": name, "role": "readonly"}).to_string();
-    let headers = [
-        ("Content-Type", "application/json"),
-        ("Idempotency-Key", name),
-    ];
-    let response = api.request("POST", ACCOUNTS, &headers, body.as_bytes())?;
-    ensure!(
-        matches!(response.status, 200 | 201),
-        "{name}: {} {}",
-        response.status,
-        response.text()
-    );
-    Ok(true)
-}
-
 fn accounts(api: &Management) -> Result<BTreeSet<String>> {
     let list = api.get_json(&format!("{ACCOUNTS}?consistency=linearizable"))?;
     let list = list.as_array().context("no list")?;
@@ -529,7 +513,7 @@ fn write(
                 apis.get(attempt % apis.len().max(1)).cloned()
             };
             attempt += 1;
-            if api.is_some_and(|api| account(&api, &name).is_ok()) {
+            if api.is_some_and(|api| api.create_account(&name).is_ok()) {
                 break;
             }
             thread::sleep(Duration::from_millis(20));

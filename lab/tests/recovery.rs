@@ -15,7 +15,7 @@ use lab::client::Outcome;
 use lab::cluster::{Cluster, allowed_servers, policy_allowing};
 use lab::management::Management;
 use lab::{node, runbook, wait};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(30);
 const ACCOUNTS: &str = "/api/v1/service-accounts";
@@ -313,19 +313,7 @@ fn forwards(cluster: &Cluster, number: u8) {
 
 fn create(api: &Management, name: &str) -> Result<()> {
     wait::until_true("a new account", SOON, || {
-        let body = json!({"name": name, "role": "readonly"}).to_string();
-        let headers = [
-            ("Content-Type", "application/json"),
-            ("Idempotency-Key", name),
-        ];
-        let response = api.request("POST", ACCOUNTS, &headers, body.as_bytes())?;
-        ensure!(
-            matches!(response.status, 200 | 201),
-            "{} {}",
-            response.status,
-            response.text()
-        );
-        Ok(true)
+        api.create_account(name).map(|()| true)
     })
     .map(drop)
 }

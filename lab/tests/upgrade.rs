@@ -196,7 +196,9 @@ impl Writer {
                     return Ok(true);
                 }
                 asked += 1;
-                account(&apis[asked % apis.len()], &name)
+                apis[asked % apis.len()]
+                    .create_account(&name)
+                    .map(|()| true)
             });
             written.unwrap();
             if self.stop.load(Ordering::Relaxed) {
@@ -205,20 +207,6 @@ impl Writer {
             self.acknowledged.lock().unwrap().push(name);
             thread::sleep(Duration::from_millis(50));
         }
-    }
-}
-
-/// Creates an account; tried again under the same key, it is the same account.
-fn account(api: &Management, name: &str) -> Result<bool> {
-    let body = json!({"name": name, "role": "readonly"}).to_string();
-    let headers = [
-        ("Content-Type", "application/json"),
-        ("Idempotency-Key", name),
-    ];
-    let response = api.request("POST", ACCOUNTS, &headers, body.as_bytes())?;
-    match response.status {
-        200 | 201 => Ok(true),
-        status => bail!("{name}: {status} {}", response.text()),
     }
 }
 
