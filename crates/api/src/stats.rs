@@ -201,6 +201,9 @@ pub struct ClusterNodeCatchup {
     /// Why it is quarantined.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quarantine_reason: Option<String>,
+    /// Index at which its state was last found equal to the other members'.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state_checked_index: Option<u64>,
     /// When its certificate ends, RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate_expires_at: Option<String>,

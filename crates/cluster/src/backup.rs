@@ -310,7 +310,9 @@ pub fn seal(
         rmp_serde::to_vec_named(&inner).expect("a description has no value that MessagePack lacks"),
     );
     // Where the state stood in a log that will not exist is of no use to the one that begins with it.
-    let image = Image::encode_at_once(&Coverage::default(), state).joined();
+    let image = Image::encode_at_once(&Coverage::default(), state)
+        .joined()
+        .expect("it is in memory");
     let length = u32::try_from(inner.len()).expect("a description and a few keys are small");
     let content = Zeroizing::new([&length.to_be_bytes(), inner.as_slice(), &image].concat());
     let sealed = match recipient {

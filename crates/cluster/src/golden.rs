@@ -17,6 +17,8 @@ use uuid::Uuid;
 use crate::command::*;
 use crate::forward::{HttpRequest, HttpResponse};
 use crate::id::{ClusterId, Digest, Lineage, NodeId};
+use crate::node::amnesia::{Question, Recollection};
+use crate::node::divergence::Ask;
 use crate::node::report::{LeaderView, Report};
 use crate::raft::image::Coverage;
 use crate::raft::{Address, Entry, LeaderId, LogId, Membership, Proposal, Vote};
@@ -630,6 +632,52 @@ fn what_came_with_its_request_is_read_for_ever() {
 }
 
 #[test]
+fn what_guards_the_state_is_read_for_ever() {
+    let leader = <LeaderId as RaftLeaderIdExt>::new_committed(3, NodeId(1));
+    let last = Some(LogId::new(leader, 4));
+    check(
+        "question",
+        &Question {
+            incarnation: 2,
+            last,
+        },
+    );
+    check(
+        "recollection",
+        &Recollection {
+            vote: Some(Vote::new(3, NodeId(1))),
+            last,
+            membership: Membership::default(),
+            acknowledged: last,
+            demotes: true,
+            legacy: false,
+        },
+    );
+    check(
+        "ask",
+        &Ask {
+            index: 5,
+            program: "0123456789abcdef".into(),
+        },
+    );
+    check("fingerprint", &Some(Digest([6; 32])));
+    check(
+        "leader_view_diverged",
+        &LeaderView {
+            diverged: [(NodeId(1), 7)].into(),
+            ..LeaderView::default()
+        },
+    );
+    check(
+        "report_storage_full",
+        &NodeReport {
+            storage_full: true,
+            ..NodeReport::default()
+        },
+    );
+}
+
+#[test]
 fn reports_and_requests_are_read_for_ever() {
     let node = NodeReport {
         version: "0.1.0".into(),
@@ -671,6 +719,7 @@ fn reports_and_requests_are_read_for_ever() {
         matched_index: 9,
         applied_index: 7,
         lag: 2,
+        checked_index: None,
         report: Some(node),
         clock_offset_ms: None,
     };
@@ -680,6 +729,7 @@ fn reports_and_requests_are_read_for_ever() {
             members: vec![member],
             failure_tolerance: 1,
             duplicate_of: None,
+            diverged: Default::default(),
         },
     );
     check(

@@ -4,10 +4,13 @@
 //! or draws a random number other than through that runtime and the [`Environment`], so that the simulator runs it as
 //! it is.
 
+pub(crate) mod amnesia;
 pub(crate) mod autopilot;
 mod boots;
+pub(crate) mod divergence;
 pub(crate) mod door;
 pub(crate) mod finder;
+pub(crate) mod guard;
 mod propose;
 pub(crate) mod report;
 mod scrub;
@@ -29,6 +32,8 @@ use tokio::sync::watch;
 
 pub use crate::feature::FEATURE_LEVEL;
 pub use autopilot::{Foresight, Wish};
+use divergence::{Album, Findings};
+use guard::Guard;
 pub use propose::{Applied, ProposeError, REQUEST_DIGESTS_LEVEL, Retry, TransferError};
 use report::{LeaderView, Received};
 
@@ -117,6 +122,14 @@ pub struct NodeConfig {
     pub keyring: Arc<Keyring>,
     /// Whether this node, when it leads, has new members wait for an administrator: the settings follow it.
     pub join_approval: JoinApproval,
+    /// Other members that are known from before, to be asked by a node whose own log names none.
+    pub known_members: Vec<Peer>,
+    /// How long a restarted member waits for more than a bare majority to confirm what it acknowledged before.
+    pub patience: Duration,
+    /// How often the members' states are compared, at least; after 1,000 entries in any case.
+    pub compare_every: Duration,
+    /// The command that makes a node fetch everything anew from the other members, for messages.
+    pub refetch: String,
 }
 
 impl NodeConfig {
@@ -140,6 +153,10 @@ impl NodeConfig {
             reserve_bytes: 64 * 1024 * 1024,
             keyring: Arc::default(),
             join_approval: JoinApproval::Auto,
+            known_members: Vec::new(),
+            patience: Duration::from_secs(10),
+            compare_every: Duration::from_secs(60),
+            refetch: String::new(),
         }
     }
 }
@@ -273,7 +290,15 @@ pub(crate) struct Inner<R: AsyncRuntime> {
     unsnapped_bytes: Arc<std::sync::atomic::AtomicU64>,
     /// Why the state machine stopped, if a newer version has written what came next.
     verdict: Verdict,
+    /// States of a moment ago.
+    album: Album,
+    /// What this node's checks have found while it leads.
+    findings: Mutex<Findings<R>>,
     contact: Mutex<Option<Contact<R>>>,
+    /// Lets nothing through to consensus that a restarted member must not answer yet.
+    pub(crate) guard: Guard,
+    /// Members that have less than they acknowledged to this node while it leads, and when they last asked.
+    forgetful: Mutex<BTreeMap<NodeId, guard::Asked<InstantOf<Types<R>>>>>,
     /// What members reported, while this node leads.
     reports: Mutex<BTreeMap<NodeId, Received<R>>>,
     /// What the leader said of all, while another node leads.
@@ -335,6 +360,8 @@ impl<R: AsyncRuntime> Node<R> {
             replication_lag_threshold: config.snapshot_every_entries.saturating_mul(2),
             max_in_snapshot_log_to_keep: config.entries_kept,
             enable_pre_vote: Some(true),
+            // The amnesia guard lets it, as soon as it may.
+            enable_elect: false,
             // A restarted leader must be elected anew: what it knew to be committed may be newer than what it has saved.
             enable_leader_restore: Some(false),
             backoff: "20ms 40ms 80ms ...500ms".into(),
@@ -358,9 +385,11 @@ impl<R: AsyncRuntime> Node<R> {
         let machine = machine.read_with(Arc::clone(&config.keyring));
         let state = machine.watch();
         let unsnapped_bytes = machine.unsnapped_bytes();
+        let album = machine.album();
         let network = Network {
             transport: transport.clone(),
             state: state.clone(),
+            io,
         };
         let raft = Raft::new(
             config.node_id,
@@ -381,7 +410,11 @@ impl<R: AsyncRuntime> Node<R> {
             state,
             unsnapped_bytes,
             verdict,
+            album,
+            findings: Mutex::default(),
             contact: Mutex::new(None),
+            guard: Guard::new(),
+            forgetful: Mutex::default(),
             reports: Mutex::default(),
             leader_view: Mutex::new(None),
             own_report: watch::Sender::new(NodeReport::default()),
@@ -395,9 +428,18 @@ impl<R: AsyncRuntime> Node<R> {
             stop: watch::Sender::new(false),
         });
         let node = Node { inner };
+        // Consensus has read its disk once it answers.
+        node.inner
+            .raft
+            .is_initialized()
+            .await
+            .map_err(|error| StartError::Consensus(error.to_string()))?;
+        node.begin_guard().await;
+        let _guard = Types::<R>::spawn(node.clone().run_guard());
         let _reporter = Types::<R>::spawn(node.clone().run_reporter());
         let _steward = Types::<R>::spawn(node.clone().run_steward());
         let _finder = Types::<R>::spawn(node.clone().run_finder());
+        let _divergence = Types::<R>::spawn(node.clone().run_divergence());
         Ok(node)
     }
 

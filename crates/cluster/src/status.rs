@@ -72,6 +72,9 @@ pub struct NodeReport {
     pub failing_checks: Vec<String>,
     /// Why the node is in quarantine.
     pub quarantine: Option<String>,
+    /// Its disk has room for votes and membership only.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub storage_full: bool,
     /// When its certificate ends, milliseconds since 1970.
     pub certificate_expires_ms: Option<u64>,
     /// Its wall clock when it reported, milliseconds since 1970.
@@ -197,6 +200,9 @@ pub struct MemberStatus {
     pub applied_index: u64,
     /// Entries that it is behind the leader's log.
     pub lag: u64,
+    /// Index of the last comparison of its state with the others' that it has passed; none: none yet under this leader.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checked_index: Option<u64>,
     /// What it last reported of itself; none: nothing yet.
     pub report: Option<NodeReport>,
     /// Its wall clock less the leader's when its last report came, the way there included, milliseconds.
@@ -236,6 +242,13 @@ pub struct Status {
     pub failure_tolerance: Option<u32>,
     /// How long a leader's silence goes unnoticed at most, in milliseconds.
     pub detection_time_ms: u64,
+    /// Why this node is not a member in good standing; none: it is.
+    pub quarantine: Option<String>,
+    /// Index at which this node's state was last found equal to the others'; none: not yet under this leader. A check that
+    /// could not be made does not count.
+    pub state_checked_index: Option<u64>,
+    /// This node's disk has room for votes and membership only: while it leads, changes are refused.
+    pub storage_full: bool,
 }
 
 impl From<crate::replay::Mark> for PolicyMark {

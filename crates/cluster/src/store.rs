@@ -13,9 +13,11 @@
 mod disk;
 pub mod files;
 mod raftlog;
+pub mod reserve;
+pub mod witness;
 mod writer;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -27,6 +29,7 @@ pub use raftlog::LogStore;
 
 use crate::raft::{Entry, LogId, Vote};
 use disk::Disk;
+use witness::{Ledger, Seen, Witness};
 use writer::{Job, Writer};
 
 /// Why a store cannot be used.
@@ -123,6 +126,9 @@ struct View {
     tail_bytes: usize,
     /// Every entry before this index is on disk.
     flushed: u64,
+    /// Bytes of the record of each entry in the log, on disk or not; the last one is that of `last`.
+    sizes: VecDeque<u32>,
+    bytes: u64,
 }
 
 impl View {
@@ -131,6 +137,9 @@ impl View {
             self.first = entry.index();
         }
         self.last = Some(entry.log_id());
+        self.sizes
+            .push_back(u32::try_from(bytes).unwrap_or(u32::MAX));
+        self.bytes += bytes as u64;
         if let Some(old) = self.tail.insert(entry.index(), Cached { entry, bytes }) {
             self.tail_bytes -= old.bytes;
         }
@@ -148,6 +157,35 @@ impl View {
                 _ => break,
             }
         }
+    }
+
+    /// Forgets the sizes of the newest entries.
+    fn cut_sizes(&mut self, entries: u64) {
+        for _ in 0..entries {
+            self.bytes -= self.sizes.pop_back().map_or(0, u64::from);
+        }
+    }
+
+    /// Forgets the sizes of all entries up to `index`.
+    fn drop_sizes(&mut self, index: u64) {
+        while !self.sizes.is_empty() && self.next_index() - self.sizes.len() as u64 <= index {
+            self.bytes -= self.sizes.pop_front().map_or(0, u64::from);
+        }
+    }
+
+    /// The last index to drop so that what is left has at most `limit` bytes; none if it has.
+    fn excess(&self, limit: u64) -> Option<u64> {
+        let mut left = self.bytes;
+        let mut excess = None;
+        let first = self.next_index() - self.sizes.len() as u64;
+        for (index, size) in (first..).zip(&self.sizes) {
+            if left <= limit {
+                break;
+            }
+            left -= u64::from(*size);
+            excess = Some(index);
+        }
+        excess
     }
 
     fn first_index(&self) -> u64 {
@@ -176,6 +214,7 @@ pub struct Store {
 
 struct Shared {
     disk: Arc<Disk>,
+    ledger: Arc<Ledger>,
     view: Mutex<View>,
     writer: Writer,
     io: Io,
@@ -208,10 +247,15 @@ impl Store {
         let stored = disk.load()?;
         let flushed = stored.last.map_or(0, |id| id.index + 1);
         let disk = Arc::new(disk);
+        let ledger = Arc::new(Ledger::new(Seen {
+            vote: stored.vote,
+            last: stored.last,
+        }));
         Ok(Store {
             shared: Arc::new(Shared {
-                writer: Writer::start(disk.clone(), io)?,
+                writer: Writer::start(disk.clone(), ledger.clone(), io)?,
                 disk,
+                ledger,
                 view: Mutex::new(View {
                     vote: stored.vote,
                     committed: stored.committed,
@@ -219,6 +263,8 @@ impl Store {
                     first: stored.first,
                     last: stored.last,
                     flushed,
+                    bytes: stored.sizes.iter().copied().map(u64::from).sum(),
+                    sizes: stored.sizes,
                     ..View::default()
                 }),
                 io,
@@ -245,6 +291,34 @@ impl Store {
             first: view.first_index(),
             entries,
         })
+    }
+
+    /// Has `witness` remember from now on what this store acknowledges. What it remembers from before is held against
+    /// the store's content by the node that starts on it.
+    ///
+    /// # Errors
+    /// The witness cannot be read or written; it must not be believed then.
+    pub fn set_witness(&self, witness: Arc<dyn Witness>) -> io::Result<()> {
+        self.shared.ledger.set_witness(witness)
+    }
+
+    /// The last entry to drop so that the log has at most `limit` bytes; none if it has.
+    pub(crate) fn excess(&self, limit: u64) -> Option<u64> {
+        self.view().excess(limit)
+    }
+
+    /// What a witness has seen this store, or an earlier version of it, acknowledge; none if there is no witness.
+    pub(crate) fn witnessed(&self) -> Option<Seen> {
+        self.shared.ledger.witnessed()
+    }
+
+    /// What it holds now: vote and end of the log.
+    pub(crate) fn holds(&self) -> Seen {
+        let view = self.view();
+        Seen {
+            vote: view.vote,
+            last: view.last,
+        }
     }
 
     /// The first failure, if there was one. From then on every operation fails with it.

@@ -56,14 +56,18 @@ pub enum Kind {
     Sysdump = 25,
     /// Where members are, asked of any member by one that has lost them.
     Find = 20,
+    /// What does that member remember of this one's acknowledgements?
+    Recall = 11,
+    /// The fingerprint of a member's state at one index.
+    Fingerprint = 12,
 }
 
 impl Kind {
     /// The kind with this number.
     pub fn from_u8(number: u8) -> Option<Kind> {
         use Kind::{
-            Admin, Append, Enrol, Event, Find, Http, Mint, PreVote, ReadIndex, Renew, Report,
-            Sysdump, TransferLeader, Vote,
+            Admin, Append, Enrol, Event, Find, Fingerprint, Http, Mint, PreVote, ReadIndex, Recall,
+            Renew, Report, Sysdump, TransferLeader, Vote,
         };
         [
             Vote,
@@ -80,6 +84,8 @@ impl Kind {
             Admin,
             Sysdump,
             Find,
+            Recall,
+            Fingerprint,
         ]
         .into_iter()
         .find(|kind| *kind as u8 == number)

@@ -8,6 +8,7 @@ mod enforce;
 mod founding;
 pub mod rejoin;
 mod report;
+mod storage;
 mod trust;
 
 use std::collections::BTreeMap;
@@ -189,7 +190,7 @@ impl Control {
             let peers =
                 Peers::load(data_dir)?.ok_or_else(|| founding::missing(data_dir, "peers.json"))?;
             if !data_dir.join(founding::LOG).exists() {
-                return Err(founding::missing(data_dir, founding::LOG));
+                storage::admit_without_log(data_dir, &identity, &peers)?;
             }
             return Ok(Some(Member {
                 identity: *identity,
@@ -268,8 +269,7 @@ impl Control {
         stop: &CancellationToken,
     ) -> anyhow::Result<()> {
         let data_dir = &self.config.cluster.data_dir;
-        let log = data_dir.join(founding::LOG);
-        let store = tokio::task::spawn_blocking(move || Store::open(&log, Io::Threaded)).await??;
+        let store = storage::open(&self.config, &member.meta, &member.peers).await?;
         let snapshots = Arc::new(DiskDirectory::open(data_dir.join("snapshots"))?);
         let trust = Trust::new(&member.identity, member.peers.pins(&State::default()))?;
         let sealing = identity::sealing_key(layout)?;
@@ -285,10 +285,14 @@ impl Control {
             join_approval: self.config.cluster.join_approval.into(),
             find_at: self.find_at(),
             replace_after: Duration::from_secs(u64::from(self.config.cluster.replace_after_secs)),
+            known_members: storage::others(&member.meta, &member.peers),
+            refetch: storage::refetch(data_dir),
             ..NodeConfig::new(node_id)
         };
         let environment = Environment::system(data_dir);
-        let node = Node::start(config, environment, store, snapshots, transport.clone()).await?;
+        let node = Node::start(config, environment, store, snapshots, transport.clone())
+            .await
+            .map_err(|error| storage::cannot_start(error, data_dir, &member.meta, &member.peers))?;
 
         // What is spawned for this life of the control plane ends with it.
         let life = CancellationToken::new();
@@ -353,6 +357,8 @@ impl Control {
             Arc::clone(&self.http),
             life.clone(),
         ));
+        let data_dir = self.config.cluster.data_dir.clone();
+        tokio::spawn(storage::keep_reserve(data_dir, life.clone()));
         let (told, trusts) = watch::channel(TrustReport::default());
         let follower = trust::Follower {
             trust,

@@ -7,7 +7,7 @@
 use std::sync::{PoisonError, RwLock};
 
 use api::health::{Check, Ready};
-use cluster::{PolicyMark, Role, Status};
+use cluster::{NoLeader, PolicyMark, Role, Status};
 
 /// Checks that some part of the node sets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,8 +75,6 @@ pub struct Readiness {
 struct Control {
     /// Why there is no control plane, while there is none.
     waiting_for: String,
-    /// Why this node is not a member in good standing.
-    quarantine: Option<String>,
     /// A member goes on under another lineage, without this node.
     superseded: bool,
     /// The policy that every packet worker runs on; none: not known yet.
@@ -98,7 +96,6 @@ impl Default for Readiness {
             parts: RwLock::new(said),
             control: RwLock::new(Control {
                 waiting_for: "the control plane is starting".into(),
-                quarantine: None,
                 superseded: false,
                 enforced: None,
                 replay_failure: None,
@@ -126,11 +123,6 @@ impl Readiness {
     /// Why there is no control plane, for example what enrolment waits for.
     pub fn set_waiting_for(&self, reason: impl Into<String>) {
         self.control_mut(|control| control.waiting_for = reason.into());
-    }
-
-    /// Why this node is in quarantine; none: it is not.
-    pub fn set_quarantine(&self, reason: Option<String>) {
-        self.control_mut(|control| control.quarantine = reason);
     }
 
     /// Whether a member was met that goes on under another lineage.
@@ -191,18 +183,22 @@ fn cluster_check(control: &Control, view: Option<&View>) -> Check {
     let Some(view) = view else {
         return check(name, false, control.waiting_for.clone());
     };
-    if let Some(reason) = &control.quarantine {
-        return check(name, false, format!("in quarantine: {reason}"));
-    }
-    match &view.status.role {
-        Role::Leader { .. } => check(name, true, "leads, and a quorum acknowledges it"),
-        Role::Follower { leader_id, .. } => check(name, true, format!("follows {leader_id}")),
-        Role::NoLeader { reason } if control.superseded => {
+    match (&view.status.role, &view.status.quarantine) {
+        // Who is out of the cluster needs no good standing in it.
+        (Role::NoLeader { reason }, _) if control.superseded => {
             let remedy = "the cluster was recovered without this node, which becomes a member again with: neuwerk \
                           cluster rejoin";
             check(name, false, format!("{reason}; {remedy}"))
         }
-        Role::NoLeader { reason } => check(name, false, reason.to_string()),
+        (Role::NoLeader { reason }, _) if *reason == NoLeader::Removed => {
+            check(name, false, reason.to_string())
+        }
+        (_, Some(reason)) => check(name, false, format!("in quarantine: {reason}")),
+        (Role::Leader { .. }, None) => check(name, true, "leads, and a quorum acknowledges it"),
+        (Role::Follower { leader_id, .. }, None) => {
+            check(name, true, format!("follows {leader_id}"))
+        }
+        (Role::NoLeader { reason }, None) => check(name, false, reason.to_string()),
     }
 }
 
@@ -255,7 +251,7 @@ fn replication_check(control: &Control, view: Option<&View>) -> Check {
 
 #[cfg(test)]
 mod tests {
-    use cluster::{Digest, Lineage, NoLeader, NodeId};
+    use cluster::{Digest, Lineage, NodeId};
 
     use super::*;
 
@@ -285,6 +281,9 @@ mod tests {
                 leader_contact_ms: None,
                 failure_tolerance: None,
                 detection_time_ms: 600,
+                quarantine: None,
+                state_checked_index: None,
+                storage_full: false,
             },
             newest: newest.map(|revision| mark(1, revision)),
         }
@@ -349,7 +348,9 @@ mod tests {
         };
         let readiness = well();
         readiness.set_superseded(true);
-        let ready = readiness.ready(Some(&view(alone, false, None)));
+        let mut view = view(alone, false, None);
+        view.status.quarantine = Some("nobody answers it".into());
+        let ready = readiness.ready(Some(&view));
         let detail = ready.failing().find_map(|check| check.detail.clone());
         let detail = detail.unwrap_or_default();
         assert!(detail.contains("neuwerk cluster rejoin"), "{detail}");
@@ -360,7 +361,9 @@ mod tests {
         let removed = Role::NoLeader {
             reason: NoLeader::Removed,
         };
-        let ready = well().ready(Some(&view(removed, true, Some(3))));
+        let mut view = view(removed, true, Some(3));
+        view.status.quarantine = Some("nobody answers it".into());
+        let ready = well().ready(Some(&view));
         assert_eq!(
             ready.checks[6].detail.as_deref(),
             Some(api::health::REMOVED)
@@ -412,9 +415,9 @@ mod tests {
 
     #[test]
     fn quarantine_is_not_good_standing() {
-        let readiness = well();
-        readiness.set_quarantine(Some("its log is damaged".into()));
-        let ready = readiness.ready(Some(&view(LEADER, true, Some(3))));
+        let mut view = view(LEADER, true, Some(3));
+        view.status.quarantine = Some("it may have acknowledged more than it has".into());
+        let ready = well().ready(Some(&view));
         assert_eq!(failing(&ready), ["cluster"]);
     }
 }

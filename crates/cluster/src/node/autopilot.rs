@@ -32,6 +32,8 @@ pub(crate) struct Candidate {
     pub(crate) absent: bool,
     /// Newest log index known to be on its disk.
     pub(crate) matched: u64,
+    /// It has less than it acknowledged to this leader: what it promised before counts for nothing.
+    pub(crate) forgetful: bool,
 }
 
 /// What a decision rests on.
@@ -119,6 +121,9 @@ impl Picture {
         {
             return Some(Step::Release(*out));
         }
+        if let Some(step) = self.afresh() {
+            return Some(step);
+        }
         let target = self.target();
         if !target.contains(&self.own)
             && let Some(successor) = self.successor(|id| target.contains(&id))
@@ -136,6 +141,23 @@ impl Picture {
             .copied()
             .collect();
         (!out.is_empty()).then_some(Step::Drop(out))
+    }
+
+    /// A member that has lost what it acknowledged goes out of Raft, to come in again as a learner: never when that
+    /// would take the majority. Until it is back an even number may vote.
+    fn afresh(&self) -> Option<Step> {
+        let forgetful = |id: &&NodeId| {
+            **id != self.own && self.members.get(*id).is_some_and(|member| member.forgetful)
+        };
+        if let Some(id) = self.learners.iter().find(forgetful) {
+            return Some(Step::Drop(BTreeSet::from([*id])));
+        }
+        self.voters.iter().filter(forgetful).find_map(|id| {
+            let mut rest = self.voters.clone();
+            rest.remove(id);
+            // Of all voters, the forgetful one included.
+            (self.live_among(&rest) > self.voters.len() / 2).then_some(Step::SetVoters(rest))
+        })
     }
 
     fn in_raft(&self, id: NodeId) -> bool {
@@ -240,7 +262,15 @@ impl Picture {
                 self.learners.retain(|id| !voters.contains(id));
                 self.voters = voters;
             }
-            Step::Drop(out) => self.learners.retain(|id| !out.contains(id)),
+            Step::Drop(out) => {
+                self.learners.retain(|id| !out.contains(id));
+                // Whoever comes in again begins afresh.
+                for id in &out {
+                    if let Some(member) = self.members.get_mut(id) {
+                        member.forgetful = false;
+                    }
+                }
+            }
             Step::HandOver(successor) => self.own = successor,
             Step::Release(id) => drop(self.members.remove(&id)),
         }

@@ -5,6 +5,9 @@
 //! address at once and writes nothing down: with a quorum in reach there will be a leader, and that writes every
 //! address into the replicated state. So all addresses of all members may change while all are down.
 //!
+//! A leader asks the same of members that do not answer it: so one hears where the others are of which everybody that it
+//! knew is gone, or whose disk went back to before it knew anybody.
+//!
 //! The same question tells a node that was removed so: no member answers it otherwise than by refusing it.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,7 +26,7 @@ use crate::raft::network::peer;
 use crate::status::{NoLeader, Role};
 use crate::transport::Search;
 
-/// How often a node without a leader looks for members, at first and later.
+/// How often members are looked for, at first and later.
 const LOOK_EVERY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
 
 /// How long one look may take.
@@ -48,7 +51,7 @@ pub(crate) struct Found {
 }
 
 impl<R: AsyncRuntime> Node<R> {
-    /// Looks for members while there is no leader, until the node stops.
+    /// Looks for members while there is no leader, and as a leader for those that do not answer, until the node stops.
     pub(super) async fn run_finder(self) {
         let mut stop = self.inner.stop.subscribe();
         let (first, longest) = LOOK_EVERY;
@@ -61,32 +64,34 @@ impl<R: AsyncRuntime> Node<R> {
             {
                 return;
             }
-            let lost = match self.role() {
-                Role::NoLeader { reason } => reason != NoLeader::Stopped,
-                Role::Leader { .. } | Role::Follower { .. } => false,
+            let (lost, addresses) = match self.role() {
+                Role::NoLeader {
+                    reason: NoLeader::Stopped,
+                }
+                | Role::Follower { .. } => (false, BTreeSet::new()),
+                Role::NoLeader { .. } => (true, self.inner.everywhere()),
+                Role::Leader { .. } => (false, self.inner.silent()),
             };
-            if lost {
-                self.look().await;
-                pause = (pause * 2).min(longest);
-            } else {
+            if addresses.is_empty() {
                 pause = first;
+            } else {
+                self.look(addresses, lost).await;
+                pause = (pause * 2).min(longest);
             }
         }
     }
 
-    async fn look(&self) {
+    /// Asks at `addresses`. Of third members only a node that is lost takes anybody's word.
+    async fn look(&self, addresses: BTreeSet<String>, lost: bool) {
         let inner = &self.inner;
         let own = inner.config.addresses.cluster.clone();
-        let mut addresses: BTreeSet<String> = inner.config.find_at.iter().cloned().collect();
-        addresses.extend(inner.whereabouts().into_values());
-        addresses.remove(&own);
-        let lost = Lost {
+        let question = Lost {
             address: own.clone(),
         };
         let search = Search {
             addresses: addresses.into_iter().collect(),
             own,
-            body: packed(&lost),
+            body: packed(&question),
             deadline: LOOK_LIMIT,
         };
         for (from, answer) in inner.transport.find(search).await {
@@ -94,7 +99,7 @@ impl<R: AsyncRuntime> Node<R> {
             let Ok(found) = rmp_serde::from_slice::<Found>(&answer) else {
                 continue;
             };
-            for (id, address) in found.members {
+            for (id, address) in found.members.into_iter().filter(|_| lost) {
                 if id != from && id != self.node_id() && !inner.is_relocated(id) {
                     inner.relocate(id, &address);
                 }
@@ -113,6 +118,24 @@ impl<R: AsyncRuntime> Inner<R> {
             address: self.config.addresses.cluster.clone(),
             members: self.whereabouts(),
         }))
+    }
+
+    /// Wherever somebody may be that knows where the members are.
+    fn everywhere(&self) -> BTreeSet<String> {
+        let mut addresses: BTreeSet<String> = self.config.find_at.iter().cloned().collect();
+        addresses.extend(self.whereabouts().into_values());
+        addresses.remove(&self.config.addresses.cluster);
+        addresses
+    }
+
+    /// Where those members are on record that do not answer this leader.
+    fn silent(&self) -> BTreeSet<String> {
+        self.leader_members()
+            .into_iter()
+            .filter(|member| !member.live && member.node_id != self.config.node_id)
+            .map(|member| member.address)
+            .filter(|address| !address.is_empty())
+            .collect()
     }
 
     /// Where the members are: on record, or where they were found.

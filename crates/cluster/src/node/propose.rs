@@ -66,8 +66,8 @@ pub enum ProposeError {
     /// The command was taken and may or may not be committed; a retry under the same idempotency key is safe.
     #[error("the command was not confirmed in time")]
     FateUnknown,
-    /// There is no room for it on the leader's disk. The command was not taken.
-    #[error("the leader's disk is full")]
+    /// There is no room for it on the leader's disk, or on too many others. The command was not taken.
+    #[error("the disk is full on the leader or on a majority")]
     StorageFull,
     /// Not every member would understand it. The command was not taken.
     #[error("{}", features.waits_for(*needed))]
@@ -102,6 +102,14 @@ pub enum TransferError {
     Timeout,
 }
 
+/// Whether a command is one of those that the reserve is for: who is a member, and where.
+fn keeps_membership(command: &Command) -> bool {
+    matches!(
+        command,
+        Command::UpdateMember { .. } | Command::RemoveMember { .. } | Command::ReleaseMember { .. }
+    )
+}
+
 impl<R: AsyncRuntime> Node<R> {
     /// Commits a command on behalf of `author`. On the leader only.
     ///
@@ -128,8 +136,7 @@ impl<R: AsyncRuntime> Node<R> {
             let features = self.features();
             return Err(ProposeError::FeatureLevel { needed, features });
         }
-        let free = (self.inner.environment.free_bytes)();
-        if free.is_some_and(|free| free < self.inner.config.reserve_bytes) {
+        if !keeps_membership(&command) && !self.inner.quorum_has_room() {
             return Err(ProposeError::StorageFull);
         }
         let command = self.sealed(command).map_err(ProposeError::Sealing)?;

@@ -1,5 +1,6 @@
 //! What nodes know of one another: each reports to the leader, and the leader answers with what it knows of all.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -48,6 +49,9 @@ pub(crate) struct LeaderView {
     /// Where the machine is that had this identity first, if the one that is answered is a copy of it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) duplicate_of: Option<String>,
+    /// Members whose state differs from the majority's, and the index at which that was seen.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) diverged: BTreeMap<NodeId, u64>,
 }
 
 /// A report, and when it came.
@@ -161,6 +165,9 @@ impl<R: AsyncRuntime> Node<R> {
             leader_contact_ms: heard_at.map(|at| millis(now.saturating_duration_since(at))),
             failure_tolerance,
             detection_time_ms: millis(inner.detection_time()),
+            quarantine: inner.quarantine(),
+            state_checked_index: inner.last_passed(),
+            storage_full: !inner.has_room(),
         }
     }
 
@@ -249,6 +256,8 @@ impl<R: AsyncRuntime> Inner<R> {
         let mut node = self.own_report.borrow().clone();
         node.wall_clock_ms = (self.environment.wall_clock_ms)();
         node.incarnation = self.config.incarnation;
+        node.storage_full = !self.has_room();
+        node.quarantine = node.quarantine.or_else(|| self.quarantine());
         let mut addresses = self.config.addresses.clone();
         if !node.http_address.is_empty() {
             addresses.http = node.http_address.clone();
@@ -261,6 +270,11 @@ impl<R: AsyncRuntime> Inner<R> {
             incarnation: self.config.incarnation,
             feature_level: self.config.feature_level,
         }
+    }
+
+    /// Why this node is not a member in good standing, as far as it knows itself; none: it is.
+    fn quarantine(&self) -> Option<String> {
+        self.forgetting().or_else(|| self.differing())
     }
 
     /// Keeps a member's report.
@@ -311,6 +325,7 @@ impl<R: AsyncRuntime> Inner<R> {
             failure_tolerance: self.failure_tolerance(&members),
             members,
             duplicate_of,
+            diverged: locked(&self.findings).diverged.clone(),
         };
         Ok(Bytes::from(
             rmp_serde::to_vec_named(&view).expect("a view has no value that MessagePack lacks"),
@@ -343,6 +358,7 @@ impl<R: AsyncRuntime> Inner<R> {
                     matched_index: 0,
                     applied_index: 0,
                     lag: 0,
+                    checked_index: None,
                     report: (member.node_id == self.config.node_id).then(|| self.own_report().node),
                     clock_offset_ms: None,
                 }
@@ -369,6 +385,11 @@ impl<R: AsyncRuntime> Inner<R> {
             )
         });
         let applied_here = self.state.borrow().index();
+        let forgetful = self.forgetful();
+        let (diverged, passed) = {
+            let findings = locked(&self.findings);
+            (findings.diverged.clone(), findings.passed.clone())
+        };
         let reports = locked(&self.reports);
         for member in &mut members {
             let id = member.node_id;
@@ -379,6 +400,7 @@ impl<R: AsyncRuntime> Inner<R> {
                 () if learners.contains(&id) => MemberRole::Learner,
                 () => MemberRole::Joining,
             };
+            member.checked_index = passed.get(&id).copied();
             if id == own {
                 member.live = true;
                 member.last_contact_ms = Some(0);
@@ -403,6 +425,9 @@ impl<R: AsyncRuntime> Inner<R> {
                 member.report = Some(received.report.node.clone());
                 member.clock_offset_ms = Some(received.clock_offset_ms);
             }
+            if let Some(reason) = self.verdict(id, &forgetful, &diverged) {
+                member.report.get_or_insert_default().quarantine = Some(reason);
+            }
             member.live = contact.is_some_and(|at| now < at + LIVE_WITHIN)
                 && member
                     .report
@@ -410,6 +435,49 @@ impl<R: AsyncRuntime> Inner<R> {
                     .is_none_or(|report| report.quarantine.is_none());
         }
         members
+    }
+
+    /// Whether this node's disk has room for more than votes and membership.
+    pub(super) fn has_room(&self) -> bool {
+        (self.environment.free_bytes)().is_none_or(|free| free >= self.config.reserve_bytes)
+    }
+
+    /// Whether this leader and enough others to commit have room.
+    pub(super) fn quorum_has_room(&self) -> bool {
+        if !self.has_room() {
+            return false;
+        }
+        let full: BTreeSet<NodeId> = locked(&self.reports)
+            .iter()
+            .filter(|(_, received)| received.report.node.storage_full)
+            .map(|(id, _)| *id)
+            .collect();
+        full.is_empty()
+            || self.metrics(|metrics| {
+                metrics
+                    .membership_config
+                    .membership()
+                    .get_joint_config()
+                    .iter()
+                    .all(|voters| voters.difference(&full).count() > voters.len() / 2)
+            })
+    }
+
+    /// What this leader holds against a member.
+    fn verdict(
+        &self,
+        id: NodeId,
+        forgetful: &BTreeSet<NodeId>,
+        diverged: &BTreeMap<NodeId, u64>,
+    ) -> Option<String> {
+        if forgetful.contains(&id) {
+            let reason = "it has lost entries that it acknowledged, and begins afresh as a learner";
+            return Some(reason.into());
+        }
+        let index = diverged.get(&id)?;
+        Some(format!(
+            "its state at index {index} differs from that of the majority"
+        ))
     }
 
     /// Voters that may fail now, beyond those that are down, before quorum is lost: the least over all voter sets

@@ -85,8 +85,26 @@ impl<R: AsyncRuntime> Node<R> {
         }
     }
 
-    /// Takes a snapshot when the commands since the last one have become large.
+    /// Takes a snapshot when the commands since the last one have become large, and drops what is in a snapshot where the
+    /// entries that are kept behind it are large.
     async fn bound_log(&self) {
+        if let Some(excess) = self
+            .inner
+            .store
+            .excess(self.inner.config.snapshot_every_bytes)
+        {
+            let snapshot = self
+                .inner
+                .metrics(|metrics| metrics.snapshot.map_or(0, |id| id.index));
+            if snapshot > 0 {
+                let _ = self
+                    .inner
+                    .raft
+                    .trigger()
+                    .purge_log(excess.min(snapshot))
+                    .await;
+            }
+        }
         let bytes = &self.inner.unsnapped_bytes;
         if bytes.load(Ordering::Relaxed) > self.inner.config.snapshot_every_bytes {
             bytes.store(0, Ordering::Relaxed);
@@ -212,6 +230,7 @@ impl<R: AsyncRuntime> Node<R> {
             )
         });
         let ready = self.ready_learners(members, &learners);
+        let forgetful = self.inner.certainly_forgetful();
         let now = Types::<R>::now();
         let state = self.state();
         let candidate = |status: &MemberStatus| {
@@ -230,6 +249,7 @@ impl<R: AsyncRuntime> Node<R> {
                     .get(&status.node_id)
                     .is_some_and(|since| now >= *since + self.inner.config.replace_after),
                 matched: status.matched_index,
+                forgetful: forgetful.contains(&status.node_id),
             };
             Some((status.node_id, candidate))
         };
@@ -320,7 +340,11 @@ impl<R: AsyncRuntime> Node<R> {
                 self.change(ChangeMembers::AddNodes(nodes)).await;
             }
             Step::SetVoters(ids) => self.change(ChangeMembers::ReplaceAllVoters(ids)).await,
-            Step::Drop(ids) => self.change(ChangeMembers::RemoveNodes(ids)).await,
+            Step::Drop(ids) => {
+                // Whoever comes in again begins afresh.
+                locked(&self.inner.forgetful).retain(|id, _| !ids.contains(id));
+                self.change(ChangeMembers::RemoveNodes(ids)).await;
+            }
             Step::HandOver(to) => {
                 if let Err(error) = self.transfer_leader(Some(to)).await {
                     tracing::warn!(%error, "this leader is not to vote any more but cannot hand over");

@@ -4,7 +4,7 @@
 //! an end mark and the SHA-256 of everything before it. It is made and carried in pieces, so that neither side ever
 //! stops for a large one.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use openraft::async_runtime::AsyncRuntime;
@@ -14,6 +14,7 @@ use sha2::{Digest as _, Sha256};
 use super::{LogId, Membership, Types};
 use crate::command::CHUNK_BYTES;
 use crate::feature::TooOld;
+use crate::node::locked;
 use crate::state::{SnapshotError, State};
 use crate::store::files::Directory;
 use openraft::type_config::TypeConfigExt;
@@ -24,6 +25,9 @@ const SUM_BYTES: usize = 32;
 
 /// Records encoded before other tasks get their turn.
 const RECORDS_PER_TURN: usize = 256;
+
+/// Bytes encoded before other tasks get their turn: a millisecond or two.
+const BYTES_PER_TURN: usize = 1024 * 1024;
 
 /// What a snapshot covers.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,9 +66,26 @@ impl ImageError {
 }
 
 /// A snapshot's bytes, in pieces of at most [`CHUNK_BYTES`] and one frame.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Image {
-    pub(crate) pieces: Arc<[Bytes]>,
+#[derive(Clone)]
+pub(crate) enum Image {
+    /// In memory: just made, or just received.
+    Pieces(Arc<[Bytes]>),
+    /// On disk, read only when it is sent, so that nothing else waits for that.
+    Kept {
+        /// Where.
+        shelf: Shelf,
+        /// What it covers, which names it.
+        last: Option<LogId>,
+    },
+}
+
+impl std::fmt::Debug for Image {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Image::Pieces(pieces) => write!(f, "Image of {} pieces", pieces.len()),
+            Image::Kept { last, .. } => write!(f, "Image up to {last:?}"),
+        }
+    }
 }
 
 impl Image {
@@ -75,20 +96,16 @@ impl Image {
             &rmp_serde::to_vec_named(coverage)
                 .expect("a log id has no value that MessagePack lacks"),
         );
-        // Cloned in turns so that no borrow of the iterator is held while others run: the state is shared, not copied.
-        let mut records = state.records();
-        loop {
-            let mut count = 0;
-            for record in records.by_ref().take(RECORDS_PER_TURN) {
-                pieces.frame(&record);
-                count += 1;
+        let (mut count, mut bytes) = (0, 0);
+        for record in state.records() {
+            pieces.frame(&record);
+            count += 1;
+            bytes += record.len();
+            if count >= RECORDS_PER_TURN || bytes >= BYTES_PER_TURN {
+                (count, bytes) = (0, 0);
+                Types::<R>::yield_now().await;
             }
-            if count < RECORDS_PER_TURN {
-                break;
-            }
-            Types::<R>::yield_now().await;
         }
-        drop(records);
         pieces.finish()
     }
 
@@ -135,9 +152,26 @@ impl Image {
         Ok((coverage, State::from_records(records)?))
     }
 
-    /// The image in one piece.
-    pub(crate) fn joined(&self) -> Vec<u8> {
-        self.pieces.concat()
+    /// Its pieces, read from disk if that is where they are. May block.
+    ///
+    /// # Errors
+    /// It is gone from the disk, for a newer one was taken; or neither copy is intact.
+    pub(crate) fn pieces(&self) -> std::io::Result<Arc<[Bytes]>> {
+        match self {
+            Image::Pieces(pieces) => Ok(pieces.clone()),
+            Image::Kept { shelf, last } => match shelf.intact(&stem(*last))? {
+                Some((_, _, bytes)) => Ok(in_pieces(bytes.into())),
+                None => Err(std::io::ErrorKind::NotFound.into()),
+            },
+        }
+    }
+
+    /// The image in one piece. May block.
+    ///
+    /// # Errors
+    /// As [`Image::pieces`].
+    pub(crate) fn joined(&self) -> std::io::Result<Vec<u8>> {
+        Ok(self.pieces()?.concat())
     }
 }
 
@@ -177,32 +211,56 @@ impl Pieces {
         self.cut();
         self.done
             .push(Bytes::copy_from_slice(&self.hasher.finalize()));
-        Image {
-            pieces: self.done.into(),
-        }
+        Image::Pieces(self.done.into())
     }
+}
+
+fn in_pieces(mut bytes: Bytes) -> Arc<[Bytes]> {
+    let mut pieces = Vec::new();
+    while bytes.len() > CHUNK_BYTES {
+        pieces.push(bytes.split_to(CHUNK_BYTES));
+    }
+    pieces.push(bytes);
+    pieces.into()
 }
 
 /// The snapshots on disk: the newest one, twice.
 #[derive(Clone)]
 pub(crate) struct Shelf {
     directory: Arc<dyn Directory>,
+    /// What the newest one covers.
+    newest: Arc<Mutex<Option<Coverage>>>,
 }
 
 const COPIES: [&str; 2] = ["a", "b"];
 
 impl Shelf {
     pub(crate) fn new(directory: Arc<dyn Directory>) -> Self {
-        Shelf { directory }
+        Shelf {
+            directory,
+            newest: Arc::default(),
+        }
+    }
+
+    /// The newest snapshot that was written or read here, to be read when it is sent.
+    pub(crate) fn kept(&self) -> Option<(Coverage, Image)> {
+        let covered = locked(&self.newest).clone()?;
+        let image = Image::Kept {
+            shelf: self.clone(),
+            last: covered.last,
+        };
+        Some((covered, image))
     }
 
     /// Writes both copies, then removes older snapshots.
     pub(crate) fn put(&self, coverage: &Coverage, image: &Image) -> std::io::Result<()> {
         let stem = stem(coverage.last);
+        let pieces = image.pieces()?;
         for copy in COPIES {
             self.directory
-                .write(&format!("{stem}-{copy}.snap"), &image.pieces)?;
+                .write(&format!("{stem}-{copy}.snap"), &pieces)?;
         }
+        *locked(&self.newest) = Some(coverage.clone());
         for name in self.directory.list()? {
             if !name.starts_with(&stem) && name.ends_with(".snap") {
                 self.directory.remove(&name)?;
@@ -224,6 +282,15 @@ impl Shelf {
         else {
             return Ok(None);
         };
+        let found = self.intact(stem)?;
+        if let Some((covered, _, _)) = &found {
+            *locked(&self.newest) = Some(covered.clone());
+        }
+        Ok(found)
+    }
+
+    /// The snapshot with this name; none if there is none.
+    fn intact(&self, stem: &str) -> std::io::Result<Option<(Coverage, State, Vec<u8>)>> {
         let mut damage = None;
         for copy in COPIES {
             let Some(bytes) = self.directory.read(&format!("{stem}-{copy}.snap"))? else {
@@ -246,8 +313,10 @@ impl Shelf {
                 Err(error) => damage = Some(error),
             }
         }
-        let error = damage.unwrap_or(ImageError::Damaged);
-        Err(std::io::Error::new(std::io::ErrorKind::InvalidData, error))
+        match damage {
+            None => Ok(None),
+            Some(error) => Err(std::io::Error::new(std::io::ErrorKind::InvalidData, error)),
+        }
     }
 }
 
@@ -289,7 +358,7 @@ mod tests {
 
     #[test]
     fn an_image_reads_back_and_any_damage_is_told() {
-        let bytes = image(7).joined();
+        let bytes = image(7).joined().expect("in memory");
         let (covered, read) = Image::decode(&bytes).expect("reads back");
         assert_eq!((covered, read), (coverage(7), state(7)));
         for position in 0..bytes.len() {

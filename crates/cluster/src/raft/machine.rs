@@ -18,6 +18,7 @@ use crate::command::Response;
 use crate::feature::{TooOld, Verdict};
 use crate::id::NodeId;
 use crate::keyring::Keyring;
+use crate::node::divergence::Album;
 use crate::state::State;
 use crate::store::Io;
 use crate::store::files::Directory;
@@ -42,6 +43,7 @@ pub(crate) struct Machine<R> {
     /// Highest feature level that this node supports.
     supported: u32,
     verdict: Verdict,
+    album: Album,
     runtime: std::marker::PhantomData<fn() -> R>,
 }
 
@@ -81,6 +83,7 @@ impl<R> Machine<R> {
             unsnapped_bytes: Arc::default(),
             supported,
             verdict,
+            album: Album::default(),
             runtime: std::marker::PhantomData,
         })
     }
@@ -95,6 +98,11 @@ impl<R> Machine<R> {
     /// Follows the applied state.
     pub(crate) fn watch(&self) -> watch::Receiver<Arc<State>> {
         self.published.subscribe()
+    }
+
+    /// States of a moment ago.
+    pub(crate) fn album(&self) -> Album {
+        self.album.clone()
     }
 
     pub(crate) fn unsnapped_bytes(&self) -> Arc<AtomicU64> {
@@ -115,13 +123,14 @@ impl<R> Machine<R> {
             self.unsnapped_bytes
                 .fetch_add(proposal.len() as u64, Ordering::Relaxed);
         }
-        let applied = apply(&mut self.state, &mut self.covered, id, payload);
-        applied
+        let response = apply(&mut self.state, &mut self.covered, id, payload)
             .and_then(|response| {
                 TooOld::check(&self.state, self.supported)?;
                 Ok(response)
             })
-            .map_err(|error| stopped(&self.verdict, error))
+            .map_err(|error| stopped(&self.verdict, error))?;
+        self.album.note(&self.state);
+        Ok(response)
     }
 }
 
@@ -188,7 +197,7 @@ impl<R: AsyncRuntime> RaftStateMachine<Types<R>> for Machine<R> {
             .io
             .run(move || {
                 let (covered, state) =
-                    Image::decode(&image.joined()).map_err(|error| match error.too_old() {
+                    Image::decode(&image.joined()?).map_err(|error| match error.too_old() {
                         Some(too_old) => stopped(&verdict, too_old.clone()),
                         None => io::Error::new(io::ErrorKind::InvalidData, error),
                     })?;
@@ -211,13 +220,10 @@ impl<R: AsyncRuntime> RaftStateMachine<Types<R>> for Machine<R> {
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Taken>, io::Error> {
-        let shelf = self.shelf.clone();
-        let newest = self.io.run(move || shelf.newest()).await??;
-        Ok(newest.map(|(covered, _, bytes)| Taken {
+        // Read only when it is sent: meanwhile entries are applied.
+        Ok(self.shelf.kept().map(|(covered, snapshot)| Taken {
             meta: meta_of(&covered),
-            snapshot: Image {
-                pieces: in_pieces(bytes.into()),
-            },
+            snapshot,
         }))
     }
 }
@@ -285,13 +291,4 @@ fn meta_of(covered: &Coverage) -> Meta {
         last_log_id: covered.last,
         last_membership: covered.membership.clone(),
     }
-}
-
-fn in_pieces(mut bytes: bytes::Bytes) -> Arc<[bytes::Bytes]> {
-    let mut pieces = Vec::new();
-    while bytes.len() > crate::command::CHUNK_BYTES {
-        pieces.push(bytes.split_to(crate::command::CHUNK_BYTES));
-    }
-    pieces.push(bytes);
-    pieces.into()
 }

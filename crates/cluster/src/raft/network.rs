@@ -19,7 +19,7 @@ use openraft::raft::{
     TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use openraft::type_config::TypeConfigExt;
-use openraft::{AsyncRuntime, OptionalSend};
+use openraft::{AsyncRuntime, OptionalSend, StorageError};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -29,6 +29,7 @@ use super::machine::{Meta, Taken};
 use super::{Address, Types, Vote};
 use crate::id::NodeId;
 use crate::state::State;
+use crate::store::Io;
 use crate::transport::{Kind, Peer, Transport, TransportError};
 
 /// How long an append may go unanswered before its stream is given up.
@@ -37,7 +38,7 @@ const APPEND_STALL: Duration = Duration::from_secs(2);
 /// How long opening a stream may take.
 const OPEN_DEADLINE: Duration = Duration::from_secs(2);
 
-pub(super) fn packed(value: &impl Serialize) -> Bytes {
+pub(crate) fn packed(value: &impl Serialize) -> Bytes {
     Bytes::from(
         rmp_serde::to_vec_named(value)
             .expect("Raft's messages have no value that MessagePack lacks"),
@@ -61,6 +62,8 @@ pub(crate) struct Network {
     pub(crate) transport: Arc<dyn Transport>,
     /// A member's address of record may be newer than the one in Raft's membership.
     pub(crate) state: watch::Receiver<Arc<State>>,
+    /// Who reads snapshots from disk.
+    pub(crate) io: Io,
 }
 
 impl Network {
@@ -71,6 +74,7 @@ impl Network {
             target,
             fallback: node.cluster.clone(),
             heartbeat,
+            io: self.io,
             runtime: std::marker::PhantomData,
         }
     }
@@ -109,6 +113,7 @@ pub(crate) struct Client<R> {
     target: NodeId,
     fallback: String,
     heartbeat: bool,
+    io: Io,
     runtime: std::marker::PhantomData<fn() -> R>,
 }
 
@@ -258,7 +263,23 @@ impl<R: AsyncRuntime> RaftNetworkV2<Types<R>> for Client<R> {
             vote,
             meta: snapshot.meta,
         });
-        let pieces: Vec<Bytes> = snapshot.snapshot.pieces.to_vec();
+        let image = snapshot.snapshot;
+        let pieces =
+            self.io
+                .run(move || image.pieces())
+                .await
+                .and_then(|read| read)
+                .map_err(|error| -> StreamingError<Types<R>> {
+                    match error.kind() {
+                        // A newer one was taken meanwhile.
+                        std::io::ErrorKind::NotFound => {
+                            StreamingError::Unreachable(Unreachable::new(&error))
+                        }
+                        _ => StorageError::read_snapshot(None, Types::<R>::err_from_error(&error))
+                            .into(),
+                    }
+                })?
+                .to_vec();
         let chunks = futures::stream::iter(std::iter::once(head).chain(pieces)).boxed();
         let sending = self.transport.send_snapshot(&self.peer(), chunks);
         match Types::<R>::select2(Box::pin(cancel), sending).await {

@@ -1,6 +1,7 @@
 //! The listening side: what other members ask, put to consensus and to the handlers of the node.
 
 use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::io;
 use std::sync::{Arc, Mutex};
 
@@ -18,6 +19,7 @@ use super::machine::Taken;
 use super::network::{SnapshotHead, packed};
 use super::{Types, Vote};
 use crate::id::NodeId;
+use crate::node::guard::Ballot;
 use crate::node::{Inner, locked};
 use crate::transport::{Kind, Service, ServiceError, TransportError};
 
@@ -69,21 +71,30 @@ async fn answer<R: AsyncRuntime>(
         Kind::Vote => {
             let request: VoteRequest<Types<R>> = read(&body)?;
             check_sender(from, &request.vote)?;
-            reply(inner.raft.vote(request).await)
+            match inner.admits_vote(&request)? {
+                Ballot::Open => reply(inner.raft.vote(request).await),
+                Ballot::Denied(answer) => reply(Ok::<_, Infallible>(answer)),
+            }
         }
         Kind::PreVote => {
             let request: VoteRequest<Types<R>> = read(&body)?;
             check_sender(from, &request.vote)?;
-            reply(inner.raft.pre_vote(request).await)
+            match inner.admits_vote(&request)? {
+                Ballot::Open => reply(inner.raft.pre_vote(request).await),
+                Ballot::Denied(answer) => reply(Ok::<_, Infallible>(answer)),
+            }
         }
         Kind::TransferLeader => {
             let request: TransferLeaderRequest<Types<R>> = read(&body)?;
             check_sender(from, request.from_leader())?;
+            inner.guard.admits_leading()?;
             reply(inner.raft.handle_transfer_leader(request).await)
         }
         Kind::Append => {
             let request: AppendEntriesRequest<Types<R>> = read(&body)?;
             check_sender(from, &request.vote)?;
+            let term = request.vote.leader_id.term;
+            inner.admits_append(from, term)?;
             let confirmed = confirmed_commit(&request);
             let answer = inner.raft.append_entries(request).await;
             if let Ok(answer) = &answer
@@ -93,6 +104,8 @@ async fn answer<R: AsyncRuntime>(
             }
             reply(answer)
         }
+        Kind::Recall => reply(Ok::<_, Infallible>(inner.recollect(from, &read(&body)?))),
+        Kind::Fingerprint => reply(Ok::<_, Infallible>(inner.fingerprint(read(&body)?).await)),
         Kind::Report => inner.answer_report(from, &body).map_err(ServiceError),
         Kind::Find => inner.answer_lost(from, &body).map_err(ServiceError),
         Kind::ReadIndex => {
@@ -101,9 +114,7 @@ async fn answer<R: AsyncRuntime>(
                 .get_read_linearizer(openraft::ReadPolicy::ReadIndex)
                 .await
                 .map_err(refused)?;
-            reply(Ok::<_, std::convert::Infallible>(
-                linearizer.read_log_id().index(),
-            ))
+            reply(Ok::<_, Infallible>(linearizer.read_log_id().index()))
         }
         Kind::Http
         | Kind::Enrol
@@ -140,13 +151,22 @@ impl<R: AsyncRuntime> Service for RaftService<R> {
         // Answers come in the order of the requests, so a queue pairs what each request said with its outcome.
         let said: Arc<Mutex<VecDeque<Option<u64>>>> = Arc::default();
         let outcomes = said.clone();
-        // An unreadable request ends the stream, as does one that speaks for somebody else.
+        let refusal: Arc<Mutex<Option<ServiceError>>> = Arc::default();
+        let refused_with = refusal.clone();
+        let guarded = inner.clone();
+        // An unreadable request ends the stream with an error, as does one that speaks for somebody else, or that comes
+        // before this node may answer.
         let readable = requests
             .map(move |body| {
                 read::<AppendEntriesRequest<Types<R>>>(&body)
                     .and_then(|request| check_sender(from, &request.vote).map(|()| request))
                     .inspect_err(|error| tracing::warn!(%error, member = %from, "append refused"))
+                    .and_then(|request| {
+                        let term = request.vote.leader_id.term;
+                        guarded.admits_append(from, term).map(|()| request)
+                    })
                     .inspect(|request| locked(&said).push_back(confirmed_commit(request)))
+                    .map_err(|error| *locked(&refusal) = Some(error))
             })
             .take_while(|request| std::future::ready(request.is_ok()))
             .filter_map(|request| std::future::ready(request.ok()));
@@ -165,6 +185,10 @@ impl<R: AsyncRuntime> Service for RaftService<R> {
                 }
                 Ok(packed(&outcome))
             })
+            .chain(
+                futures::stream::once(async move { locked(&refused_with).take() })
+                    .filter_map(|refusal| std::future::ready(refusal.map(Err))),
+            )
             .boxed()
     }
 
@@ -181,6 +205,8 @@ impl<R: AsyncRuntime> Service for RaftService<R> {
                 .ok_or_else(|| refused("an empty snapshot"))?;
             let head: SnapshotHead = read(&head.map_err(refused)?)?;
             check_sender(from, &head.vote)?;
+            let term = head.vote.leader_id.term;
+            inner.admits_append(from, term)?;
             let mut pieces = Vec::new();
             let mut bytes = 0;
             while let Some(piece) = chunks.next().await {
@@ -191,15 +217,13 @@ impl<R: AsyncRuntime> Service for RaftService<R> {
                 }
                 pieces.push(piece);
             }
-            let image = Image {
-                pieces: pieces.into(),
-            };
-            let checked = image.clone();
+            let checked: Arc<[Bytes]> = pieces.into();
+            let image = Image::Pieces(checked.clone());
             // Checked before it is installed, so that a damaged one does not stop this node. One that a newer version
             // has made does: nothing that it is sent from now on can be applied here.
             let covered = inner
                 .io()
-                .run(move || Image::decode(&checked.joined()).map(|(covered, _)| covered))
+                .run(move || Image::decode(&checked.concat()).map(|(covered, _)| covered))
                 .await
                 .map_err(refused)?;
             match covered {

@@ -1,5 +1,6 @@
 //! The tables, and what is written in them.
 
+use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::RwLock;
@@ -45,6 +46,9 @@ const SUM_BYTES: usize = 16;
 /// redb's page cache. Its own default is a gigabyte.
 const CACHE_BYTES: usize = 16 * 1024 * 1024;
 
+/// A file smaller than this is not worth compacting.
+const COMPACT_ABOVE: u64 = 32 * 1024 * 1024;
+
 /// An open file. `None` once closed.
 pub(super) struct Disk {
     database: RwLock<Option<Database>>,
@@ -60,15 +64,18 @@ pub(super) struct Stored {
     /// Index of the first entry; 0 if there is none.
     pub(super) first: u64,
     pub(super) last: Option<LogId>,
+    /// Bytes of each entry's record.
+    pub(super) sizes: VecDeque<u32>,
 }
 
 /// A change to the tables.
 pub(super) enum Change {
-    Entries(Vec<(u64, Vec<u8>)>),
+    /// Records of entries by index, and the id of the last one.
+    Entries(Vec<(u64, Vec<u8>)>, Option<LogId>),
     Vote(Vote),
     Committed(Option<LogId>),
-    /// Removes every entry from this index on.
-    Truncate(u64),
+    /// Removes every entry from this index on; the log ends with this one then.
+    Truncate(u64, Option<LogId>),
     /// Removes every entry up to this one, itself included.
     Purge(LogId),
     /// Overwrites what is free in the file.
@@ -87,9 +94,15 @@ impl Disk {
             .truncate(false)
             .mode(0o600)
             .open(path)?;
+        // After a failed sync the kernel may hold pages that never reached the disk and call them clean. What is read
+        // here must be what the disk holds, or it would be acknowledged and then lost with the power.
+        file.sync_all()?;
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)
+            .map_err(io::Error::from)?;
         let backend = FileBackend::new(file).map_err(open_error)?;
         let mut disk = Self::open_backend(backend)?;
         disk.path = Some(path.to_owned());
+        disk.compact(path)?;
         // The file's name must survive a loss of power as well as its content.
         if let Some(parent) = path.parent() {
             std::fs::File::open(parent)?.sync_all()?;
@@ -107,6 +120,34 @@ impl Disk {
             database: RwLock::new(Some(database)),
             path: None,
         })
+    }
+
+    /// Gives back space that is free inside the file, if that is most of a large file. Done at open only, since nothing can
+    /// be read or written meanwhile.
+    fn compact(&mut self, path: &Path) -> Result<(), StoreError> {
+        let size = std::fs::metadata(path)?.len();
+        if size < COMPACT_ABOVE {
+            return Ok(());
+        }
+        let database = self
+            .database
+            .get_mut()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        let Some(database) = database else {
+            return Ok(());
+        };
+        let compacted = (|| {
+            let transaction = database.begin_write()?;
+            let stats = transaction.stats()?;
+            transaction.abort()?;
+            let used = stats.stored_bytes() + stats.metadata_bytes();
+            Ok::<_, redb::Error>(used < size / 2 && database.compact()?)
+        })();
+        if compacted.map_err(io_error).map_err(load_error)? {
+            let now = std::fs::metadata(path)?.len();
+            tracing::info!(size, now, "the log store was compacted");
+        }
+        Ok(())
     }
 
     pub(super) fn close(&self) {
@@ -170,6 +211,7 @@ impl Disk {
         let mut next = purged.map(|id| id.index + 1);
         let mut last = purged;
         let mut first = None;
+        let mut sizes = VecDeque::new();
         for item in log.iter().map_err(storage_error)? {
             let (index, value) = item.map_err(storage_error)?;
             let index = index.value();
@@ -180,6 +222,7 @@ impl Disk {
                 )));
             }
             let entry = open_entry(index, value.value())?;
+            sizes.push_back(u32::try_from(value.value().len()).unwrap_or(u32::MAX));
             first = first.or(Some(index));
             last = Some(entry.log_id());
             next = Some(index + 1);
@@ -190,6 +233,7 @@ impl Disk {
             purged,
             first: first.unwrap_or(0),
             last,
+            sizes,
         })
     }
 
@@ -249,7 +293,7 @@ impl Disk {
                 let mut meta = transaction.open_table(META)?;
                 for change in changes {
                     match change {
-                        Change::Entries(entries) => {
+                        Change::Entries(entries, _) => {
                             for (index, record) in entries {
                                 log.insert(index, record.as_slice())?;
                             }
@@ -273,7 +317,9 @@ impl Disk {
                                 sealed(SCRUBBED.as_bytes(), packed(&true)).as_slice(),
                             )?;
                         }
-                        Change::Truncate(from) => log.retain_in::<u64, _>(*from.., |_, _| false)?,
+                        Change::Truncate(from, _) => {
+                            log.retain_in::<u64, _>(*from.., |_, _| false)?
+                        }
                         Change::Purge(id) => {
                             log.retain_in::<u64, _>(..=id.index, |_, _| false)?;
                             meta.insert(PURGED, sealed(PURGED.as_bytes(), packed(id)).as_slice())?;

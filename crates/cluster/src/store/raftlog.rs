@@ -203,10 +203,11 @@ impl<R: AsyncRuntime> RaftLogStorage<Types<R>> for LogStore<R> {
                 view.push(entry, bytes);
             }
         }
+        let last_id = self.store.view().last;
         let last = records.last().map(|(index, _)| *index);
         let store = self.store.clone();
         self.store.shared.writer.submit(Job {
-            change: Change::Entries(records),
+            change: Change::Entries(records, last_id),
             done: Some(Box::new(move |result| {
                 if let (Ok(()), Some(last)) = (&result, last) {
                     let mut view = store.view();
@@ -226,12 +227,14 @@ impl<R: AsyncRuntime> RaftLogStorage<Types<R>> for LogStore<R> {
             let cut = view.tail.split_off(&from);
             view.tail_bytes -= cut.values().map(|cached| cached.bytes).sum::<usize>();
             if view.next_index() > from {
+                let gone = view.next_index() - from;
+                view.cut_sizes(gone);
                 view.last = last_log_id;
             }
         }
         self.store
             .settle(|done| Job {
-                change: Change::Truncate(from),
+                change: Change::Truncate(from, last_log_id),
                 done: Some(done),
             })
             .await?;
@@ -248,6 +251,7 @@ impl<R: AsyncRuntime> RaftLogStorage<Types<R>> for LogStore<R> {
             let kept = view.tail.split_off(&(log_id.index + 1));
             let gone = std::mem::replace(&mut view.tail, kept);
             view.tail_bytes -= gone.values().map(|cached| cached.bytes).sum::<usize>();
+            view.drop_sizes(log_id.index);
             view.purged = view.purged.max(Some(log_id));
             if view.last < Some(log_id) {
                 view.last = Some(log_id);

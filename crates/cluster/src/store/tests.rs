@@ -390,3 +390,64 @@ fn a_file_is_private_and_opened_once() {
     store.close();
     Store::open(&path, Io::Threaded).expect("opens again");
 }
+
+/// An entry with a command of about `bytes`.
+fn large(index: u64, bytes: usize) -> Entry {
+    let mut entry = entry(1, index);
+    entry.payload = openraft::EntryPayload::Normal(crate::raft::Proposal::new(&crate::Stamped {
+        command: crate::Command::RetireSigningKey {
+            kid: "k".repeat(bytes),
+        },
+        time_ms: index,
+        seed: [0; 32],
+        author: Default::default(),
+        idempotency_key: None,
+        request: None,
+    }));
+    entry
+}
+
+#[tokio::test]
+async fn the_log_knows_how_large_it_is() {
+    let disk = Disk::default();
+    let mut log = open(&disk).expect("opens");
+    assert_eq!(log.store.excess(0), None);
+    append(&mut log, (0..10).map(|n| large(n, 1000)))
+        .await
+        .expect("appends");
+    // From what was written, and from what was read back.
+    for _ in 0..2 {
+        assert_eq!(log.store.excess(1_000_000), None);
+        assert_eq!(log.store.excess(0), Some(9));
+        let half = log.store.excess(6_000).expect("ten are more");
+        assert!((4..=5).contains(&half), "{half}");
+        log.store.close();
+        log = open(&disk.after_power_loss(|_| false)).expect("opens");
+    }
+    log.truncate_after(Some(id(1, 6))).await.expect("truncates");
+    assert_eq!(log.store.excess(0), Some(6));
+    log.purge(id(1, 4)).await.expect("purges");
+    assert_eq!(log.store.excess(1_500), Some(5));
+    log.purge(id(1, 20)).await.expect("purges");
+    assert_eq!(log.store.excess(0), None);
+}
+
+#[tokio::test]
+async fn a_large_file_that_is_mostly_free_is_compacted_at_open() {
+    let temporary = tempfile::tempdir().expect("a directory");
+    let path = temporary.path().join("raft.redb");
+    let size = || std::fs::metadata(&path).expect("is there").len();
+    let open = || Store::open(&path, Io::Inline).map(LogStore::<Tokio>::new);
+    let mut log = open().expect("opens");
+    for n in 0..40 {
+        let entries = (0..5).map(|m| large(n * 5 + m, 256 * 1024));
+        append(&mut log, entries).await.expect("appends");
+    }
+    log.purge(id(1, 197)).await.expect("purges");
+    log.store.close();
+    let before = size();
+    assert!(before > 40_000_000, "{before}");
+    let mut log = open().expect("opens");
+    assert!(size() < before / 4, "{} of {before}", size());
+    assert_eq!(indices(&mut log).await, [198, 199]);
+}

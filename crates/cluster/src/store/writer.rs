@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::Io;
 use super::disk::{Change, Disk};
+use super::witness::Ledger;
 
 /// Called once, when the job is on disk or can no longer get there.
 pub(super) type Done = Box<dyn FnOnce(io::Result<()>) + Send>;
@@ -30,6 +31,7 @@ type Failure = Arc<OnceLock<Arc<io::Error>>>;
 
 pub(super) struct Writer {
     disk: Arc<Disk>,
+    ledger: Arc<Ledger>,
     failure: Failure,
     queue: Mutex<Option<Sender<Job>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -37,22 +39,23 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn start(disk: Arc<Disk>, io: Io) -> io::Result<Self> {
+    pub(super) fn start(disk: Arc<Disk>, ledger: Arc<Ledger>, io: Io) -> io::Result<Self> {
         let failure = Failure::default();
         let (sender, receiver) = channel();
         let thread = match io {
             Io::Inline => None,
             Io::Threaded => {
-                let (disk, failure) = (disk.clone(), failure.clone());
+                let (disk, ledger, failure) = (disk.clone(), ledger.clone(), failure.clone());
                 Some(
                     std::thread::Builder::new()
                         .name("cluster-log".into())
-                        .spawn(move || run(&disk, &failure, &receiver))?,
+                        .spawn(move || run(&disk, &ledger, &failure, &receiver))?,
                 )
             }
         };
         Ok(Writer {
             disk,
+            ledger,
             failure,
             queue: Mutex::new(Some(sender)),
             thread: Mutex::new(thread),
@@ -75,7 +78,7 @@ impl Writer {
             return;
         };
         match self.io {
-            Io::Inline => write(&self.disk, &self.failure, vec![job]),
+            Io::Inline => write(&self.disk, &self.ledger, &self.failure, vec![job]),
             Io::Threaded => {
                 if let Err(unsent) = sender.send(job) {
                     refuse(unsent.0, || {
@@ -118,7 +121,7 @@ fn refuse(job: Job, error: impl FnOnce() -> io::Error) {
     }
 }
 
-fn run(disk: &Disk, failure: &Failure, queue: &Receiver<Job>) {
+fn run(disk: &Disk, ledger: &Ledger, failure: &Failure, queue: &Receiver<Job>) {
     let mut batch = Vec::new();
     loop {
         let next = if batch.is_empty() {
@@ -129,11 +132,11 @@ fn run(disk: &Disk, failure: &Failure, queue: &Receiver<Job>) {
         match next {
             Ok(job) => batch.push(job),
             Err(RecvTimeoutError::Timeout) => {
-                write(disk, failure, std::mem::take(&mut batch));
+                write(disk, ledger, failure, std::mem::take(&mut batch));
                 continue;
             }
             Err(RecvTimeoutError::Disconnected) => {
-                write(disk, failure, batch);
+                write(disk, ledger, failure, batch);
                 return;
             }
         }
@@ -143,17 +146,19 @@ fn run(disk: &Disk, failure: &Failure, queue: &Receiver<Job>) {
             batch.push(job);
         }
         if batch.len() >= BATCH_JOBS || batch.iter().any(|job| job.done.is_some()) {
-            write(disk, failure, std::mem::take(&mut batch));
+            write(disk, ledger, failure, std::mem::take(&mut batch));
         }
     }
 }
 
-fn write(disk: &Disk, failure: &Failure, jobs: Vec<Job>) {
+fn write(disk: &Disk, ledger: &Ledger, failure: &Failure, jobs: Vec<Job>) {
     if jobs.is_empty() {
         return;
     }
     if failure.get().is_none()
-        && let Err(error) = disk.commit(jobs.iter().map(|job| &job.change))
+        && let Err(error) = disk
+            .commit(jobs.iter().map(|job| &job.change))
+            .and_then(|()| ledger.enter(jobs.iter().map(|job| &job.change)))
     {
         tracing::error!(%error, "the log store failed; the control plane must restart from disk");
         // Only this thread (or, inline, the holder of the queue) writes, so the slot is free.

@@ -10,8 +10,10 @@ use cluster::command::{
     Role as AccountRole, Secret, Settings, SigningKey,
 };
 use cluster::node::{Environment, FEATURE_LEVEL, StartError, Tokio};
-use cluster::store::files::MemoryDirectory;
+use cluster::store::files::{Directory, MemoryDirectory};
+use cluster::store::witness::{Seen, Witness};
 use cluster::store::{Io, Store};
+use cluster::transport::Peer;
 use cluster::transport::memory::Switchboard;
 use cluster::{
     Applied, ClusterId, Command, Digest, Lineage, Node, NodeConfig, NodeId, ProposeError, Response,
@@ -102,10 +104,51 @@ impl StorageBackend for Disk {
     }
 }
 
+/// What a machine remembers until it loses power.
+#[derive(Debug, Clone, Default)]
+struct Memory {
+    seen: Arc<Mutex<Option<Seen>>>,
+}
+
+impl Memory {
+    /// What is there now, for the machine's next process.
+    fn copy(&self) -> Memory {
+        let seen = self.seen.lock().expect("no panic").clone();
+        Memory {
+            seen: Arc::new(Mutex::new(seen)),
+        }
+    }
+}
+
+impl Witness for Memory {
+    fn recall(&self) -> std::io::Result<Option<Seen>> {
+        Ok(self.seen.lock().expect("no panic").clone())
+    }
+
+    fn note(&self, seen: &Seen) -> std::io::Result<()> {
+        *self.seen.lock().expect("no panic") = Some(seen.clone());
+        Ok(())
+    }
+
+    fn forget(&self) -> std::io::Result<()> {
+        *self.seen.lock().expect("no panic") = None;
+        Ok(())
+    }
+}
+
+/// What a node's disks held at one time.
+pub(crate) struct Image {
+    disk: Disk,
+    snapshots: MemoryDirectory,
+}
+
 struct Place<R: AsyncRuntime> {
     id: NodeId,
     disk: Disk,
     snapshots: MemoryDirectory,
+    memory: Memory,
+    known: Vec<Peer>,
+    free_bytes: Arc<AtomicU64>,
     node: Option<Node<R>>,
     /// Highest feature level that it supports.
     feature_level: u32,
@@ -115,10 +158,11 @@ struct Place<R: AsyncRuntime> {
 pub(crate) struct Bench<R: AsyncRuntime = Tokio> {
     board: Switchboard,
     places: Vec<Place<R>>,
-    free_bytes: Arc<AtomicU64>,
     io: Io,
     /// Feature level that the cluster is founded at.
     founding_level: u32,
+    pub(crate) patience: Duration,
+    pub(crate) log_bytes: u64,
     /// What the nodes draw their random bytes from.
     draws: Arc<AtomicU64>,
 }
@@ -131,6 +175,9 @@ impl<R: AsyncRuntime> Bench<R> {
                 id: NodeId(n as u64 + 1),
                 disk: Disk::default(),
                 snapshots: MemoryDirectory::default(),
+                memory: Memory::default(),
+                known: Vec::new(),
+                free_bytes: Arc::new(AtomicU64::new(u64::MAX)),
                 node: None,
                 feature_level: FEATURE_LEVEL,
             })
@@ -138,9 +185,10 @@ impl<R: AsyncRuntime> Bench<R> {
         Bench {
             board: Switchboard::new(),
             places,
-            free_bytes: Arc::new(AtomicU64::new(u64::MAX)),
             io: Io::Threaded,
             founding_level: FEATURE_LEVEL,
+            patience: Duration::from_secs(30),
+            log_bytes: 64 * 1024 * 1024,
             draws: Arc::default(),
         }
     }
@@ -165,8 +213,8 @@ impl<R: AsyncRuntime> Bench<R> {
         self.places.iter().filter_map(|place| place.node.as_ref())
     }
 
-    pub(crate) fn set_free_bytes(&self, bytes: u64) {
-        self.free_bytes.store(bytes, Ordering::SeqCst);
+    pub(crate) fn set_free_bytes_of(&self, n: usize, bytes: u64) {
+        self.places[n].free_bytes.store(bytes, Ordering::SeqCst);
     }
 
     pub(crate) fn fail_syncs(&self, n: usize) {
@@ -195,7 +243,9 @@ impl<R: AsyncRuntime> Bench<R> {
             (place.id, place.disk.clone(), place.snapshots.clone())
         };
         let store = Store::open_backend(disk, self.io).expect("opens");
-        let free_bytes = self.free_bytes.clone();
+        let memory = Arc::new(self.places[n].memory.clone());
+        store.set_witness(memory).expect("is asked");
+        let free_bytes = self.places[n].free_bytes.clone();
         let draws = self.draws.clone();
         let environment = Environment {
             wall_clock_ms: Arc::new(|| 1_700_000_000_000),
@@ -214,11 +264,15 @@ impl<R: AsyncRuntime> Bench<R> {
                 election_max_ms: 600,
             },
             snapshot_every_entries: 20,
+            snapshot_every_bytes: self.log_bytes,
             entries_kept: 4,
             promote_after: Duration::ZERO,
             raise_after: Duration::ZERO,
             feature_level: self.places[n].feature_level,
             propose_timeout: Duration::from_secs(20),
+            known_members: self.places[n].known.clone(),
+            patience: self.patience,
+            compare_every: Duration::from_secs(10),
             ..NodeConfig::new(id)
         };
         let node = Node::start(
@@ -248,9 +302,14 @@ impl<R: AsyncRuntime> Bench<R> {
         node.shutdown().await;
     }
 
-    /// Ends a node as a crash does: whatever it still does reaches nobody, and its disk keeps what was synced.
+    /// Ends a node as a crash does: whatever it still does reaches nobody, its disk keeps what was synced, and its machine
+    /// remembers what it said.
     pub(crate) async fn kill(&mut self, n: usize) {
+        self.board.disconnect(self.id(n));
+        // Copied before the disk, so that it does not know of anything that is not there.
+        let memory = self.places[n].memory.copy();
         self.lose_power(n).await;
+        self.places[n].memory = memory;
     }
 
     /// Takes a node's power away, and everything on its disk that was not synced.
@@ -258,9 +317,73 @@ impl<R: AsyncRuntime> Bench<R> {
         self.board.disconnect(self.id(n));
         let survivor = self.places[n].disk.after_power_loss();
         self.places[n].disk = survivor;
+        self.places[n].memory = Memory::default();
         // Ends its tasks; nothing that it still writes can be seen.
         let node = self.places[n].node.take().expect("it runs");
         node.shutdown().await;
+    }
+
+    /// What node `n` has on its disks now.
+    pub(crate) fn image(&self, n: usize) -> Image {
+        let Place {
+            disk, snapshots, ..
+        } = &self.places[n];
+        let disk = disk.after_power_loss();
+        let copy = MemoryDirectory::default();
+        for name in snapshots.list().expect("lists") {
+            let content = snapshots.read(&name).expect("reads").expect("is there");
+            copy.write(&name, &[content.into()]).expect("writes");
+        }
+        Image {
+            disk,
+            snapshots: copy,
+        }
+    }
+
+    /// Puts `image` on the disks of node `n`, which must be down.
+    pub(crate) fn put_image(&mut self, n: usize, image: Image) {
+        self.places[n].disk = image.disk;
+        self.places[n].snapshots = image.snapshots;
+    }
+
+    /// Writes `new` for `old`, which is as long, into the snapshots of node `n`, which must be down, with a checksum that
+    /// fits: damage that only a comparison of states can find.
+    pub(crate) fn forge_snapshot(&self, n: usize, old: &str, new: &str) {
+        let snapshots = &self.places[n].snapshots;
+        for name in snapshots.list().expect("lists") {
+            let mut image = snapshots.read(&name).expect("reads").expect("is there");
+            let at = image
+                .windows(old.len())
+                .position(|window| window == old.as_bytes())
+                .expect("is in the snapshot");
+            image[at..at + new.len()].copy_from_slice(new.as_bytes());
+            let content = image.len() - 32;
+            let sum = Digest::of(&image[..content]);
+            image[content..].copy_from_slice(&sum.0);
+            snapshots.write(&name, &[image.into()]).expect("writes");
+        }
+    }
+
+    /// The size of node `n`'s log, in bytes on its disk.
+    pub(crate) fn disk_bytes(&self, n: usize) -> usize {
+        self.places[n]
+            .disk
+            .platter
+            .lock()
+            .expect("no panic")
+            .current
+            .len()
+    }
+
+    /// Empties the disks of node `n`, which must be down; it knows the others still.
+    pub(crate) fn wipe(&mut self, n: usize) {
+        let known = self.places.iter().map(|place| Peer {
+            node_id: place.id,
+            address: format!("{}:9600", place.id),
+        });
+        self.places[n].known = known.collect();
+        self.places[n].disk = Disk::default();
+        self.places[n].snapshots = MemoryDirectory::default();
     }
 
     /// Founds the cluster on node `n`.
@@ -301,6 +424,11 @@ impl<R: AsyncRuntime> Bench<R> {
     /// Founds on node 0 and lets the others join; ends when all vote. Tells who leads.
     pub(crate) async fn form(&mut self) -> usize {
         self.found(0).await;
+        self.grow().await
+    }
+
+    /// Lets the others join node 0; ends when all vote. Tells who leads.
+    pub(crate) async fn grow(&mut self) -> usize {
         for n in 1..self.places.len() {
             let reservation = Reservation {
                 name: format!("node-{n}"),
@@ -321,6 +449,7 @@ impl<R: AsyncRuntime> Bench<R> {
             self.stop(n).await;
             self.places[n].id = node_id;
             self.places[n].disk = Disk::default();
+            self.places[n].memory = Memory::default();
             self.start(n).await;
             let confirm = Command::ConfirmMember {
                 node_id,

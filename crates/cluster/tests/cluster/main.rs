@@ -1,7 +1,9 @@
 //! Whole nodes over a transport in memory: founding, restarting, replicating, losing leader and quorum.
 
+mod amnesia;
 mod bench;
 mod freshness;
+mod keeping;
 mod levels;
 mod simulation;
 
@@ -333,13 +335,13 @@ async fn a_full_disk_refuses_proposals_and_recovers() {
     let mut bench: Bench = Bench::new(1);
     bench.start(0).await;
     bench.found(0).await;
-    bench.set_free_bytes(1024);
+    bench.set_free_bytes_of(0, 1024);
     let refused = bench
         .node(0)
         .propose(Command::CreateAccount(spec("x")))
         .await;
     assert_eq!(refused, Err(ProposeError::StorageFull));
-    bench.set_free_bytes(u64::MAX);
+    bench.set_free_bytes_of(0, u64::MAX);
     bench.propose(0, Command::CreateAccount(spec("x"))).await;
 }
 

@@ -548,6 +548,7 @@ mod tests {
             matched_index: 0,
             applied_index: 0,
             lag: 0,
+            checked_index: None,
             report: Some(NodeReport {
                 applied: mark(7),
                 enforced: mark(enforced),

@@ -184,6 +184,7 @@ fn catchup(
         enforced_hash: report.map(|report| report.enforced.hash.to_string()),
         replay_failure: report.and_then(|report| report.compile_error.clone()),
         quarantine_reason: quarantine,
+        state_checked_index: member.checked_index,
         certificate_expires_at: certificate_ends_ms
             .map(rfc3339)
             .filter(|text| !text.is_empty()),

@@ -113,6 +113,23 @@ impl Collector for ConsensusCollector {
             "Newest index that this node knows to be committed",
             status.committed_index,
         )?;
+        gauge(
+            "neuwerk_cluster_quarantined",
+            "1 while this node is not a member in good standing; GET /ready says why",
+            status.quarantine.is_some().into(),
+        )?;
+        gauge(
+            "neuwerk_cluster_storage_full",
+            "1 while this node's disk has room for votes and membership only",
+            status.storage_full.into(),
+        )?;
+        if let Some(index) = status.state_checked_index {
+            gauge(
+                "neuwerk_state_checked_index",
+                "Index at which this node's state was last found equal to the other members'",
+                index,
+            )?;
+        }
         let revision = newest.map_or(0, |policy| policy.revision);
         gauge(
             "neuwerk_policy_revision",

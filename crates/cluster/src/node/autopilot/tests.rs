@@ -11,7 +11,7 @@ const D: NodeId = NodeId(4);
 const E: NodeId = NodeId(5);
 
 /// A cluster in words: one per member, `name[:trait...]`, the leader being `a`. Voters are in capitals. Traits are `r`
-/// ready, `d` down, `g` gone for long (and down), `l` leaving, `p` promoted, `x` demoted, `n` not in Raft.
+/// ready, `d` down, `g` gone for long (and down), `l` leaving, `p` promoted, `x` demoted, `n` not in Raft, `f` forgetful.
 fn picture(words: &str) -> Picture {
     let mut picture = Picture {
         own: A,
@@ -41,6 +41,7 @@ fn picture(words: &str) -> Picture {
             ready: has('r'),
             absent: has('g'),
             matched: id.0,
+            forgetful: has('f'),
         };
         picture.members.insert(id, candidate);
         match () {
@@ -65,6 +66,24 @@ fn next(words: &str) -> String {
         Some(Step::Drop(out)) => format!("drop {}", names(&out)),
         Some(Step::HandOver(id)) => format!("hand over to {}", name(&id)),
         Some(Step::Release(id)) => format!("release {}", name(&id)),
+    }
+}
+
+#[test]
+fn who_has_lost_what_it_acknowledged_comes_in_again_as_a_learner() {
+    for (cluster, step) in [
+        ("A B C:f", "ab"),
+        ("A B c:f", "drop c"),
+        ("A B c:n", "add c"),
+        ("A B C D E:f", "abcd"),
+        // Never when that would take the majority.
+        ("A B:f", "-"),
+        ("A B:d C:f", "-"),
+        ("A B C:d D:d E:f", "-"),
+        // Nor the leader by its own word.
+        ("A:f B C", "-"),
+    ] {
+        assert_eq!(next(cluster), step, "{cluster}");
     }
 }
 
@@ -278,21 +297,22 @@ fn candidate() -> impl Strategy<Value = (Candidate, bool, bool)> {
     (
         (standing, suffrage),
         prop::bool::weighted(0.8),
-        any::<(bool, bool)>(),
+        (any::<bool>(), any::<bool>(), prop::bool::weighted(0.2)),
         prop::bool::weighted(0.6),
         prop::bool::weighted(0.9),
         0..5_u64,
     )
         .prop_map(
-            |((standing, suffrage), live, (ready, gone), votes, in_raft, matched)| {
+            |((standing, suffrage), live, (ready, gone, lost), votes, in_raft, matched)| {
                 let candidate = Candidate {
                     address: String::new(),
                     standing,
                     suffrage,
-                    live,
-                    ready: ready && live,
+                    live: live && !lost,
+                    ready: ready && live && !lost,
                     absent: gone && !live,
                     matched,
+                    forgetful: lost,
                 };
                 (candidate, votes, in_raft)
             },
@@ -336,8 +356,11 @@ proptest! {
             if let Step::SetVoters(voters) = &step {
                 // A joint change needs both.
                 prop_assert!(now.has_quorum(&now.voters) && now.has_quorum(voters), "{step:?} in {now:?}");
-                prop_assert!(voters.len() <= 3 || voters.len() % 2 == 1, "{voters:?}");
-                prop_assert!(voters.len() <= MAX_VOTERS);
+                // Without one that has forgotten, an even number votes until it is back.
+                let mut without = now.voters.difference(voters);
+                let forgot = without.next().is_some_and(|id| now.members[id].forgetful) && without.next().is_none();
+                prop_assert!(voters.len() <= 3 || voters.len() % 2 == 1 || forgot, "{voters:?}");
+                prop_assert!(voters.len() <= MAX_VOTERS || forgot);
                 prop_assert!(voters.is_subset(&now.voters.union(&now.learners).copied().collect()));
                 let asked = now.voters.iter().any(|id| !now.may_vote(*id));
                 if !asked {
