@@ -1,5 +1,6 @@
 //! Reference models and seeded harnesses. Development only.
 
+pub mod cluster;
 pub mod engine;
 pub mod frame;
 pub mod policy;

@@ -1,5 +1,5 @@
-//! Development commands: `cargo xtask test | ci | bench | faults | fuzz | fix`. `ci` and `test` never write into the
-//! working tree.
+//! Development commands: `cargo xtask test | ci | sim | bench | faults | fuzz | fix`. `ci` and `test` never write into
+//! the working tree.
 #![forbid(unsafe_code)]
 #![expect(
     clippy::print_stderr,
@@ -26,6 +26,18 @@ enum Task {
     Test,
     /// Check formatting, lints, documentation and dependencies.
     Ci,
+    /// Simulate a cluster under faults, one story for each seed; ends at the first that breaks a promise.
+    Sim {
+        /// How many seeds.
+        #[arg(long, default_value_t = 1000)]
+        seeds: u64,
+        /// The first one.
+        #[arg(long, default_value_t = 0)]
+        from: u64,
+        /// Print what happens, line by line.
+        #[arg(long)]
+        verbose: bool,
+    },
     /// Measure, and compare with the yardsticks; needs root. The results go to `target/bench`.
     Bench {
         /// What to measure; without it everything.
@@ -64,6 +76,11 @@ fn main() -> ExitCode {
     let done = match Task::parse() {
         Task::Test => test::run(),
         Task::Ci => ci::run(),
+        Task::Sim {
+            seeds,
+            from,
+            verbose,
+        } => simulate(seeds, from, verbose),
         Task::Bench { what, options } => bench(what, &options),
         Task::Faults { options } => lab("faults", &options),
         Task::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds),
@@ -107,6 +124,24 @@ fn lab(program: &str, options: &[String]) -> Result<()> {
         "--",
     ];
     arguments.extend(options.iter().map(String::as_str));
+    cargo(&arguments, &[])
+}
+
+fn simulate(seeds: u64, from: u64, verbose: bool) -> Result<()> {
+    let (seeds, from) = (seeds.to_string(), from.to_string());
+    let mut arguments = vec![
+        "run",
+        "--quiet",
+        "--package",
+        "sim",
+        "--bin",
+        "cluster-sim",
+        "--",
+    ];
+    arguments.extend(["--seeds", &seeds, "--from", &from]);
+    if verbose {
+        arguments.push("--verbose");
+    }
     cargo(&arguments, &[])
 }
 

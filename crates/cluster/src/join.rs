@@ -9,8 +9,16 @@
 //! [`protocol`] is pure: bytes in, bytes out, with nonces and exporter as arguments. [`listener`] and [`client`] own
 //! sockets and time.
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "owns sockets: tokio's runtime, the machine's clock"
+)]
 pub mod client;
 mod journal;
+#[expect(
+    clippy::disallowed_methods,
+    reason = "owns sockets: tokio's runtime, the machine's clock"
+)]
 pub mod listener;
 pub mod protocol;
 pub mod secret;

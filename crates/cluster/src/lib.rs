@@ -1,6 +1,13 @@
 //! Replicated control-plane state: commands, state, log store, network, join, membership, replay.
 
 #![forbid(unsafe_code)]
+#![cfg_attr(
+    test,
+    allow(
+        clippy::disallowed_methods,
+        reason = "tests run on tokio's runtime and the machine's clock"
+    )
+)]
 
 pub mod aside;
 pub mod backup;
@@ -42,5 +49,5 @@ pub use id::{ClusterId, Digest, Lineage, NodeId};
 pub use node::{Applied, Environment, Failure, Node, NodeConfig, ProposeError, Retry, Timing};
 pub use state::State;
 pub use status::{
-    MemberRole, MemberStatus, NoLeader, NodeReport, PolicyMark, Role, Status, TrustReport,
+    MemberRole, MemberStatus, NoLeader, NodeReport, PolicyMark, Position, Role, Status, TrustReport,
 };

@@ -57,14 +57,20 @@ struct Kept {
 /// [`LkgError::Io`]; the policy kept before is still there then.
 pub fn write(data_dir: &Path, target: &Target) -> Result<(), LkgError> {
     let path = data_dir.join(DIRECTORY);
-    let content = encode(target);
     DiskDirectory::open(&path)
-        .and_then(|directory| {
-            COPIES
-                .iter()
-                .try_for_each(|copy| directory.write(copy, std::slice::from_ref(&content)))
-        })
+        .and_then(|directory| write_to(&directory, target))
         .map_err(|source| LkgError::Io { path, source })
+}
+
+/// Writes both copies of `target` to a directory, durably.
+///
+/// # Errors
+/// The directory cannot be written; the policy kept before is still there then.
+pub fn write_to(directory: &dyn Directory, target: &Target) -> io::Result<()> {
+    let content = encode(target);
+    COPIES
+        .iter()
+        .try_for_each(|copy| directory.write(copy, std::slice::from_ref(&content)))
 }
 
 /// The last-known-good policy; none if this node never enforced one.
@@ -81,10 +87,21 @@ pub fn read(data_dir: &Path) -> Result<Option<Target>, LkgError> {
         return Ok(None);
     }
     let directory = DiskDirectory::open(&path).map_err(at_path)?;
+    read_from(&directory).map_err(|error| match error.kind() {
+        io::ErrorKind::InvalidData => LkgError::Damaged { path: path.clone() },
+        _ => at_path(error),
+    })
+}
+
+/// The policy that is kept in a directory; none if there is none.
+///
+/// # Errors
+/// The directory cannot be read, or neither copy is intact ([`io::ErrorKind::InvalidData`]).
+pub fn read_from(directory: &dyn Directory) -> io::Result<Option<Target>> {
     let mut found = false;
     // The first copy is written first: after a crash between the two it is the newer one.
     for copy in COPIES {
-        if let Some(content) = directory.read(copy).map_err(at_path)? {
+        if let Some(content) = directory.read(copy)? {
             found = true;
             if let Some(target) = decode(&content) {
                 return Ok(Some(target));
@@ -92,7 +109,7 @@ pub fn read(data_dir: &Path) -> Result<Option<Target>, LkgError> {
         }
     }
     match found {
-        true => Err(LkgError::Damaged { path }),
+        true => Err(io::ErrorKind::InvalidData.into()),
         false => Ok(None),
     }
 }

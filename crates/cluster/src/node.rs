@@ -183,6 +183,10 @@ impl std::fmt::Debug for Environment {
 
 impl Environment {
     /// The machine's clock and random source, and the free space of the file system at `data_dir`.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is where the machine's clock comes in"
+    )]
     pub fn system(data_dir: &Path) -> Self {
         let data_dir = data_dir.to_owned();
         Environment {

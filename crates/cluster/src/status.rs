@@ -251,6 +251,19 @@ pub struct Status {
     pub storage_full: bool,
 }
 
+/// Where consensus stands on a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Position {
+    /// Current term.
+    pub term: u64,
+    /// Whether this node holds itself to be the leader of that term, acknowledged or not.
+    pub leads: bool,
+    /// Newest entry that this node knows to be committed, as index and term.
+    pub committed: Option<(u64, u64)>,
+    /// Newest index in this node's state.
+    pub applied: u64,
+}
+
 impl From<crate::replay::Mark> for PolicyMark {
     fn from(mark: crate::replay::Mark) -> Self {
         PolicyMark {

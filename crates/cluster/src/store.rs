@@ -27,6 +27,7 @@ use redb::StorageBackend;
 
 pub use raftlog::LogStore;
 
+use crate::id::Digest;
 use crate::raft::{Entry, LogId, Vote};
 use disk::Disk;
 use witness::{Ledger, Seen, Witness};
@@ -62,18 +63,25 @@ pub enum StoreError {
 pub enum Io {
     /// A thread of its own, so that no async task waits for a disk.
     Threaded,
-    /// The caller, at once: for a simulator, whose disk takes no real time.
+    /// The caller, at once: for tests whose disk takes no real time.
     Inline,
+    /// For the log nobody, until [`Store::write_queued`] is called; for files the caller, at once. For a simulator, whose
+    /// disk takes as long as it says.
+    Driven,
 }
 
 impl Io {
     /// Runs `work`, which may block, and gives its result.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is where the thread comes in"
+    )]
     pub(crate) fn run<T: Send + 'static>(
         self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> futures::future::BoxFuture<'static, io::Result<T>> {
         match self {
-            Io::Inline => {
+            Io::Inline | Io::Driven => {
                 let result = work();
                 Box::pin(std::future::ready(Ok(result)))
             }
@@ -94,6 +102,17 @@ impl Io {
             }
         }
     }
+}
+
+/// An entry of the log, for checks that compare members.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EntryMark {
+    /// Its index.
+    pub index: u64,
+    /// The term of the leader that wrote it.
+    pub term: u64,
+    /// SHA-256 of its encoding.
+    pub digest: Digest,
 }
 
 /// Bytes of entries that are kept in memory after they were written, for replication and apply.
@@ -363,6 +382,40 @@ impl Store {
             done: Some(done),
         };
         self.settle(mark).await
+    }
+
+    /// Waits until a change is queued that somebody waits for; false once the store is closed. With [`Io::Driven`].
+    pub async fn queued(&self) -> bool {
+        std::future::poll_fn(|context| self.shared.writer.poll_queued(context)).await
+    }
+
+    /// Writes what has queued up in one commit. With [`Io::Driven`].
+    pub fn write_queued(&self) {
+        self.shared.writer.write_queued();
+    }
+
+    /// The last entry, on disk or not, as index and term.
+    pub fn last(&self) -> Option<(u64, u64)> {
+        self.view().last.map(|id| (id.index, id.leader_id.term))
+    }
+
+    /// Entries before this index are on disk.
+    pub fn flushed(&self) -> u64 {
+        self.view().flushed
+    }
+
+    /// The entries from `from` on, on disk or not.
+    ///
+    /// # Errors
+    /// The disk cannot be read.
+    pub fn marks(&self, from: u64) -> io::Result<Vec<EntryMark>> {
+        let entries = LogStore::<()>::new(self.clone()).read(from, u64::MAX, usize::MAX)?;
+        let mark = |entry: &Entry| EntryMark {
+            index: entry.index(),
+            term: entry.log_id().leader_id.term,
+            digest: Digest::of(&disk::entry_record(entry)),
+        };
+        Ok(entries.iter().map(mark).collect())
     }
 
     pub(crate) fn io(&self) -> Io {

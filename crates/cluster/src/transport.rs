@@ -4,6 +4,10 @@
 //! side. Both ends are authenticated: a transport delivers to the member that was named or fails, and tells the service
 //! who is asking. Bodies are MessagePack made by this crate.
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "owns sockets: tokio's runtime, the machine's clock"
+)]
 pub mod grpc;
 pub mod memory;
 

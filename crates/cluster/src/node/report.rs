@@ -17,7 +17,7 @@ use crate::feature::{Candidate, Features};
 use crate::id::NodeId;
 use crate::raft::Types;
 use crate::state::Standing;
-use crate::status::{MemberRole, MemberStatus, NodeReport, Role, Status};
+use crate::status::{MemberRole, MemberStatus, NodeReport, Position, Role, Status};
 use crate::transport::Kind;
 
 /// How often a node reports at least.
@@ -208,6 +208,27 @@ impl<R: AsyncRuntime> Node<R> {
                     .map_or(0, |member| member.feature_level),
             })
             .collect()
+    }
+
+    /// Where consensus stands on this node: cheap, for checks that look at every step.
+    pub fn position(&self) -> Position {
+        let applied = self.inner.state.borrow().index();
+        self.inner.metrics(|metrics| Position {
+            term: metrics.current_term,
+            leads: metrics.state == ServerState::Leader,
+            committed: metrics
+                .local_committed
+                .map(|id| (id.index, id.leader_id.term)),
+            applied,
+        })
+    }
+
+    /// The sets of voters that this node goes by, each of which must agree: two while a change is under way.
+    pub fn voter_sets(&self) -> Vec<BTreeSet<NodeId>> {
+        self.inner.metrics(|metrics| {
+            let membership = metrics.membership_config.membership();
+            membership.get_joint_config().clone()
+        })
     }
 
     /// Reports until the node stops.

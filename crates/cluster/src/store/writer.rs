@@ -2,7 +2,8 @@
 
 use std::io;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::task::{Context, Poll, Waker};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -35,15 +36,28 @@ pub(super) struct Writer {
     failure: Failure,
     queue: Mutex<Option<Sender<Job>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    backlog: Mutex<Backlog>,
     io: Io,
 }
 
+/// What waits for [`Writer::write_queued`], with [`Io::Driven`].
+#[derive(Default)]
+struct Backlog {
+    jobs: Vec<Job>,
+    closed: bool,
+    waker: Option<Waker>,
+}
+
 impl Writer {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is where the thread comes in"
+    )]
     pub(super) fn start(disk: Arc<Disk>, ledger: Arc<Ledger>, io: Io) -> io::Result<Self> {
         let failure = Failure::default();
         let (sender, receiver) = channel();
         let thread = match io {
-            Io::Inline => None,
+            Io::Inline | Io::Driven => None,
             Io::Threaded => {
                 let (disk, ledger, failure) = (disk.clone(), ledger.clone(), failure.clone());
                 Some(
@@ -59,6 +73,7 @@ impl Writer {
             failure,
             queue: Mutex::new(Some(sender)),
             thread: Mutex::new(thread),
+            backlog: Mutex::default(),
             io,
         })
     }
@@ -79,6 +94,11 @@ impl Writer {
         };
         match self.io {
             Io::Inline => write(&self.disk, &self.ledger, &self.failure, vec![job]),
+            Io::Driven => {
+                let mut backlog = self.backlog();
+                backlog.jobs.push(job);
+                backlog.wake();
+            }
             Io::Threaded => {
                 if let Err(unsent) = sender.send(job) {
                     refuse(unsent.0, || {
@@ -105,6 +125,43 @@ impl Writer {
         if let Some(thread) = thread {
             // A panic there has already closed the queue, which is all that matters here.
             let _ = thread.join();
+        }
+        self.write_queued();
+        let mut backlog = self.backlog();
+        backlog.closed = true;
+        backlog.wake();
+    }
+
+    /// Ready when somebody waits for a job in the backlog (true), or nothing will come any more (false).
+    pub(super) fn poll_queued(&self, context: &Context<'_>) -> Poll<bool> {
+        let mut backlog = self.backlog();
+        if backlog.jobs.iter().any(|job| job.done.is_some()) {
+            return Poll::Ready(true);
+        }
+        if backlog.closed {
+            return Poll::Ready(false);
+        }
+        backlog.waker = Some(context.waker().clone());
+        Poll::Pending
+    }
+
+    pub(super) fn write_queued(&self) {
+        // Taken out first: those who are told may queue the next job at once.
+        let jobs = std::mem::take(&mut self.backlog().jobs);
+        write(&self.disk, &self.ledger, &self.failure, jobs);
+    }
+
+    fn backlog(&self) -> MutexGuard<'_, Backlog> {
+        self.backlog
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl Backlog {
+    fn wake(&mut self) {
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
         }
     }
 }
@@ -161,7 +218,7 @@ fn write(disk: &Disk, ledger: &Ledger, failure: &Failure, jobs: Vec<Job>) {
             .and_then(|()| ledger.enter(jobs.iter().map(|job| &job.change)))
     {
         tracing::error!(%error, "the log store failed; the control plane must restart from disk");
-        // Only this thread (or, inline, the holder of the queue) writes, so the slot is free.
+        // Only this thread (or, without one, whoever drives the writer) writes, so the slot is free.
         let _ = failure.set(Arc::new(error));
     }
     for job in jobs {

@@ -1,11 +1,15 @@
-//! Whole nodes over a transport in memory: founding, restarting, replicating, losing leader and quorum.
+//! Whole nodes over a transport in memory: founding, restarting, replicating, losing leader and quorum. What happens
+//! under faults of every kind is the simulator's, in `sim`.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests run on tokio's runtime and the machine's clock"
+)]
 
 mod amnesia;
 mod bench;
 mod freshness;
 mod keeping;
 mod levels;
-mod simulation;
 
 use std::sync::Arc;
 use std::time::Duration;
