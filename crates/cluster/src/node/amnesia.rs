@@ -11,7 +11,7 @@
 //! the asking member has acknowledged to it. From the answers:
 //! - the **floor**, the highest term in any answer: this member promises nothing in lower terms, and votes only in
 //!   higher ones;
-//! - the **target**, the highest end of any log: this member votes as if its own log ended there, that is only for
+//! - the **target**, the highest end of any voter's log: this member votes as if its own log ended there, that is only for
 //!   candidates whose log is as good, and is no candidate itself before its own log is.
 //!
 //! A member whose log reaches the target is *sound* and does everything; one that is *behind* may follow, and becomes
@@ -199,9 +199,14 @@ pub(crate) fn judge(
         let floor = term(witnessed.vote);
         return Finding::Sound { floor };
     }
+    // What only a learner has is not committed, and nobody who may lead may ever have it.
+    let decides = |id: &NodeId| voters.is_empty() || voters.contains(id);
     let target = answers
-        .values()
-        .flat_map(|answer| [answer.last, answer.acknowledged])
+        .iter()
+        .flat_map(|(id, answer)| {
+            let last = answer.last.filter(|_| decides(id));
+            [last, answer.acknowledged]
+        })
         .fold(witnessed.last, Option::max);
     // A leader that cannot let this member begin afresh must begin a new term instead.
     let forced = answers
@@ -446,6 +451,32 @@ mod tests {
         check(3, (3, 9), None, &[wiped, wiped], false, "waits");
         check(3, (3, 9), None, &[same, wiped], true, "waits");
         check(3, (3, 0), None, &[same, same], true, "behind 3.9, above 3");
+    }
+
+    #[test]
+    fn what_only_a_learner_has_holds_nobody_up() {
+        let same = Some(answer(3, 9));
+        let ahead = Some(answer(3, 10));
+        for (voters, learner, expected) in [
+            (3, ahead.clone(), Finding::Sound { floor: 3 }),
+            (
+                4,
+                ahead,
+                Finding::Behind {
+                    target: id(3, 10).expect("an entry"),
+                    floor: 3,
+                },
+            ),
+        ] {
+            let case = Case {
+                voters,
+                holds: (3, 9),
+                witnessed: None,
+                answers: vec![same.clone(), same.clone(), learner],
+                patient: true,
+            };
+            assert_eq!(case.judge(), expected, "{voters} voters");
+        }
     }
 
     #[test]
