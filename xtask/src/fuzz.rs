@@ -6,7 +6,17 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 
 /// The targets in `fuzz/fuzz_targets`.
-const TARGETS: [&str; 3] = ["wire", "policy_document", "join_request"];
+const TARGETS: [&str; 6] = [
+    "wire",
+    "policy_document",
+    "join_request",
+    "join_token",
+    "member_message",
+    "disk_record",
+];
+
+/// Encodings that are kept beside their types, and are a corpus as well.
+const GOLDEN: &str = "crates/cluster/tests/golden";
 
 /// Runs one target, or all of them, for so many seconds each. New inputs go to `target/fuzz`, one that fails to
 /// `fuzz/artifacts`.
@@ -35,7 +45,10 @@ pub(crate) fn run(target: Option<&str>, seconds: u64) -> Result<()> {
         let total = format!("-max_total_time={seconds}");
         eprintln!("==> fuzz {target}, {seconds} s");
         // The first directory takes what is new; the corpus itself is only read.
-        let status = fuzzer(&["run", target, &found, &kept, "--"])
+        let golden = ["member_message", "disk_record"].contains(&target);
+        let status = fuzzer(&["run", target, &found, &kept])
+            .args(golden.then_some(GOLDEN))
+            .arg("--")
             .args([
                 &total,
                 "-timeout=10",

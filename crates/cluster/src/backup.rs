@@ -323,10 +323,17 @@ pub fn seal(
     };
     let sealed = sealed.map_err(|error| BackupError::Seal(error.to_string()))?;
     let described = serde_json::to_string(description).expect("ids and numbers are JSON");
-    let mut file = [MAGIC, described.as_bytes(), b"\n", &sealed].concat();
+    Ok(checked(
+        &[described.as_bytes(), b"\n", sealed.as_slice()].concat(),
+    ))
+}
+
+/// `content` as a whole file, whatever it says.
+pub(crate) fn checked(content: &[u8]) -> Vec<u8> {
+    let mut file = [MAGIC, content].concat();
     let sum = Digest::of(&file);
     file.extend_from_slice(format!("{sum}\n").as_bytes());
-    Ok(file)
+    file
 }
 
 /// Checks that a file is whole, and says what is in it. Needs no key, so what it says may have been made up.

@@ -13,6 +13,7 @@ pub mod aside;
 pub mod backup;
 pub mod ca;
 pub mod command;
+pub mod decode;
 pub mod durable;
 pub mod enrol;
 pub mod event;

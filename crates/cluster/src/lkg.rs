@@ -114,7 +114,7 @@ pub fn read_from(directory: &dyn Directory) -> io::Result<Option<Target>> {
     }
 }
 
-fn encode(target: &Target) -> Bytes {
+pub(crate) fn encode(target: &Target) -> Bytes {
     let kept = Kept {
         lineage: target.lineage,
         index: target.index,
@@ -124,11 +124,16 @@ fn encode(target: &Target) -> Bytes {
     };
     let body =
         rmp_serde::to_vec_named(&kept).expect("a policy has no value that MessagePack lacks");
-    let sum = Digest::of_parts([&MAGIC[..], &body]);
-    Bytes::from([&MAGIC[..], &sum.0, &body].concat())
+    checked(&body)
 }
 
-fn decode(content: &[u8]) -> Option<Target> {
+/// `body` as a whole file, whatever it says.
+pub(crate) fn checked(body: &[u8]) -> Bytes {
+    let sum = Digest::of_parts([&MAGIC[..], body]);
+    Bytes::from([&MAGIC[..], &sum.0, body].concat())
+}
+
+pub(crate) fn decode(content: &[u8]) -> Option<Target> {
     let rest = content.strip_prefix(MAGIC)?;
     let (sum, body) = rest.split_at_checked(32)?;
     if Digest::of_parts([&MAGIC[..], body]).0 != sum {

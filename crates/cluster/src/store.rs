@@ -10,7 +10,7 @@
 //! The committed index is a hint that saves re-learning it at restart; it is written with the next batch, or by itself
 //! soon after, and nothing waits for it.
 
-mod disk;
+pub(crate) mod disk;
 pub mod files;
 mod raftlog;
 pub mod reserve;

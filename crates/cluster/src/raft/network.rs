@@ -52,7 +52,7 @@ pub(super) fn unpacked<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Transport
 
 /// The first item of a snapshot stream; the image's pieces follow.
 #[derive(Serialize, Deserialize)]
-pub(super) struct SnapshotHead {
+pub(crate) struct SnapshotHead {
     pub(super) vote: Vote,
     pub(super) meta: Meta,
 }

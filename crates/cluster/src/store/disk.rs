@@ -356,11 +356,11 @@ impl Disk {
 }
 
 /// The record of an entry: checksum and encoding.
-pub(super) fn entry_record(entry: &Entry) -> Vec<u8> {
+pub(crate) fn entry_record(entry: &Entry) -> Vec<u8> {
     sealed(&entry.index().to_be_bytes(), packed(entry))
 }
 
-pub(super) fn open_entry(index: u64, record: &[u8]) -> Result<Entry, StoreError> {
+pub(crate) fn open_entry(index: u64, record: &[u8]) -> Result<Entry, StoreError> {
     let entry: Entry = opened(&index.to_be_bytes(), record)
         .and_then(|content| rmp_serde::from_slice(content).ok())
         .ok_or_else(|| corrupt(format!("entry {index} does not match its checksum")))?;
@@ -406,6 +406,11 @@ fn sealed(key: &[u8], content: Vec<u8>) -> Vec<u8> {
     record.extend_from_slice(&checksum(key, &content));
     record.extend_from_slice(&content);
     record
+}
+
+/// `content` as the record of entry `index`, whatever it says.
+pub(crate) fn checked(index: u64, content: &[u8]) -> Vec<u8> {
+    sealed(&index.to_be_bytes(), content.to_vec())
 }
 
 fn opened<'a>(key: &[u8], record: &'a [u8]) -> Option<&'a [u8]> {
