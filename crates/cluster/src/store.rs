@@ -148,6 +148,7 @@ struct View {
     /// Bytes of the record of each entry in the log, on disk or not; the last one is that of `last`.
     sizes: VecDeque<u32>,
     bytes: u64,
+    refilling: bool,
 }
 
 impl View {
@@ -284,6 +285,7 @@ impl Store {
                     flushed,
                     bytes: stored.sizes.iter().copied().map(u64::from).sum(),
                     sizes: stored.sizes,
+                    refilling: stored.refilling,
                     ..View::default()
                 }),
                 io,
@@ -338,6 +340,26 @@ impl Store {
             vote: view.vote,
             last: view.last,
         }
+    }
+
+    /// Whether the log lacks what it once had, as it was noted last.
+    pub(crate) fn is_refilling(&self) -> bool {
+        self.view().refilling
+    }
+
+    /// Notes, durably, whether the log lacks what it once had: it is that of an earlier time until it has all of it, and
+    /// what it says of the members as well.
+    ///
+    /// # Errors
+    /// The file cannot be written: as with any other write, nothing is written after that.
+    pub(crate) async fn note_refilling(&self, refilling: bool) -> io::Result<()> {
+        let note = |done| Job {
+            change: disk::Change::Refilling(refilling),
+            done: Some(done),
+        };
+        self.settle(note).await?;
+        self.view().refilling = refilling;
+        Ok(())
     }
 
     /// The first failure, if there was one. From then on every operation fails with it.

@@ -46,6 +46,8 @@
 //!   One whose disk went back to the time when it was alone knows nobody to ask either. It asks the first stranger that
 //!   speaks to it and can prove that it is a member, learns that the cluster goes on without it, and does nothing any more
 //!   before it has joined anew. What it has let through until that moment is the other gap.
+//! - *A member that is behind* notes so on its disk before it follows, until it has everything: its log is that of an
+//!   earlier time meanwhile, in which the founder was alone, and must not be believed after another restart.
 //! - *A member that was off while everybody it knows was replaced* asks whoever speaks to it and proves to be a member.
 //! - *Two voters*: each needs the other, as always.
 //! - *All restart at once*: each asks each. Whoever has the best log finds itself sound at once and is elected by the
@@ -115,6 +117,10 @@ pub(crate) struct Own {
     pub(crate) membership: Membership,
     /// What the witness has seen this member acknowledge.
     pub(crate) witnessed: Option<Seen>,
+    /// It is known to lack what it once had, so that its log does not say who is a member.
+    pub(crate) refilling: bool,
+    /// It has gone ahead for itself in this boot, since nobody answered.
+    pub(crate) alone: bool,
 }
 
 /// What follows from the answers.
@@ -156,13 +162,14 @@ pub(crate) fn judge(
     let newest = answers
         .values()
         .map(|answer| &answer.membership)
-        .chain([&own.membership])
+        .chain((!own.refilling).then_some(&own.membership))
         .max_by_key(|membership| *membership.log_id())
-        .expect("the own one is there");
+        .cloned()
+        .unwrap_or_default();
     let voters: BTreeSet<NodeId> = newest.membership().voter_ids().collect();
     let lone = BTreeSet::from([own.id]);
     // A lone voter agrees to every other one that comes: it cannot miss one unless its disk went back.
-    if own.membership.voter_ids().eq([own.id]) && voters != lone {
+    if own.alone && own.membership.voter_ids().eq([own.id]) && voters != lone {
         return Finding::Estranged { voters };
     }
     let counts = |id: &NodeId| answers.get(id).is_some_and(|answer| answer.last.is_some());
@@ -170,7 +177,10 @@ pub(crate) fn judge(
     let enough = if voters.is_empty() {
         // Nobody knows of a cluster. A store that is about to found one has nobody to ask either, and one that was just
         // let in by members of an older version is told no more than where their logs end.
-        asked.is_empty() || answers.values().any(|answer| answer.legacy)
+        asked.is_empty() && !own.refilling || answers.values().any(|answer| answer.legacy)
+    } else if voters == lone && !asked.is_empty() && answers.is_empty() {
+        // Others are known: learners, or voters that came after this disk was copied.
+        own.witnessed.is_some() || !patient
     } else {
         newest.membership().get_joint_config().iter().all(|config| {
             let others = config.iter().filter(|id| **id != own.id);
@@ -195,7 +205,7 @@ pub(crate) fn judge(
     }
 
     let witnessed = own.witnessed.clone().unwrap_or_default();
-    if asked.is_empty() && answers.is_empty() && voters.is_subset(&lone) {
+    if answers.is_empty() && voters.is_subset(&lone) && (asked.is_empty() || !patient) {
         let floor = term(witnessed.vote);
         return Finding::Sound { floor };
     }
@@ -327,6 +337,8 @@ mod tests {
                 holds: seen(self.holds.0, self.holds.1),
                 membership: members(self.voters),
                 witnessed: self.witnessed.map(|(term, index)| seen(term, index)),
+                refilling: false,
+                alone: false,
             };
             let asked = (2..=self.voters).map(NodeId).collect();
             let answers = (2..)
@@ -480,12 +492,50 @@ mod tests {
     }
 
     #[test]
+    fn a_founder_that_is_being_refilled_does_not_believe_that_it_is_alone() {
+        let asked = BTreeSet::from([NodeId(2), NodeId(3)]);
+        let founder = |refilling, alone| Own {
+            id: NodeId(1),
+            holds: seen(1, 5),
+            membership: members(1),
+            witnessed: None,
+            refilling,
+            alone,
+        };
+        let full = Recollection {
+            membership: Membership::new(id(2, 8), members(3).membership().clone()),
+            ..answer(3, 9)
+        };
+        let nobody = BTreeMap::new();
+        let both = BTreeMap::from([(NodeId(2), full.clone()), (NodeId(3), full)]);
+        for patient in [true, false] {
+            let refilling = founder(true, false);
+            let found = judge(&refilling, &asked, &nobody, patient);
+            assert!(matches!(found, Finding::Waiting { .. }), "{found:?}");
+            for own in [refilling, founder(false, false)] {
+                let found = judge(&own, &asked, &both, patient);
+                assert!(matches!(found, Finding::Behind { .. }), "{found:?}");
+            }
+        }
+        // A lone voter whose learners are down waits for a while, and learns if it was wrong.
+        let own = founder(false, false);
+        let found = judge(&own, &asked, &nobody, true);
+        assert!(matches!(found, Finding::Waiting { .. }), "{found:?}");
+        let found = judge(&own, &asked, &nobody, false);
+        assert_eq!(found, Finding::Sound { floor: 0 });
+        let found = judge(&founder(false, true), &asked, &both, false);
+        assert!(matches!(found, Finding::Estranged { .. }), "{found:?}");
+    }
+
+    #[test]
     fn a_wiped_member_learns_from_the_answers_who_votes() {
         let own = Own {
             id: NodeId(1),
             holds: Seen::default(),
             membership: Membership::default(),
             witnessed: None,
+            refilling: false,
+            alone: false,
         };
         let full = Recollection {
             membership: members(3),

@@ -265,6 +265,8 @@ impl<R: AsyncRuntime> Inner<R> {
             holds: self.store.holds(),
             membership: self.metrics(|metrics| (*metrics.membership_config).clone()),
             witnessed: self.store.witnessed(),
+            refilling: self.store.is_refilling(),
+            alone: locked(&self.guard.known).alone,
         }
     }
 
@@ -447,6 +449,15 @@ impl<R: AsyncRuntime> Node<R> {
         let before = locked(&self.inner.guard.known).finding.clone();
         let finding = self.inner.weigh(asked, answers, patient);
         let last = self.inner.store.holds().last;
+        let behind = matches!(finding, Finding::Behind { .. });
+        let sound = matches!(finding, Finding::Sound { .. });
+        let store = &self.inner.store;
+        // A failure stops the node, as that of any other write does.
+        if (behind && !store.is_refilling() || sound && store.is_refilling())
+            && store.note_refilling(behind).await.is_err()
+        {
+            return;
+        }
         // The floor is laid before anything is let through.
         if let Finding::Behind { floor, .. } | Finding::Sound { floor } = finding {
             self.raise_term(floor, last).await;

@@ -27,6 +27,8 @@ const VOTE: &str = "vote";
 const COMMITTED: &str = "committed";
 const PURGED: &str = "purged";
 const SCRUBBED: &str = "scrubbed";
+/// There while the log is being fetched from the other members: until it has all that it once had.
+const REFILLING: &str = "refilling";
 
 /// Takes the place of free pages while they are overwritten.
 const FILLER: TableDefinition<u64, &[u8]> = TableDefinition::new("filler");
@@ -66,6 +68,7 @@ pub(super) struct Stored {
     pub(super) last: Option<LogId>,
     /// Bytes of each entry's record.
     pub(super) sizes: VecDeque<u32>,
+    pub(super) refilling: bool,
 }
 
 /// A change to the tables.
@@ -82,6 +85,8 @@ pub(super) enum Change {
     Scrub,
     /// Notes that this was done.
     Scrubbed,
+    /// Notes whether the log lacks what it once had.
+    Refilling(bool),
 }
 
 impl Disk {
@@ -234,6 +239,7 @@ impl Disk {
             first: first.unwrap_or(0),
             last,
             sizes,
+            refilling: meta.get(REFILLING).map_err(storage_error)?.is_some(),
         })
     }
 
@@ -316,6 +322,15 @@ impl Disk {
                                 SCRUBBED,
                                 sealed(SCRUBBED.as_bytes(), packed(&true)).as_slice(),
                             )?;
+                        }
+                        Change::Refilling(true) => {
+                            meta.insert(
+                                REFILLING,
+                                sealed(REFILLING.as_bytes(), packed(&true)).as_slice(),
+                            )?;
+                        }
+                        Change::Refilling(false) => {
+                            meta.remove(REFILLING)?;
                         }
                         Change::Truncate(from, _) => {
                             log.retain_in::<u64, _>(*from.., |_, _| false)?

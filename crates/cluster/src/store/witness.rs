@@ -132,7 +132,7 @@ impl Ledger {
                 Change::Entries(_, last) | Change::Truncate(_, last) => seen.last = *last,
                 Change::Vote(vote) => seen.vote = Some(*vote),
                 Change::Purge(id) => seen.last = seen.last.max(Some(*id)),
-                Change::Committed(_) | Change::Scrub | Change::Scrubbed => {}
+                Change::Committed(_) | Change::Scrub | Change::Scrubbed | Change::Refilling(_) => {}
             }
         }
         match self.witness.get() {
