@@ -571,12 +571,12 @@ impl<R: AsyncRuntime> Node<R> {
     pub async fn failed(&self) -> Failure {
         let mut metrics = self.inner.raft.metrics();
         loop {
-            // Metrics change with every heartbeat, so that the second question is asked soon enough.
             let duplicate_of = locked(&self.inner.duplicate_of).clone();
             if let Some(first) = duplicate_of {
                 return Failure::Duplicate(first);
             }
-            if metrics.borrow_watched().running_state.is_err() || metrics.changed().await.is_err() {
+            let changed = Types::<R>::timeout(Duration::from_secs(1), metrics.changed()).await;
+            if metrics.borrow_watched().running_state.is_err() || matches!(changed, Ok(Err(_))) {
                 return self.inner.failure();
             }
         }

@@ -7,7 +7,6 @@ use openraft::AsyncRuntime;
 use openraft::type_config::TypeConfigExt as _;
 
 use super::boots::Verdict;
-use super::report::Report;
 use super::{Inner, Node, locked};
 use crate::command::EventKind;
 use crate::event::Event;
@@ -96,10 +95,14 @@ pub(crate) struct Notice {
 
 impl<R: AsyncRuntime> Inner<R> {
     /// Where the first machine is, if the report comes from the second one under the same identity.
-    pub(super) fn second_of_two(&self, from: NodeId, report: &Report) -> Option<String> {
+    pub(super) fn second_of_two(
+        &self,
+        from: NodeId,
+        incarnation: u64,
+        address: &str,
+    ) -> Option<String> {
         let now = Types::<R>::now();
-        let address = &report.addresses.cluster;
-        let verdict = locked(&self.boots).see(from, report.incarnation, address, now);
+        let verdict = locked(&self.boots).see(from, incarnation, address, now);
         let Verdict::Second { first } = verdict else {
             return None;
         };
@@ -113,7 +116,7 @@ impl<R: AsyncRuntime> Inner<R> {
             locked(&self.notes).push(Notice {
                 kind: EventKind::DuplicateIdentity,
                 subject: from.to_string(),
-                detail: format!("at {first} and at {address} ({})", report.name),
+                detail: format!("at {first} and at {address}"),
             });
         }
         Some(first)

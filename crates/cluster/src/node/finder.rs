@@ -19,7 +19,7 @@ use openraft::async_runtime::Select2;
 use openraft::type_config::TypeConfigExt;
 use serde::{Deserialize, Serialize};
 
-use super::{Inner, Node};
+use super::{Inner, Node, locked};
 use crate::id::NodeId;
 use crate::raft::Types;
 use crate::raft::network::peer;
@@ -38,6 +38,8 @@ const LOOK_LIMIT: Duration = Duration::from_secs(2);
 pub(crate) struct Lost {
     /// `host:port` of its cluster listener.
     pub(crate) address: String,
+    /// Its boot; 0 in versions that do not say.
+    pub(crate) incarnation: u64,
 }
 
 /// What a member that was found answers.
@@ -48,6 +50,8 @@ pub(crate) struct Found {
     pub(crate) address: String,
     /// Where the members are, as far as it knows.
     pub(crate) members: BTreeMap<NodeId, String>,
+    /// Where the machine is that has this identity, if the one that asks is a copy of it.
+    pub(crate) duplicate_of: Option<String>,
 }
 
 impl<R: AsyncRuntime> Node<R> {
@@ -87,6 +91,7 @@ impl<R: AsyncRuntime> Node<R> {
         let own = inner.config.addresses.cluster.clone();
         let question = Lost {
             address: own.clone(),
+            incarnation: inner.config.incarnation,
         };
         let search = Search {
             addresses: addresses.into_iter().collect(),
@@ -99,6 +104,9 @@ impl<R: AsyncRuntime> Node<R> {
             let Ok(found) = rmp_serde::from_slice::<Found>(&answer) else {
                 continue;
             };
+            if let Some(first) = found.duplicate_of {
+                *locked(&inner.duplicate_of) = Some(first);
+            }
             for (id, address) in found.members.into_iter().filter(|_| lost) {
                 if id != from && id != self.node_id() && !inner.is_relocated(id) {
                     inner.relocate(id, &address);
@@ -113,10 +121,17 @@ impl<R: AsyncRuntime> Inner<R> {
     /// Answers a member that looks for others, and takes its word for where it is.
     pub(crate) fn answer_lost(&self, from: NodeId, body: &[u8]) -> Result<Bytes, String> {
         let lost: Lost = rmp_serde::from_slice(body).map_err(|error| error.to_string())?;
-        self.relocate(from, &lost.address);
+        // Two machines with one identity, if it is: the one that others hear stays where it is.
+        let duplicate_of = if self.is_live_elsewhere(from, &lost.address) {
+            self.second_of_two(from, lost.incarnation, &lost.address)
+        } else {
+            self.relocate(from, &lost.address);
+            None
+        };
         Ok(packed(&Found {
             address: self.config.addresses.cluster.clone(),
             members: self.whereabouts(),
+            duplicate_of,
         }))
     }
 

@@ -206,7 +206,11 @@ impl<R: AsyncRuntime> Inner<R> {
             demotes: false,
             legacy: false,
         };
-        if leads && recollection.knows_better(question.last) {
+        // A copy of a machine that runs is no reason to take that one's vote.
+        if leads
+            && recollection.knows_better(question.last)
+            && !self.another_runs(from, question.incarnation)
+        {
             let now = Types::<R>::now();
             locked(&self.forgetful)
                 .entry(from)
@@ -452,10 +456,11 @@ impl<R: AsyncRuntime> Node<R> {
         let behind = matches!(finding, Finding::Behind { .. });
         let sound = matches!(finding, Finding::Sound { .. });
         let store = &self.inner.store;
-        // A failure stops the node, as that of any other write does.
         if (behind && !store.is_refilling() || sound && store.is_refilling())
             && store.note_refilling(behind).await.is_err()
         {
+            // Nothing is written any more: the control plane restarts from disk, as after any other write that failed.
+            let _ = self.inner.raft.shutdown().await;
             return;
         }
         // The floor is laid before anything is let through.

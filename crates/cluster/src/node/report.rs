@@ -327,7 +327,7 @@ impl<R: AsyncRuntime> Inner<R> {
         if !matches!(self.role(), Role::Leader { .. }) {
             return Err("not the leader".into());
         }
-        let duplicate_of = self.second_of_two(from, &report);
+        let duplicate_of = self.second_of_two(from, report.incarnation, &report.addresses.cluster);
         // Its address of record follows, once it is committed.
         if duplicate_of.is_none()
             && self
@@ -456,6 +456,31 @@ impl<R: AsyncRuntime> Inner<R> {
                     .is_none_or(|report| report.quarantine.is_none());
         }
         members
+    }
+
+    /// Whether a member is live somewhere else than at `address`, as far as is known: here, or to the leader.
+    pub(super) fn is_live_elsewhere(&self, node_id: NodeId, address: &str) -> bool {
+        let now = Types::<R>::now();
+        let reported = locked(&self.reports).get(&node_id).is_some_and(|received| {
+            now < received.at + LIVE_WITHIN && received.report.addresses.cluster != address
+        });
+        reported
+            || locked(&self.leader_view)
+                .as_ref()
+                .is_some_and(|(view, at)| {
+                    let mut members = view.members.iter();
+                    now < *at + LIVE_WITHIN
+                        && members.any(|m| m.node_id == node_id && m.live && m.address != address)
+                })
+    }
+
+    /// Whether another boot of a member than `incarnation` has just reported to this leader: it has not ended yet, or two
+    /// machines run under one identity.
+    pub(super) fn another_runs(&self, node_id: NodeId, incarnation: u64) -> bool {
+        let now = Types::<R>::now();
+        locked(&self.reports).get(&node_id).is_some_and(|received| {
+            now < received.at + LIVE_WITHIN && received.report.incarnation != incarnation
+        })
     }
 
     /// Whether this node's disk has room for more than votes and membership.
