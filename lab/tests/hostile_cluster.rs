@@ -100,8 +100,8 @@ fn only_a_members_own_certificate_opens_the_cluster_port() {
     let right = format!("{node}.{lineage}.{id}.neuwerk");
     let own = cluster.node(2).dir().join("cluster/tls");
     let theirs = foreign.dir().join("cluster/tls");
+    let netns = Arc::clone(cluster.topology.node(2));
     let knock = |tls: Option<&Path>, name: &str| {
-        let netns = Arc::clone(cluster.topology.node(2));
         netns.enter(|| is_let_in(address::cluster(1), tls, name, CLUSTER_ALPN))
     };
     assert!(knock(Some(&own), &right), "a member is let in");
@@ -123,6 +123,22 @@ fn only_a_members_own_certificate_opens_the_cluster_port() {
     fs::write(forged.join("node.crt"), made.cert.pem()).unwrap();
     fs::write(forged.join("node.key"), made.signing_key.serialize_pem()).unwrap();
     assert!(!knock(Some(&forged), &right), "a forged certificate");
+
+    // Its certificate is as valid as before.
+    let removed = cluster.node_id(1, 2).unwrap();
+    let remove = [
+        "cluster",
+        "members",
+        "remove",
+        &removed,
+        "--confirm",
+        "neuwerk",
+    ];
+    cluster.node(1).control(&remove).unwrap();
+    lab::wait::until_true("a refusal", Duration::from_secs(10), || {
+        Ok(!knock(Some(&own), &right))
+    })
+    .unwrap();
     cluster.node(1).ensure_running().unwrap();
 }
 

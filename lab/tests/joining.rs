@@ -1,5 +1,5 @@
 //! Letting nodes in, and recognising them, through the real binary: join tokens, approval, a node that missed everything,
-//! the CA replaced under traffic.
+//! copies and strangers, the CA replaced under traffic.
 
 #![expect(
     clippy::unwrap_used,
@@ -7,12 +7,13 @@
 )]
 
 use std::fs;
+use std::process::Command;
 use std::time::Duration;
 
 use lab::address::{self, Family};
 use lab::cluster::{Cluster, allowed_servers, policy_allowing};
 use lab::management::unverified_body;
-use lab::wait;
+use lab::{tool, wait};
 use serde_json::{Value, json};
 
 const SOON: Duration = Duration::from_secs(30);
@@ -176,6 +177,65 @@ fn the_ca_is_replaced_under_traffic_and_nothing_is_lost() {
         cluster.node(number).start().unwrap();
     }
     cluster.wait_ready().unwrap();
+}
+
+#[test]
+#[ignore = "needs root; make test runs it"]
+fn a_copied_machine_and_one_that_was_set_up_anew_are_named_and_change_nothing() {
+    let mut cluster = Cluster::lay_out(4).unwrap();
+    for number in 1..=3 {
+        cluster.node(number).start().unwrap();
+    }
+    for number in 1..=3 {
+        cluster.wait_node_ready(number).unwrap();
+    }
+    wait_voters(&mut cluster, 1, 3);
+    let before = cluster.leader(1).unwrap();
+
+    // Machine 4 starts from a copy of machine 2's disk.
+    let (original, copy) = (2, 4);
+    for name in ["cluster", "node_id"] {
+        let from = cluster.node(original).dir().join(name);
+        let to = cluster.node(copy).dir().join(name);
+        tool::run(Command::new("cp").arg("-a").args([&from, &to])).unwrap();
+    }
+    cluster.node(copy).start().unwrap();
+    wait_changes(&mut cluster, 1, "duplicate_identity");
+    let at = |number| address::cluster(number).to_string();
+    wait_refused(&mut cluster, copy, &at(original));
+    cluster.node(copy).kill().unwrap();
+    for number in 1..=3 {
+        cluster.wait_node_ready(number).unwrap();
+    }
+    assert_eq!(cluster.leader(1).unwrap(), before, "nobody was disturbed");
+
+    // A member's machine is set up anew, as the first of a cluster: it founds another one.
+    let anew = 1;
+    cluster.node(anew).kill().unwrap();
+    for name in ["cluster", "node_id"] {
+        let path = cluster.node(anew).dir().join(name);
+        tool::run(Command::new("rm").arg("-r").arg(path)).unwrap();
+    }
+    cluster.node(anew).start().unwrap();
+    wait_changes(&mut cluster, original, "foreign_cluster");
+    let changes = cli(&mut cluster, original, "changes");
+    assert!(changes.contains(&at(anew)), "{changes}");
+    let policy = policy_allowing(&allowed_servers());
+    let api = cluster.api(original).unwrap();
+    let put = api
+        .send_json("PUT", "/api/v1/policy?wait=self", &policy)
+        .unwrap();
+    assert_eq!(put.status, 200, "{}", put.text());
+}
+
+/// Waits until the change log, as node `number` shows it, names such an event.
+fn wait_changes(cluster: &mut Cluster, number: u8, event: &str) {
+    wait::until_true(event, SOON, || {
+        let changes = cli(cluster, number, "changes");
+        anyhow::ensure!(changes.contains(event), "{changes}");
+        Ok(true)
+    })
+    .unwrap();
 }
 
 fn ca(cluster: &mut Cluster) -> Value {

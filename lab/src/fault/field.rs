@@ -85,6 +85,7 @@ impl Field {
             Fault::AllKilled => self.kill_all(step.length)?,
             Fault::RollingRestart => self.restart_each()?,
             Fault::DuringJoin => self.kill_during_join(leader)?,
+            Fault::DuringRotation => self.kill_during_rotation(leader)?,
             Fault::DuringSnapshot => self.kill_during_snapshot(leader, follower)?,
             fault => {
                 self.begin(fault, victim, follower)?;
@@ -119,6 +120,7 @@ impl Field {
             Fault::AllKilled
             | Fault::RollingRestart
             | Fault::DuringJoin
+            | Fault::DuringRotation
             | Fault::DuringSnapshot => unreachable!("it has no length"),
         }
     }
@@ -168,6 +170,24 @@ impl Field {
         self.cluster.node(leader).start()?;
         self.running.push(JOINER);
         Ok(())
+    }
+
+    fn kill_during_rotation(&mut self, leader: u8) -> Result<()> {
+        const CA: &str = "/api/v1/cluster/ca";
+        let before = self.cluster.api(leader)?.get_json(CA)?;
+        self.cluster
+            .node(leader)
+            .control(&["cluster", "ca", "rotate"])?;
+        // The new CA is trusted; certificates are being issued from it.
+        thread::sleep(Duration::from_millis(100));
+        self.cluster.node(leader).kill()?;
+        thread::sleep(Duration::from_millis(700));
+        self.cluster.node(leader).start()?;
+        wait::until_true("the end of the rotation", WHOLE, || {
+            let now = self.cluster.api(leader)?.get_json(CA)?;
+            Ok(now["rotation"].is_null() && now["sha256"] != before["sha256"])
+        })
+        .map(drop)
     }
 
     fn kill_during_snapshot(&mut self, leader: u8, away: u8) -> Result<()> {

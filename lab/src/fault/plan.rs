@@ -36,13 +36,15 @@ pub enum Fault {
     RollingRestart,
     /// The leader is killed while a new member joins. Once in a run: afterwards there are four members.
     DuringJoin,
+    /// The leader is killed while the cluster's CA is replaced.
+    DuringRotation,
     /// The leader is killed while a member that was away for long is sent a snapshot.
     DuringSnapshot,
 }
 
 impl Fault {
     /// Those that a short run goes through, in this order. A snapshot needs more writes than a short run makes.
-    pub const SHORT: [Fault; 15] = [
+    pub const SHORT: [Fault; 16] = [
         Fault::Killed,
         Fault::Paused,
         Fault::Unplugged,
@@ -57,6 +59,7 @@ impl Fault {
         Fault::ClockBehind,
         Fault::AllKilled,
         Fault::RollingRestart,
+        Fault::DuringRotation,
         Fault::DuringJoin,
     ];
 }
