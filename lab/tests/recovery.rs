@@ -93,6 +93,52 @@ fn a_cluster_goes_on_from_one_survivor_and_the_others_come_back() {
 
 #[test]
 #[ignore = "needs root; make test runs it"]
+fn a_learner_is_enough_to_go_on_from() {
+    let mut cluster = Cluster::lay_out(4).unwrap();
+    for number in 1..=4 {
+        cluster.node(number).start().unwrap();
+    }
+    for number in 1..=4 {
+        cluster.wait_node_ready(number).unwrap();
+    }
+    let api = cluster.api(1).unwrap();
+    api.put_policy(&policy_allowing(&allowed_servers()))
+        .unwrap();
+    create(&api, "kept").unwrap();
+    // Of four, three vote.
+    let voter = |member: &Value| member["is_voter"] == true;
+    let (members, _) = wait::until("three voters and a learner", SOON, || {
+        let answer = api.get_json("/api/v1/cluster/members")?;
+        let members = answer["members"].as_array().cloned().unwrap_or_default();
+        let settled = members.len() == 4 && members.iter().filter(|m| voter(m)).count() == 3;
+        Ok(settled.then_some(members))
+    })
+    .unwrap();
+    let learner = members.iter().find(|member| !voter(member)).unwrap();
+    let learner = (1..=4)
+        .find(|number| cluster.node_id(1, *number).unwrap() == learner["node_id"])
+        .unwrap();
+    let api = cluster.api(learner).unwrap();
+    for number in (1..=4).filter(|number| *number != learner) {
+        cluster.node(number).kill().unwrap();
+    }
+    forwards(&cluster, learner);
+
+    let printed = follow(&mut cluster, "The quorum is lost for good", learner, &[]);
+    assert!(
+        printed[1].contains("0 of 3 voters are here"),
+        "{}",
+        printed[1]
+    );
+    cluster.wait_node_ready(learner).unwrap();
+    assert_eq!(stats(&api).unwrap()["is_leader"], true);
+    assert_eq!(names(&api).unwrap().len(), 1);
+    create(&api, "after").unwrap();
+    forwards(&cluster, learner);
+}
+
+#[test]
+#[ignore = "needs root; make test runs it"]
 fn everything_comes_back_from_a_backup() {
     let mut cluster = Cluster::start(3).unwrap();
     let api = cluster.api(1).unwrap();
