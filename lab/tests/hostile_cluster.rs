@@ -7,22 +7,28 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
+use anyhow::ensure;
 use lab::address;
 use lab::client::connect_from;
 use lab::cluster::Cluster;
-use lab::management::Management;
+use lab::management::{Management, unverified_body};
 use lab::node::Node;
 use lab::server::pattern;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme, StreamOwned};
+use rustls::{
+    ClientConfig, ClientConnection, DigitallySignedStruct, ServerConfig, ServerConnection,
+    SignatureScheme, StreamOwned,
+};
 use serde_json::json;
 
 const SHORT: Duration = Duration::from_secs(2);
@@ -232,6 +238,90 @@ fn plaintext_and_broken_frames_on_the_cluster_ports_change_nothing() {
         after < before + GROWTH_MIB,
         "{before} MiB, then {after} MiB"
     );
+}
+
+#[test]
+#[ignore = "needs root; make test runs it"]
+fn whoever_relays_a_join_lets_nobody_in() {
+    let mut cluster = ready(1);
+    let (between, joiner) = (2, 3);
+    let netns = Arc::clone(cluster.topology.node(between));
+    let operator = Arc::clone(&cluster.topology.operator);
+    let through = address::join(between).to_string();
+    cluster.node(joiner).set_join(&[through]).unwrap();
+    let (stop, relayed) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let (attempts, ready) = thread::scope(|scope| {
+        scope.spawn(|| netns.enter(|| relay_joins(address::join(between), &stop, &relayed)));
+        let attempts = cluster.node(joiner).start().and_then(|()| {
+            lab::wait::until_true("relayed attempts", Duration::from_secs(30), || {
+                Ok(relayed.load(Ordering::Relaxed) >= 2)
+            })
+        });
+        let ready = unverified_body(&operator, address::https(joiner), "/ready");
+        stop.store(true, Ordering::Relaxed);
+        (attempts, ready)
+    });
+    attempts.unwrap();
+    let ready = ready.unwrap();
+    assert!(ready.contains("stands between"), "{ready}");
+    let api = cluster.api(1).unwrap();
+    let members = api.get_json("/api/v1/cluster/members").unwrap();
+    assert_eq!(members["members"].as_array().map(Vec::len), Some(1));
+
+    // The way itself was not the reason.
+    cluster.node(joiner).terminate().unwrap();
+    let straight = address::join(1).to_string();
+    cluster.node(joiner).set_join(&[straight]).unwrap();
+    cluster.node(joiner).start().unwrap();
+    cluster.wait_node_ready(joiner).unwrap();
+}
+
+/// Passes on what joiners say at `listen` to node 1, and its answers, over a TLS connection to either. Counts the joiners
+/// that were passed the cluster's proof.
+fn relay_joins(listen: SocketAddr, stop: &AtomicBool, relayed: &AtomicUsize) {
+    let made = rcgen::generate_simple_self_signed(vec!["join.neuwerk".into()]).unwrap();
+    let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key)
+        .unwrap();
+    config.alpn_protocols = vec![JOIN_ALPN.to_vec()];
+    let config = Arc::new(config);
+    let listener = TcpListener::bind(listen).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    while !stop.load(Ordering::Relaxed) {
+        match listener.accept() {
+            Ok((stream, _)) => {
+                let passed = pass_on(stream, Arc::clone(&config));
+                relayed.fetch_add(usize::from(passed.is_ok()), Ordering::Relaxed);
+            }
+            Err(_) => thread::sleep(Duration::from_millis(20)),
+        }
+    }
+}
+
+fn pass_on(stream: TcpStream, config: Arc<ServerConfig>) -> anyhow::Result<()> {
+    stream.set_nonblocking(false)?;
+    stream.set_read_timeout(Some(SHORT))?;
+    let mut joiner = StreamOwned::new(ServerConnection::new(config)?, stream);
+    let mut cluster = open(address::join(1), None, "join.neuwerk", JOIN_ALPN)?;
+    let mut bytes = [0; 16 * 1024];
+    let mut turn = || -> anyhow::Result<()> {
+        let said = joiner.read(&mut bytes)?;
+        ensure!(said > 0, "the joiner has nothing more to say");
+        cluster.write_all(&bytes[..said])?;
+        cluster.flush()?;
+        let said = cluster.read(&mut bytes)?;
+        ensure!(said > 0, "the cluster has nothing more to say");
+        joiner.write_all(&bytes[..said])?;
+        Ok(joiner.flush()?)
+    };
+    turn()?;
+    while turn().is_ok() {}
+    Ok(())
 }
 
 const ACCOUNTS: &str = "/api/v1/service-accounts";

@@ -187,7 +187,15 @@ impl<R: AsyncRuntime> Inner<R> {
     }
 
     /// What this member tells another one that has restarted.
-    pub(crate) fn recollect(&self, from: NodeId, question: &Question) -> Recollection {
+    ///
+    /// # Errors
+    /// The one that asks lacks something, while a machine of the same identity that lacks nothing was heard just now: it may
+    /// be a copy. If that one has ended, a later question is answered.
+    pub(crate) fn recollect(
+        &self,
+        from: NodeId,
+        question: &Question,
+    ) -> Result<Recollection, ServiceError> {
         let (leads, acknowledged, membership) = self.metrics(|metrics| {
             let leads = metrics.state == ServerState::Leader;
             let replication = metrics.replication.as_ref().filter(|_| leads);
@@ -206,11 +214,13 @@ impl<R: AsyncRuntime> Inner<R> {
             demotes: false,
             legacy: false,
         };
-        // A copy of a machine that runs is no reason to take that one's vote.
-        if leads
-            && recollection.knows_better(question.last)
-            && !self.another_runs(from, question.incarnation)
-        {
+        if leads && recollection.knows_better(question.last) {
+            // A copy is no reason to take the original's vote.
+            if self.another_runs(from, question.incarnation) {
+                return Err(ServiceError(
+                    "this member runs elsewhere, or did a moment ago".into(),
+                ));
+            }
             let now = Types::<R>::now();
             locked(&self.forgetful)
                 .entry(from)
@@ -221,7 +231,7 @@ impl<R: AsyncRuntime> Inner<R> {
                 });
             recollection.demotes = self.can_do_without(from);
         }
-        recollection
+        Ok(recollection)
     }
 
     /// Members that have less than they acknowledged to this leader.

@@ -104,7 +104,7 @@ async fn answer<R: AsyncRuntime>(
             }
             reply(answer)
         }
-        Kind::Recall => reply(Ok::<_, Infallible>(inner.recollect(from, &read(&body)?))),
+        Kind::Recall => reply(Ok::<_, Infallible>(inner.recollect(from, &read(&body)?)?)),
         Kind::Fingerprint => reply(Ok::<_, Infallible>(inner.fingerprint(read(&body)?).await)),
         Kind::Report => inner.answer_report(from, &body).map_err(ServiceError),
         Kind::Find => inner.answer_lost(from, &body).map_err(ServiceError),
