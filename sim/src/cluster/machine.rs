@@ -345,7 +345,9 @@ async fn live(
         environment(world, number),
         store.clone(),
         Arc::new(machine.disk.directory("snapshots").of_this_process()),
-        world.network.transport(number, node_id, trust.clone()),
+        world
+            .network
+            .transport(number, node_id, trust.clone(), world.mutant),
     )
     .await;
     let node = match node {
@@ -415,12 +417,7 @@ async fn live(
 fn config(world: &World, number: usize, identity: &Identity) -> NodeConfig {
     let known = identity.known.iter();
     let others = known.filter(|(id, _)| **id != identity.node_id);
-    let defaults = NodeConfig::new(identity.node_id);
     NodeConfig {
-        patience: match world.mutant {
-            Some(Mutant::GuardAsleep) => Duration::ZERO,
-            _ => defaults.patience,
-        },
         known_members: others
             .map(|(id, address)| Peer {
                 node_id: *id,
@@ -435,7 +432,7 @@ fn config(world: &World, number: usize, identity: &Identity) -> NodeConfig {
         entries_kept: 6,
         promote_after: Duration::from_millis(500),
         propose_timeout: Duration::from_secs(2),
-        ..defaults
+        ..NodeConfig::new(identity.node_id)
     }
 }
 

@@ -13,7 +13,7 @@ pub enum Mutant {
     IdReused,
     /// The replay agent is handed policies when they are proposed.
     EnforcedEarly,
-    /// A member that has restarted believes itself as soon as a bare majority is there.
+    /// A member that has restarted asks itself what it may have forgotten, and takes that for the others' answers.
     GuardAsleep,
 }
 

@@ -17,6 +17,7 @@ use futures::stream::BoxStream;
 use futures::{FutureExt as _, StreamExt as _};
 use openraft::AsyncRuntime as _;
 
+use super::mutant::Mutant;
 use super::random::Random;
 use super::runtime::{Process, Sim, scheduler, spawn_in};
 
@@ -225,8 +226,15 @@ impl Network {
     }
 
     /// The transport of the member `node_id` on `machine`.
-    pub fn transport(&self, machine: usize, node_id: NodeId, trust: Trust) -> Arc<dyn Transport> {
+    pub fn transport(
+        &self,
+        machine: usize,
+        node_id: NodeId,
+        trust: Trust,
+        mutant: Option<Mutant>,
+    ) -> Arc<dyn Transport> {
         Arc::new(Line {
+            asks_itself: mutant == Some(Mutant::GuardAsleep),
             network: self.clone(),
             machine,
             node_id,
@@ -247,6 +255,8 @@ struct Line {
     machine: usize,
     node_id: NodeId,
     trust: Trust,
+    /// A mutant: what it may have forgotten it asks nobody but itself.
+    asks_itself: bool,
     /// By member: where it is dialled in truth, when it is to be dialled at the first address.
     relocated: Arc<Mutex<BTreeMap<NodeId, (String, String)>>>,
 }
@@ -277,7 +287,11 @@ impl Line {
     }
 
     async fn ask(&self, peer: &Peer, kind: Kind, body: Bytes) -> Result<Bytes, TransportError> {
-        let (to, station) = self.reach(peer).await?;
+        let (to, mut station) = self.reach(peer).await?;
+        if self.asks_itself && kind == Kind::Recall {
+            let own = self.network.station(self.machine);
+            station = own.ok_or_else(|| lost("it does not listen yet"))?;
+        }
         let (service, from) = (station.service, self.node_id);
         let answering = spawn_in(station.process, async move {
             service.handle(from, kind, body).await
