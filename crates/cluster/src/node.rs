@@ -11,6 +11,7 @@ pub(crate) mod divergence;
 pub(crate) mod door;
 pub(crate) mod finder;
 pub(crate) mod guard;
+mod notes;
 mod propose;
 pub(crate) mod report;
 mod scrub;
@@ -34,6 +35,7 @@ pub use crate::feature::FEATURE_LEVEL;
 pub use autopilot::{Foresight, Wish};
 use divergence::{Album, Findings};
 use guard::Guard;
+use notes::Notes;
 pub use propose::{Applied, ProposeError, REQUEST_DIGESTS_LEVEL, Retry, TransferError};
 use report::{LeaderView, Received};
 
@@ -314,8 +316,8 @@ pub(crate) struct Inner<R: AsyncRuntime> {
     boots: Mutex<boots::Boots<R>>,
     /// Members that run twice and have been told of, with the time.
     told: Mutex<BTreeMap<NodeId, InstantOf<Types<R>>>>,
-    /// What is to be put into the change log by the steward.
-    notes: Mutex<Vec<door::Notice>>,
+    /// What this member noticed, until the change log has it.
+    notes: Notes,
     /// Where the machine is that has this node's identity as well, and had it first.
     duplicate_of: Mutex<Option<String>>,
     /// Whether secrets in clear may be left on this node's disk.
@@ -425,7 +427,7 @@ impl<R: AsyncRuntime> Node<R> {
             trust_failure: Mutex::new(None),
             boots: Mutex::default(),
             told: Mutex::default(),
-            notes: Mutex::default(),
+            notes: Notes::default(),
             duplicate_of: Mutex::new(None),
             scrub: Mutex::new(scrub::Scrub::Unknown),
             handlers: RwLock::default(),
@@ -443,6 +445,7 @@ impl<R: AsyncRuntime> Node<R> {
         let _reporter = Types::<R>::spawn(node.clone().run_reporter());
         let _steward = Types::<R>::spawn(node.clone().run_steward());
         let _finder = Types::<R>::spawn(node.clone().run_finder());
+        let _scribe = Types::<R>::spawn(node.clone().run_scribe());
         let _divergence = Types::<R>::spawn(node.clone().run_divergence());
         Ok(node)
     }

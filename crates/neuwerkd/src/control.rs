@@ -411,11 +411,7 @@ impl Control {
             node.token_offers(),
         );
         let told = move |source: SocketAddr, reason: String| {
-            let node = node.clone();
-            tokio::spawn(async move {
-                let from = source.ip().to_string();
-                node.note(EventKind::JoinRefused, from, reason).await;
-            });
+            node.note(EventKind::JoinRefused, source.ip().to_string(), reason);
         };
         Ok(JoinListener::with(
             secrets,

@@ -9,7 +9,6 @@ use openraft::type_config::TypeConfigExt as _;
 use super::boots::Verdict;
 use super::{Inner, Node, locked};
 use crate::command::EventKind;
-use crate::event::Event;
 use crate::id::NodeId;
 use crate::join::client::Credentials;
 use crate::join::listener::Secrets;
@@ -56,41 +55,6 @@ impl<R: AsyncRuntime> Node<R> {
                 .collect())
         })
     }
-
-    /// Puts into the change log what this member saw, through the leader if that is another one. Best effort: without a
-    /// leader there is nothing to write it to.
-    pub async fn note(&self, kind: EventKind, subject: String, detail: String) {
-        let event = Event {
-            kind,
-            actor: String::new(),
-            subject,
-            detail,
-            key: String::new(),
-        };
-        if let Err(error) = self.record_event(event).await {
-            tracing::debug!(%error, "an event could not be put into the change log");
-        }
-    }
-
-    /// Records what this leader noticed while it answered others.
-    pub(super) async fn record_notes(&self) {
-        let notes = std::mem::take(&mut *locked(&self.inner.notes));
-        for Notice {
-            kind,
-            subject,
-            detail,
-        } in notes
-        {
-            self.note(kind, subject, detail).await;
-        }
-    }
-}
-
-/// What a leader noticed while it answered others.
-pub(crate) struct Notice {
-    kind: EventKind,
-    subject: String,
-    detail: String,
 }
 
 impl<R: AsyncRuntime> Inner<R> {
@@ -113,11 +77,11 @@ impl<R: AsyncRuntime> Inner<R> {
                 node = %from, first, second = address,
                 "two machines run under one identity: a cloned machine, or a copied disk; the second one is turned away"
             );
-            locked(&self.notes).push(Notice {
-                kind: EventKind::DuplicateIdentity,
-                subject: from.to_string(),
-                detail: format!("at {first} and at {address}"),
-            });
+            self.note(
+                EventKind::DuplicateIdentity,
+                from.to_string(),
+                format!("at {first} and at {address}"),
+            );
         }
         Some(first)
     }

@@ -59,7 +59,6 @@ fn is_due(certificate: &Certificate, now_ms: u64) -> bool {
 impl<R: AsyncRuntime> Node<R> {
     /// Takes the next steps, if any are due.
     pub(super) async fn tend_trust(&self) {
-        self.record_notes().await;
         let state = self.state();
         if self.is_locked_out(&state) {
             return self.hand_over_to_a_reader(&state).await;

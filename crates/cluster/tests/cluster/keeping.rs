@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use cluster::command::Author;
+use cluster::command::{Author, EventKind};
+use cluster::state::Action;
 use cluster::{Command, ProposeError, Role};
 use openraft::AsyncRuntime;
 use openraft_rt_sim::SimRuntime;
@@ -178,4 +179,40 @@ fn a_majority_with_full_disks_takes_no_proposals() {
         SimRuntime::sleep(Duration::from_secs(2)).await;
         assert_eq!(attempt("three").await, Ok(()));
     });
+}
+
+#[test]
+fn what_a_member_noticed_without_a_leader_is_in_the_change_log_once() {
+    run(3, async {
+        let mut bench = SimBench::simulated(3);
+        bench.start_all().await;
+        let leader = bench.form().await;
+        let witness = (leader + 1) % 3;
+        bench.node(leader).answer_events();
+        bench.cut_off(witness);
+        for source in ["192.0.2.1", "192.0.2.2"] {
+            bench.node(witness).note(
+                EventKind::ForeignCluster,
+                source.into(),
+                "somebody else answers".into(),
+            );
+        }
+        SimRuntime::sleep(Duration::from_secs(5)).await;
+        assert_eq!(noticed(&bench, leader), Vec::<String>::new());
+        bench.heal();
+        bench
+            .wait(|bench| noticed(bench, witness) == ["192.0.2.1", "192.0.2.2"])
+            .await;
+        SimRuntime::sleep(Duration::from_secs(5)).await;
+        assert_eq!(noticed(&bench, leader), ["192.0.2.1", "192.0.2.2"]);
+    });
+}
+
+/// Where somebody of another cluster was noticed, in the words of the change log that `n` has.
+fn noticed(bench: &SimBench, n: usize) -> Vec<String> {
+    let state = bench.node(n).state();
+    let told = state
+        .changes()
+        .filter(|change| change.action == Action::Event(EventKind::ForeignCluster));
+    told.map(|change| change.subject.clone()).collect()
 }

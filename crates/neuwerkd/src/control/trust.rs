@@ -81,13 +81,13 @@ impl Follower {
             tokio::select! {
                 () = life.cancelled() => return,
                 changed = others => if changed.is_err() { return },
-                _ = look.tick() => self.tell_of_strangers(&node).await,
+                _ = look.tick() => self.tell_of_strangers(&node),
             }
         }
     }
 
     /// Alerts when somebody else answers at a member's address: a machine that was set up anew, most likely.
-    async fn tell_of_strangers(&mut self, node: &Node) {
+    fn tell_of_strangers(&mut self, node: &Node) {
         let now = tokio::time::Instant::now();
         for (node_id, address) in self.trust.take_strangers() {
             let told = self.told_of.get(&node_id);
@@ -103,7 +103,7 @@ impl Follower {
             let detail = format!(
                 "somebody else answers where {node_id} was: a node of another cluster or lineage"
             );
-            node.note(EventKind::ForeignCluster, address, detail).await;
+            node.note(EventKind::ForeignCluster, address, detail);
         }
     }
 
