@@ -1,8 +1,8 @@
 //! The node as a whole: what starts in which order, and how it stops.
 //!
 //! The dataplane comes first, under the last-known-good policy, and goes last. Management listens before there is a
-//! control plane, so that a node which waits to join can say what it waits for. Three runtimes keep apart what must not
-//! stall one another: packets (plain threads), consensus, and everything that talks HTTP.
+//! control plane, so that a node which waits to join can say what it waits for. Runtimes keep apart what must not
+//! stall one another: packets (plain threads), consensus, the rest of the control plane, and everything that talks HTTP.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -60,6 +60,7 @@ pub struct Running {
     drain_timeout: Duration,
     // Last, since tasks run on them.
     control_runtime: Runtime,
+    consensus_runtime: Runtime,
     http_runtime: Runtime,
 }
 
@@ -94,6 +95,7 @@ pub fn start(config: Config, log: RecentLog) -> anyhow::Result<Running> {
         _ => readiness.set_ok(Part::PolicyReady, "the last-known-good policy is enforced"),
     }
 
+    let consensus_runtime = runtime("consensus", 1)?;
     let control_runtime = runtime("control", config.runtime.controlplane_worker_threads)?;
     let drain = control_runtime.block_on(Drain::resume(
         Arc::clone(dataplane.dataplane()),
@@ -114,6 +116,7 @@ pub fn start(config: Config, log: RecentLog) -> anyhow::Result<Running> {
     let (http_address, advertised) = watch::channel(None);
     let (progress, _) = watch::channel(progress);
     let control = Arc::new(Control {
+        consensus: consensus_runtime.handle().clone(),
         config: Arc::clone(&config),
         http: Arc::clone(&app),
         certificates: Arc::clone(&certificates),
@@ -154,6 +157,7 @@ pub fn start(config: Config, log: RecentLog) -> anyhow::Result<Running> {
         http_tasks,
         drain_timeout: Duration::from_secs(u64::from(config.runtime.drain_timeout_secs)),
         control_runtime,
+        consensus_runtime,
         http_runtime,
     })
 }
@@ -199,6 +203,8 @@ impl Running {
         });
         self.http_runtime.shutdown_timeout(Duration::from_secs(1));
         self.control_runtime
+            .shutdown_timeout(Duration::from_secs(1));
+        self.consensus_runtime
             .shutdown_timeout(Duration::from_secs(1));
         drop(self.dataplane);
         tracing::info!("stopped");

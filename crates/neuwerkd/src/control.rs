@@ -35,6 +35,7 @@ use cluster::tls::Trust;
 use cluster::transport::grpc::GrpcTransport;
 use cluster::{Environment, Node, NodeConfig, NodeReport, State, Timing, TrustReport};
 use tokio::net::TcpListener;
+use tokio::runtime;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -53,6 +54,8 @@ const RETRY: Duration = Duration::from_secs(1);
 
 /// What the control plane works with; all of it outlives a restart of the control plane.
 pub struct Control {
+    /// Where consensus runs: one thread, so that a write is passed from task to task without waking another one.
+    pub consensus: runtime::Handle,
     /// The configuration.
     pub config: Arc<Config>,
     /// The management API, which follows whether there is a control plane.
@@ -290,9 +293,11 @@ impl Control {
             ..NodeConfig::new(node_id)
         };
         let environment = Environment::system(data_dir);
-        let node = Node::start(config, environment, store, snapshots, transport.clone())
-            .await
-            .map_err(|error| storage::cannot_start(error, data_dir, &member.meta, &member.peers))?;
+        let starting = Node::start(config, environment, store, snapshots, transport.clone());
+        let node =
+            self.consensus.spawn(starting).await?.map_err(|error| {
+                storage::cannot_start(error, data_dir, &member.meta, &member.peers)
+            })?;
 
         // What is spawned for this life of the control plane ends with it.
         let life = CancellationToken::new();
@@ -336,7 +341,7 @@ impl Control {
         if self.config.cluster_mode {
             let listener = listen(cluster.bind, "cluster.bind").await?;
             let serving = transport.serve(listener, node.service(), life.clone());
-            tokio::spawn(serve_members(serving));
+            self.consensus.spawn(serve_members(serving));
             let listener = listen(cluster.join_bind(), "cluster.join_bind").await?;
             tokio::spawn(self.join_listener(node)?.serve(listener, life.clone()));
         }

@@ -8,7 +8,7 @@ section! {
     /// Threads, and what exists only while the node runs.
     Runtime, Part::Node;
 
-    /// Threads of the control plane.
+    /// Threads of the control plane. Consensus has one more.
     controlplane_worker_threads: u32 = 4, range(1..=1024);
     /// Threads of the management API.
     http_worker_threads: u32 = 2, range(1..=1024);
