@@ -20,7 +20,7 @@ mod trust;
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -44,6 +44,7 @@ use crate::feature::{TooOld, Verdict};
 use crate::forward::{HttpRequest, HttpResponse};
 use crate::id::{ClusterId, Lineage, NodeId};
 use crate::keyring::Keyring;
+use crate::raft::feed::Chosen;
 use crate::raft::machine::Machine;
 use crate::raft::network::{Network, peer};
 use crate::raft::service::RaftService;
@@ -293,6 +294,7 @@ pub(crate) struct Inner<R: AsyncRuntime> {
     transport: Arc<dyn Transport>,
     store: Store,
     state: watch::Receiver<Arc<State>>,
+    chosen: Weak<Chosen>,
     unsnapped_bytes: Arc<std::sync::atomic::AtomicU64>,
     /// Why the state machine stopped, if a newer version has written what came next.
     verdict: Verdict,
@@ -391,6 +393,7 @@ impl<R: AsyncRuntime> Node<R> {
         let machine = machine.read_with(Arc::clone(&config.keyring));
         let state = machine.watch();
         let unsnapped_bytes = machine.unsnapped_bytes();
+        let chosen = machine.chosen();
         let album = machine.album();
         let network = Network {
             transport: transport.clone(),
@@ -416,6 +419,7 @@ impl<R: AsyncRuntime> Node<R> {
             state,
             unsnapped_bytes,
             verdict,
+            chosen,
             album,
             findings: Mutex::default(),
             contact: Mutex::new(None),
@@ -523,9 +527,20 @@ impl<R: AsyncRuntime> Node<R> {
         self.inner.state.borrow().clone()
     }
 
-    /// Follows the applied state.
+    /// Follows the applied state: woken by every write.
     pub fn watch(&self) -> watch::Receiver<Arc<State>> {
         self.inner.state.clone()
+    }
+
+    /// Follows those changes of the applied state, from one that was told to a later one, for which `differs` is true.
+    pub fn watch_changes(
+        &self,
+        differs: impl Fn(&State, &State) -> bool + Send + 'static,
+    ) -> watch::Receiver<Arc<State>> {
+        match self.inner.chosen.upgrade() {
+            Some(chosen) => chosen.follow(&self.inner.state, differs),
+            None => self.watch(),
+        }
     }
 
     /// Answers requests of `kind` from now on. Kinds that belong to consensus are never passed on.

@@ -4,6 +4,7 @@
 //! as its encoding, so that it is encoded once, by the leader, and a member that does not know the command finds out
 //! when it applies it, and stops, instead of losing it in transit.
 
+pub(crate) mod feed;
 pub(crate) mod image;
 pub(crate) mod machine;
 pub(crate) mod network;

@@ -38,11 +38,12 @@ use tokio::net::TcpListener;
 use tokio::runtime;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::config::Config;
 use crate::dataplane::Dataplane;
 use crate::drain::Drain;
-use crate::http::certificate::Certificates;
+use crate::http::certificate::{self, Certificates};
 use crate::{auth, backup, http, sysdump};
 pub use enforce::compile;
 
@@ -302,13 +303,16 @@ impl Control {
         // What is spawned for this life of the control plane ends with it.
         let life = CancellationToken::new();
         let ended = life.clone().drop_guard();
+        let ending = node.clone();
+        let mut failed =
+            AbortOnDropHandle::new(self.consensus.spawn(async move { ending.failed().await }));
         let outcome = async {
             member.enter(&node, layout).await?;
             self.open_listeners(&node, &transport, &life).await?;
             self.follow(member, layout, &node, trust, &life);
             tokio::select! {
                 () = stop.cancelled() => Ok(()),
-                failure = node.failed() => Err(failure.into()),
+                failure = &mut failed => Err(failure?.into()),
                 // The state has no writer any more: consensus has ended, and its failure is about to be told.
                 () = self.replay(&node) => Err(node.failed().await.into()),
             }
@@ -319,7 +323,7 @@ impl Control {
         {
             tracing::debug!(%error, "leadership is not handed over");
         }
-        drop(ended);
+        drop((ended, failed));
         node.shutdown().await;
         outcome
     }
@@ -375,7 +379,8 @@ impl Control {
             told_of: BTreeMap::new(),
         };
         tokio::spawn(follower.run(node.clone(), life.clone()));
-        tokio::spawn(self.certificates.clone().follow(node.watch(), life.clone()));
+        let issuers = node.watch_changes(certificate::is_another_issuer);
+        tokio::spawn(self.certificates.clone().follow(issuers, life.clone()));
         tokio::spawn(report::run(self.reporter(node, trusts), life.clone()));
         tokio::spawn(self.tell_mints(node.clone(), life.clone()));
         let keys = self.config.cluster.backup.clone();
@@ -432,7 +437,7 @@ impl Control {
         let data_dir = self.config.cluster.data_dir.clone();
         let enforcer = enforce::Enforcer::new(Arc::clone(&self.dataplane), data_dir);
         let feed = async {
-            let mut state = node.watch();
+            let mut state = node.watch_changes(enforce::is_another_policy);
             let mut last = None;
             loop {
                 let newer = enforce::newer(&state.borrow_and_update(), last);

@@ -7,7 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use cluster::Node;
+use cluster::{Node, State};
 use tokio_util::sync::CancellationToken;
 
 use crate::dataplane::Dataplane;
@@ -69,12 +69,11 @@ impl Drain {
 
     /// Does what the replicated state says of this node, until `life` ends.
     pub async fn follow(self: Arc<Self>, node: Node, life: CancellationToken) {
-        let mut state = node.watch();
+        let node_id = node.node_id();
+        let wanted = move |state: &State| state.member(node_id).map(|member| member.draining);
+        let mut state = node.watch_changes(move |old, new| wanted(old) != wanted(new));
         loop {
-            let wanted = state
-                .borrow_and_update()
-                .member(node.node_id())
-                .map(|member| member.draining);
+            let wanted = wanted(&state.borrow_and_update());
             // A state that does not name this node yet says nothing about it.
             if let Some(wanted) = wanted {
                 self.set_by_operator(wanted).await;

@@ -1,8 +1,8 @@
 //! The state machine as openraft wants it: applies entries to the [`State`] and publishes it.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use futures::{Stream, StreamExt};
 use openraft::entry::RaftEntry;
@@ -12,6 +12,7 @@ use openraft::storage::{
 use openraft::{AsyncRuntime, EntryPayload, OptionalSend};
 use tokio::sync::watch;
 
+use super::feed::{Chosen, Feed};
 use super::image::{Coverage, Image, ImageError, Shelf};
 use super::{Address, CommittedLeaderId, LogId, Membership, Types};
 use crate::command::Response;
@@ -33,7 +34,7 @@ const PUBLISH_EVERY: usize = 64;
 pub(crate) struct Machine<R> {
     state: State,
     covered: Coverage,
-    published: watch::Sender<Arc<State>>,
+    feed: Feed,
     /// What readers of the state open its secrets with.
     keyring: Arc<Keyring>,
     shelf: Shelf,
@@ -72,11 +73,10 @@ impl<R> Machine<R> {
             None => (Coverage::default(), State::default()),
         };
         TooOld::check(&state, supported).map_err(|error| stopped(&verdict, error))?;
-        let (published, _) = watch::channel(Arc::new(state.clone()));
         Ok(Machine {
+            feed: Feed::new(state.clone()),
             state,
             covered,
-            published,
             keyring: Arc::default(),
             shelf,
             io,
@@ -97,7 +97,12 @@ impl<R> Machine<R> {
 
     /// Follows the applied state.
     pub(crate) fn watch(&self) -> watch::Receiver<Arc<State>> {
-        self.published.subscribe()
+        self.feed.watch()
+    }
+
+    /// For those who follow only some changes of it.
+    pub(crate) fn chosen(&self) -> Weak<Chosen> {
+        self.feed.chosen()
     }
 
     /// States of a moment ago.
@@ -111,7 +116,7 @@ impl<R> Machine<R> {
 
     fn publish(&self) {
         let readable = self.state.clone().read_with(Arc::clone(&self.keyring));
-        self.published.send_replace(Arc::new(readable));
+        self.feed.publish(readable);
     }
 
     fn apply_payload(

@@ -1,8 +1,7 @@
 //! The one writer: takes what has queued up, commits it in one transaction, then tells everybody.
 
 use std::io;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -34,17 +33,26 @@ pub(super) struct Writer {
     disk: Arc<Disk>,
     ledger: Arc<Ledger>,
     failure: Failure,
-    queue: Mutex<Option<Sender<Job>>>,
+    queue: Arc<Queue>,
     thread: Mutex<Option<JoinHandle<()>>>,
-    backlog: Mutex<Backlog>,
     io: Io,
 }
 
-/// What waits for [`Writer::write_queued`], with [`Io::Driven`].
+/// What is to be written, in order.
+#[derive(Default)]
+struct Queue {
+    backlog: Mutex<Backlog>,
+    /// For [`Io::Threaded`].
+    arrived: Condvar,
+}
+
 #[derive(Default)]
 struct Backlog {
     jobs: Vec<Job>,
     closed: bool,
+    /// The thread looks again within [`IDLE_FLUSH`]: a job that nobody waits for need not wake it.
+    watched: bool,
+    /// For [`Io::Driven`].
     waker: Option<Waker>,
 }
 
@@ -55,15 +63,16 @@ impl Writer {
     )]
     pub(super) fn start(disk: Arc<Disk>, ledger: Arc<Ledger>, io: Io) -> io::Result<Self> {
         let failure = Failure::default();
-        let (sender, receiver) = channel();
+        let queue = Arc::new(Queue::default());
         let thread = match io {
             Io::Inline | Io::Driven => None,
             Io::Threaded => {
                 let (disk, ledger, failure) = (disk.clone(), ledger.clone(), failure.clone());
+                let queue = queue.clone();
                 Some(
                     std::thread::Builder::new()
                         .name("cluster-log".into())
-                        .spawn(move || run(&disk, &ledger, &failure, &receiver))?,
+                        .spawn(move || run(&disk, &ledger, &failure, &queue))?,
                 )
             }
         };
@@ -71,9 +80,8 @@ impl Writer {
             disk,
             ledger,
             failure,
-            queue: Mutex::new(Some(sender)),
+            queue,
             thread: Mutex::new(thread),
-            backlog: Mutex::default(),
             io,
         })
     }
@@ -84,26 +92,25 @@ impl Writer {
 
     pub(super) fn submit(&self, job: Job) {
         // Held while an inline job is written, so that jobs keep their order.
-        let queue = self
-            .queue
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner());
-        let Some(sender) = queue.as_ref() else {
+        let mut backlog = self.queue.backlog();
+        if backlog.closed {
+            drop(backlog);
             refuse(job, || io::Error::other("the log store is closed"));
             return;
-        };
+        }
         match self.io {
             Io::Inline => write(&self.disk, &self.ledger, &self.failure, vec![job]),
             Io::Driven => {
-                let mut backlog = self.backlog();
                 backlog.jobs.push(job);
                 backlog.wake();
             }
             Io::Threaded => {
-                if let Err(unsent) = sender.send(job) {
-                    refuse(unsent.0, || {
-                        io::Error::other("the log store's writer has ended")
-                    });
+                let wakes = job.done.is_some() || !backlog.watched;
+                backlog.jobs.push(job);
+                if wakes {
+                    backlog.watched = true;
+                    drop(backlog);
+                    self.queue.arrived.notify_one();
                 }
             }
         }
@@ -111,31 +118,23 @@ impl Writer {
 
     /// Writes what is queued and takes nothing more.
     pub(super) fn close(&self) {
-        drop(
-            self.queue
-                .lock()
-                .unwrap_or_else(|poisoned| poisoned.into_inner())
-                .take(),
-        );
+        self.queue.close();
         let thread = self
             .thread
             .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
+            .unwrap_or_else(PoisonError::into_inner)
             .take();
         if let Some(thread) = thread {
             // A panic there has already closed the queue, which is all that matters here.
             let _ = thread.join();
         }
         self.write_queued();
-        let mut backlog = self.backlog();
-        backlog.closed = true;
-        backlog.wake();
     }
 
     /// Ready when somebody waits for a job in the backlog (true), or nothing will come any more (false).
     pub(super) fn poll_queued(&self, context: &Context<'_>) -> Poll<bool> {
-        let mut backlog = self.backlog();
-        if backlog.jobs.iter().any(|job| job.done.is_some()) {
+        let mut backlog = self.queue.backlog();
+        if backlog.is_awaited() {
             return Poll::Ready(true);
         }
         if backlog.closed {
@@ -147,18 +146,59 @@ impl Writer {
 
     pub(super) fn write_queued(&self) {
         // Taken out first: those who are told may queue the next job at once.
-        let jobs = std::mem::take(&mut self.backlog().jobs);
+        let jobs = std::mem::take(&mut self.queue.backlog().jobs);
         write(&self.disk, &self.ledger, &self.failure, jobs);
     }
+}
 
+impl Queue {
     fn backlog(&self) -> MutexGuard<'_, Backlog> {
-        self.backlog
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.backlog.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn close(&self) {
+        let mut backlog = self.backlog();
+        backlog.closed = true;
+        backlog.wake();
+        drop(backlog);
+        self.arrived.notify_one();
+    }
+
+    /// The next jobs, as soon as somebody waits for one of them or [`IDLE_FLUSH`] is over; none: it is closed and empty.
+    fn next(&self) -> Option<Vec<Job>> {
+        let mut backlog = self.backlog();
+        backlog.watched = true;
+        while !backlog.is_awaited() && !backlog.closed {
+            if !backlog.watched {
+                backlog = self
+                    .arrived
+                    .wait(backlog)
+                    .unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            let (held, waited) = self
+                .arrived
+                .wait_timeout(backlog, IDLE_FLUSH)
+                .unwrap_or_else(PoisonError::into_inner);
+            backlog = held;
+            if waited.timed_out() {
+                if !backlog.jobs.is_empty() {
+                    break;
+                }
+                backlog.watched = false;
+            }
+        }
+        let batch = backlog.jobs.len().min(BATCH_JOBS);
+        let jobs: Vec<Job> = backlog.jobs.drain(..batch).collect();
+        Some(jobs).filter(|jobs| !jobs.is_empty())
     }
 }
 
 impl Backlog {
+    fn is_awaited(&self) -> bool {
+        self.jobs.iter().any(|job| job.done.is_some())
+    }
+
     fn wake(&mut self) {
         if let Some(waker) = self.waker.take() {
             waker.wake();
@@ -178,33 +218,23 @@ fn refuse(job: Job, error: impl FnOnce() -> io::Error) {
     }
 }
 
-fn run(disk: &Disk, ledger: &Ledger, failure: &Failure, queue: &Receiver<Job>) {
-    let mut batch = Vec::new();
-    loop {
-        let next = if batch.is_empty() {
-            queue.recv().map_err(|_| RecvTimeoutError::Disconnected)
-        } else {
-            queue.recv_timeout(IDLE_FLUSH)
-        };
-        match next {
-            Ok(job) => batch.push(job),
-            Err(RecvTimeoutError::Timeout) => {
-                write(disk, ledger, failure, std::mem::take(&mut batch));
-                continue;
-            }
-            Err(RecvTimeoutError::Disconnected) => {
-                write(disk, ledger, failure, batch);
-                return;
-            }
+/// Closes the queue when the thread ends, if by a panic: whoever waits must be told.
+struct Ended<'a>(&'a Queue);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        self.0.close();
+        let jobs = std::mem::take(&mut self.0.backlog().jobs);
+        for job in jobs {
+            refuse(job, || io::Error::other("the log store's writer has ended"));
         }
-        while batch.len() < BATCH_JOBS
-            && let Ok(job) = queue.try_recv()
-        {
-            batch.push(job);
-        }
-        if batch.len() >= BATCH_JOBS || batch.iter().any(|job| job.done.is_some()) {
-            write(disk, ledger, failure, std::mem::take(&mut batch));
-        }
+    }
+}
+
+fn run(disk: &Disk, ledger: &Ledger, failure: &Failure, queue: &Queue) {
+    let _ended = Ended(queue);
+    while let Some(jobs) = queue.next() {
+        write(disk, ledger, failure, jobs);
     }
 }
 

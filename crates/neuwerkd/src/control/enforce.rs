@@ -64,6 +64,12 @@ pub fn compile(target: &Target) -> Result<Compiled, String> {
     Compiled::compile(&document, target.revision).map_err(|error| error.to_string())
 }
 
+/// Whether `new` has another policy than `old`.
+pub(super) fn is_another_policy(old: &State, new: &State) -> bool {
+    let index = |state: &State| state.policy().map(|policy| policy.index);
+    index(old) != index(new)
+}
+
 /// The newest applied policy, unless it is the one at `index` already.
 pub(super) fn newer(state: &State, index: Option<u64>) -> Option<Target> {
     let policy = state

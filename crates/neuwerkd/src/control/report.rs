@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cluster::replay::Progress;
-use cluster::{Node, NodeReport, PolicyMark, State, TrustReport};
+use cluster::{Node, NodeReport, PolicyMark, TrustReport};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::enforce::is_another_policy;
 use crate::drain::Drain;
 use crate::http;
 
@@ -29,19 +30,18 @@ pub(super) struct Reporter {
 
 /// Reports until `life` ends.
 pub(super) async fn run(mut reporter: Reporter, life: CancellationToken) {
-    let mut state = reporter.node.watch();
+    // Of the state little else than the policy is in a report, and it is the rarest of changes.
+    let mut state = reporter.node.watch_changes(is_another_policy);
     loop {
+        state.mark_unchanged();
         let report = reporter.compose();
-        let applied = report.applied.index;
         reporter.node.report(report);
-        // Of the state little else than the policy is in a report, and it is the rarest of changes.
-        let another = |state: &Arc<State>| state.policy().map_or(0, |policy| policy.index);
         tokio::select! {
             () = life.cancelled() => return,
             Ok(()) = reporter.progress.changed() => {}
             Ok(()) = reporter.http_address.changed() => {}
             Ok(()) = reporter.trusts.changed() => {}
-            changed = state.wait_for(|state| another(state) != applied) => if changed.is_err() { return },
+            changed = state.changed() => if changed.is_err() { return },
             () = tokio::time::sleep(REFRESH) => {}
         }
     }

@@ -39,7 +39,8 @@ pub(super) struct Follower {
 impl Follower {
     /// Follows until `life` or the node ends.
     pub(super) async fn run(mut self, node: Node, life: CancellationToken) {
-        let mut state = node.watch();
+        // Most changes of the state are none of the members', and come by the thousand.
+        let mut state = node.watch_changes(|old, new| !old.has_same_members(new));
         let sealing_key = match identity::sealing_key(&self.layout) {
             Ok(key) => key.public().to_vec(),
             Err(error) => {
@@ -73,14 +74,9 @@ impl Follower {
                 *told = report;
                 news
             });
-            // Most changes of the state are none of the members', and come by the thousand.
-            let others = async {
-                let others = state.wait_for(|newer| !newer.has_same_members(&now));
-                others.await.map(drop)
-            };
             tokio::select! {
                 () = life.cancelled() => return,
-                changed = others => if changed.is_err() { return },
+                changed = state.changed() => if changed.is_err() { return },
                 _ = look.tick() => self.tell_of_strangers(&node),
             }
         }

@@ -248,7 +248,7 @@ impl Certificates {
         self.shown.0.load().cert[0].to_vec()
     }
 
-    /// Refreshes until `stop`: when the state brings another authority, when a name is added, and
+    /// Refreshes until `stop`: when `states` brings another authority, when a name is added, and
     /// once a minute.
     pub async fn follow(
         self: Arc<Self>,
@@ -274,17 +274,19 @@ impl Certificates {
                     );
                 }
             }
-            let another = states.wait_for(|newer| {
-                newer.https_ca() != state.https_ca() || newer.data_key() != state.data_key()
-            });
             tokio::select! {
-                changed = another => if changed.is_err() { return },
+                changed = states.changed() => if changed.is_err() { return },
                 () = self.named.notified() => {}
                 _ = ticks.tick() => {}
                 () = stop.cancelled() => return,
             }
         }
     }
+}
+
+/// Whether `new` issues certificates with something else than `old`.
+pub fn is_another_issuer(old: &State, new: &State) -> bool {
+    old.https_ca() != new.https_ca() || old.data_key() != new.data_key()
 }
 
 impl Settings {
