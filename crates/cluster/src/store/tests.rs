@@ -320,6 +320,31 @@ async fn what_queues_up_is_committed_together() {
     assert!((2..=20).contains(&syncs), "{syncs} syncs");
 }
 
+/// Both ways: while the thread still looks at what queued up after a commit, and when it sleeps until it is woken.
+#[tokio::test]
+async fn what_nobody_waits_for_is_on_the_disk_before_long() {
+    let disk = Disk::default();
+    let store = Store::open_backend(disk.clone(), Io::Threaded).expect("opens");
+    let mut log: LogStore<Tokio> = LogStore::new(store);
+    for (index, pause_ms) in [(0, 0), (1, 500)] {
+        append(&mut log, [entry(1, index)]).await.expect("appends");
+        tokio::time::sleep(std::time::Duration::from_millis(pause_ms)).await;
+        log.save_committed(Some(id(1, index)))
+            .await
+            .expect("queues");
+        let mut tries = 0;
+        loop {
+            let mut left = open(&disk.after_power_loss(|_| false)).expect("opens");
+            if left.read_committed().await.expect("reads") == Some(id(1, index)) {
+                break;
+            }
+            tries += 1;
+            assert!(tries < 300, "it never got there");
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    }
+}
+
 #[tokio::test]
 async fn reads_for_replication_are_bounded_and_never_empty() {
     let disk = Disk::default();
