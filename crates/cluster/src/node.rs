@@ -12,6 +12,7 @@ pub(crate) mod door;
 pub(crate) mod finder;
 pub(crate) mod guard;
 mod notes;
+mod pace;
 mod propose;
 pub(crate) mod report;
 mod scrub;
@@ -72,7 +73,7 @@ pub struct Timing {
 impl Default for Timing {
     fn default() -> Self {
         Timing {
-            heartbeat_ms: 50,
+            heartbeat_ms: 100,
             election_min_ms: 200,
             election_max_ms: 400,
         }
@@ -289,6 +290,7 @@ pub struct Node<R: AsyncRuntime = Tokio> {
 
 pub(crate) struct Inner<R: AsyncRuntime> {
     pub(crate) config: NodeConfig,
+    started: InstantOf<Types<R>>,
     pub(crate) raft: Raft<Types<R>, Machine<R>>,
     environment: Environment,
     transport: Arc<dyn Transport>,
@@ -412,6 +414,7 @@ impl<R: AsyncRuntime> Node<R> {
 
         let inner = Arc::new(Inner {
             config,
+            started: Types::<R>::now(),
             raft,
             environment,
             transport,
@@ -447,6 +450,7 @@ impl<R: AsyncRuntime> Node<R> {
         node.begin_guard().await;
         let _guard = Types::<R>::spawn(node.clone().run_guard());
         let _reporter = Types::<R>::spawn(node.clone().run_reporter());
+        let _pace = Types::<R>::spawn(node.clone().run_pace());
         let _steward = Types::<R>::spawn(node.clone().run_steward());
         let _finder = Types::<R>::spawn(node.clone().run_finder());
         let _scribe = Types::<R>::spawn(node.clone().run_scribe());

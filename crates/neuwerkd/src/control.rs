@@ -33,7 +33,7 @@ use cluster::store::files::DiskDirectory;
 use cluster::store::{Io, Store};
 use cluster::tls::Trust;
 use cluster::transport::grpc::GrpcTransport;
-use cluster::{Environment, Node, NodeConfig, NodeReport, State, Timing, TrustReport};
+use cluster::{Environment, Node, NodeConfig, NodeReport, State, TrustReport};
 use tokio::net::TcpListener;
 use tokio::runtime;
 use tokio::sync::{mpsc, watch};
@@ -283,7 +283,7 @@ impl Control {
             name: host_name(),
             addresses: self.addresses(),
             incarnation: founding::random_u64(),
-            timing: self.timing(),
+            timing: self.config.cluster.timing(),
             raise_after: Duration::from_secs(self.config.cluster.feature_level_delay_secs.into()),
             keyring: Keyring::new(node_id, member.identity.key.pkcs8(), sealing),
             join_approval: self.config.cluster.join_approval.into(),
@@ -500,16 +500,6 @@ impl Control {
                 [peer.port.saturating_sub(1), peer.port].map(|port| format!("{host}:{port}"))
             })
             .collect()
-    }
-
-    fn timing(&self) -> Timing {
-        let (keys, default) = (&self.config.cluster, Timing::default());
-        let or = |key: Option<u32>, default: u64| key.map_or(default, u64::from);
-        Timing {
-            heartbeat_ms: or(keys.heartbeat_ms, default.heartbeat_ms),
-            election_min_ms: or(keys.election_min_ms, default.election_min_ms),
-            election_max_ms: or(keys.election_max_ms, default.election_max_ms),
-        }
     }
 }
 

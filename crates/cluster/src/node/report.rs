@@ -261,7 +261,7 @@ impl<R: AsyncRuntime> Node<R> {
                 // The sender lives as long as this node.
                 let _ = changes.changed().await;
             };
-            let pause = Types::<R>::timeout(REPORT_EVERY, changed);
+            let pause = Types::<R>::timeout_at(self.inner.next(REPORT_EVERY), changed);
             let stopped = async {
                 let _ = stop.wait_for(|stop| *stop).await;
             };

@@ -58,9 +58,8 @@ impl<R: AsyncRuntime> Node<R> {
             let stopped = async {
                 let _ = stop.wait_for(|stop| *stop).await;
             };
-            if let Select2::First(()) =
-                Types::<R>::select2(stopped, Types::<R>::sleep(LOOK_EVERY)).await
-            {
+            let look = Types::<R>::sleep_until(self.inner.next(LOOK_EVERY));
+            if let Select2::First(()) = Types::<R>::select2(stopped, look).await {
                 return;
             }
             self.bound_log().await;

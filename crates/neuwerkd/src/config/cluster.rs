@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
+use cluster::Timing;
 use cluster::backup::Recipient;
 
 use super::key::{Part, section};
@@ -41,13 +42,13 @@ section! {
         flag("bootstrap-token-path"), enables_cluster();
     /// How often the leader is heard.
     heartbeat_ms: Option<u32> = None, unit("ms"), range(10..=60_000),
-        default_is("50, scaled up by the measured round trip");
+        default_is("100");
     /// Shortest silence after which a follower stands for election.
     election_min_ms: Option<u32> = None, unit("ms"), range(10..=600_000),
-        default_is("200, scaled up by the measured round trip");
+        default_is("200");
     /// Longest silence after which a follower stands for election.
     election_max_ms: Option<u32> = None, unit("ms"), range(10..=600_000),
-        default_is("400, scaled up by the measured round trip");
+        default_is("400");
     /// After an upgrade: how long every member must have run the new version, without a break, before the cluster uses
     /// what the old one does not understand. Until then each node can go back to the old version.
     feature_level_delay_secs: u32 = 600, unit("s"), range(0..=31_536_000);
@@ -130,6 +131,17 @@ impl Cluster {
         self.advertise.unwrap_or(self.bind)
     }
 
+    /// How fast consensus is.
+    pub fn timing(&self) -> Timing {
+        let default = Timing::default();
+        let or = |key: Option<u32>, default: u64| key.map_or(default, u64::from);
+        Timing {
+            heartbeat_ms: or(self.heartbeat_ms, default.heartbeat_ms),
+            election_min_ms: or(self.election_min_ms, default.election_min_ms),
+            election_max_ms: or(self.election_max_ms, default.election_max_ms),
+        }
+    }
+
     pub(super) fn check(&self, reader: &mut Reader) {
         let advertise = self.advertise();
         let advertise_key = if self.advertise.is_some() {
@@ -174,11 +186,11 @@ impl Cluster {
 
     /// A follower must hear several heartbeats before it may lose patience.
     fn check_timers(&self, reader: &mut Reader) {
-        let heartbeat_ms = self.heartbeat_ms.unwrap_or(50);
-        let (min_ms, max_ms) = (
-            self.election_min_ms.unwrap_or(200),
-            self.election_max_ms.unwrap_or(400),
-        );
+        let Timing {
+            heartbeat_ms,
+            election_min_ms: min_ms,
+            election_max_ms: max_ms,
+        } = self.timing();
         if self.heartbeat_ms.or(self.election_min_ms).is_some()
             && min_ms < heartbeat_ms.saturating_mul(2)
         {
