@@ -116,7 +116,7 @@ pub struct EntryMark {
 }
 
 /// Bytes of entries that are kept in memory after they were written, for replication and apply.
-const TAIL_BYTES: usize = 8 * 1024 * 1024;
+const TAIL_BYTES: usize = 4 * 1024 * 1024;
 
 /// Entries that are kept in memory after they were written.
 const TAIL_ENTRIES: usize = 4096;

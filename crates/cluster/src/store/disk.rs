@@ -46,7 +46,7 @@ const KNOWN_FORMAT: u64 = 1;
 const SUM_BYTES: usize = 16;
 
 /// redb's page cache. Its own default is a gigabyte.
-const CACHE_BYTES: usize = 16 * 1024 * 1024;
+const CACHE_BYTES: usize = 8 * 1024 * 1024;
 
 /// A file smaller than this is not worth compacting.
 const COMPACT_ABOVE: u64 = 32 * 1024 * 1024;
