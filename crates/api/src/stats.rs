@@ -125,6 +125,10 @@ pub struct ClusterStats {
     /// How many members may fail now with writes going on; absent where it is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure_tolerance: Option<u64>,
+    /// How long the answering node would need at most to notice that its leader is lost, in milliseconds. It follows the
+    /// longest round trip and the disks.
+    #[serde(default)]
+    pub detection_time_ms: u64,
     /// The cluster.
     #[serde(default)]
     pub cluster_id: String,

@@ -20,6 +20,7 @@ use crate::id::{ClusterId, Digest, Lineage, NodeId};
 use crate::node::amnesia::{Question, Recollection};
 use crate::node::divergence::Ask;
 use crate::node::report::{LeaderView, Report};
+use crate::node::tempo::Measured;
 use crate::raft::image::Coverage;
 use crate::raft::{Address, Entry, LeaderId, LogId, Membership, Proposal, Vote};
 use crate::state::{Member, Standing, State};
@@ -704,8 +705,15 @@ fn reports_and_requests_are_read_for_ever() {
         addresses: addresses(),
         incarnation: 6,
         feature_level: 1,
+        measured: Measured::default(),
     };
     check("report", &report);
+    let measured = Measured {
+        stretch: Some(2),
+        round_trip_us: Some(40_000),
+        sync_us: Some(1_000),
+    };
+    check("report-measured", &Report { measured, ..report });
     let member = MemberStatus {
         node_id: NodeId(1),
         name: "node".into(),
@@ -723,15 +731,16 @@ fn reports_and_requests_are_read_for_ever() {
         report: Some(node),
         clock_offset_ms: None,
     };
-    check(
-        "leader-view",
-        &LeaderView {
-            members: vec![member],
-            failure_tolerance: 1,
-            duplicate_of: None,
-            diverged: Default::default(),
-        },
-    );
+    let view = LeaderView {
+        members: vec![member],
+        failure_tolerance: 1,
+        duplicate_of: None,
+        diverged: Default::default(),
+        stretch: None,
+    };
+    check("leader-view", &view);
+    let stretch = Some(2);
+    check("leader-view-stretch", &LeaderView { stretch, ..view });
     check(
         "http-request",
         &HttpRequest {

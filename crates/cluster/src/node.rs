@@ -17,6 +17,7 @@ mod propose;
 pub(crate) mod report;
 mod scrub;
 mod steward;
+pub(crate) mod tempo;
 mod trust;
 
 use std::collections::BTreeMap;
@@ -103,6 +104,9 @@ pub struct NodeConfig {
     pub feature_level: u32,
     /// Consensus timers.
     pub timing: Timing,
+    /// By what [`Self::timing`] has been multiplied because of long ways or slow disks, as [`Node::retimed`] said, 1 if
+    /// it has not been; none: the timers are not to be changed.
+    pub stretch: Option<u32>,
     /// Entries after which a snapshot is taken.
     pub snapshot_every_entries: u64,
     /// Bytes of commands after which a snapshot is taken.
@@ -146,6 +150,7 @@ impl NodeConfig {
             incarnation: 0,
             feature_level: FEATURE_LEVEL,
             timing: Timing::default(),
+            stretch: None,
             snapshot_every_entries: 5_000,
             snapshot_every_bytes: 64 * 1024 * 1024,
             entries_kept: 1_000,
@@ -314,6 +319,12 @@ pub(crate) struct Inner<R: AsyncRuntime> {
     /// What the leader said of all, while another node leads.
     leader_view: Mutex<Option<(LeaderView, InstantOf<Types<R>>)>>,
     own_report: watch::Sender<NodeReport>,
+    /// How long the last reports took there and back.
+    round_trips: Mutex<tempo::Least>,
+    /// How long the cluster's timers should be, while this node leads.
+    tempo: Mutex<Option<tempo::Tempo<InstantOf<Types<R>>>>>,
+    /// By what this node's timers are to be multiplied from now on, if otherwise than they are.
+    retime: watch::Sender<Option<u32>>,
     /// Why the leader's last step of trust failed, so that it is told once.
     trust_failure: Mutex<Option<String>>,
     /// Which machines report under each identity, while this node leads.
@@ -431,6 +442,9 @@ impl<R: AsyncRuntime> Node<R> {
             reports: Mutex::default(),
             leader_view: Mutex::new(None),
             own_report: watch::Sender::new(NodeReport::default()),
+            round_trips: Mutex::default(),
+            tempo: Mutex::new(None),
+            retime: watch::Sender::new(None),
             trust_failure: Mutex::new(None),
             boots: Mutex::default(),
             told: Mutex::default(),

@@ -323,6 +323,12 @@ impl Store {
         self.shared.ledger.set_witness(witness)
     }
 
+    /// How long a sync takes, in microseconds: the least of the last few commits. None before the first one, and where no
+    /// thread writes.
+    pub(crate) fn sync_us(&self) -> Option<u64> {
+        self.shared.writer.sync_us()
+    }
+
     /// The last entry to drop so that the log has at most `limit` bytes; none if it has.
     pub(crate) fn excess(&self, limit: u64) -> Option<u64> {
         self.view().excess(limit)

@@ -218,7 +218,9 @@ async fn way_to(config: &Config, host: &str, port: u16) -> Vec<Finding> {
 fn reached(check: &'static str, target: SocketAddr, took: Duration) -> Finding {
     let detail = format!("{target} in {:.1} ms", took.as_secs_f64() * 1e3);
     if took > LONG_ROUND_TRIP {
-        let detail = format!("{detail}: raise cluster.heartbeat_ms and the election times");
+        let detail = format!(
+            "{detail}: the timers of consensus will be longer, and so will the time until a lost leader is noticed"
+        );
         return Finding::new(check, Verdict::Warning, detail);
     }
     Finding::new(check, Verdict::Ok, detail)

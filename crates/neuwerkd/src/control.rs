@@ -9,6 +9,7 @@ mod founding;
 pub mod rejoin;
 mod report;
 mod storage;
+mod tempo;
 mod trust;
 
 use std::collections::BTreeMap;
@@ -75,7 +76,8 @@ pub struct Control {
 
 /// Runs the control plane until `stop`, restarting it after faults.
 ///
-/// A request to join anew ends the life that there is, and the next one begins with nothing.
+/// A request to join anew ends the life that there is, and the next one begins with nothing; other timers for consensus
+/// end it as well.
 pub async fn supervise(control: Arc<Control>, stop: CancellationToken) {
     let (mut pause, longest) = RESTART_PAUSES;
     let (asking, mut asked) = mpsc::channel(1);
@@ -100,7 +102,12 @@ pub async fn supervise(control: Arc<Control>, stop: CancellationToken) {
             continue;
         }
         let Err(error) = ended else {
-            return;
+            if stop.is_cancelled() {
+                return;
+            }
+            let waiting = "starting consensus anew with other timers";
+            control.http.readiness().set_waiting_for(waiting);
+            continue;
         };
         let reason = format!("{error:#}");
         tracing::error!(
@@ -149,7 +156,8 @@ impl Control {
         }
     }
 
-    /// One life of the control plane: ends well when `stop` is given, otherwise with the fault.
+    /// One life of the control plane: ends well when `stop` is given or the timers are to be others, otherwise with the
+    /// fault.
     async fn run(&self, stop: &CancellationToken) -> anyhow::Result<()> {
         let cluster = &self.config.cluster;
         let layout = self.layout();
@@ -265,7 +273,8 @@ impl Control {
         })
     }
 
-    /// Opens the store and runs the member on it until `stop` or a fault; the store is closed again either way.
+    /// Opens the store and runs the member on it until `stop`, a fault, or other timers; the store is closed again in any
+    /// case.
     async fn serve(
         &self,
         mut member: Member,
@@ -279,11 +288,14 @@ impl Control {
         let sealing = identity::sealing_key(layout)?;
         let node_id = member.identity.node_id;
         let transport = GrpcTransport::new(Arc::clone(&trust));
+        let cluster = &self.config.cluster;
+        let stretch = (!cluster.has_own_timers()).then(|| tempo::recall(data_dir));
         let config = NodeConfig {
             name: host_name(),
             addresses: self.addresses(),
             incarnation: founding::random_u64(),
-            timing: self.config.cluster.timing(),
+            timing: cluster.timing().stretched(stretch.unwrap_or(1)),
+            stretch,
             raise_after: Duration::from_secs(self.config.cluster.feature_level_delay_secs.into()),
             keyring: Keyring::new(node_id, member.identity.key.pkcs8(), sealing),
             join_approval: self.config.cluster.join_approval.into(),
@@ -312,6 +324,7 @@ impl Control {
             self.follow(member, layout, &node, trust, &life);
             tokio::select! {
                 () = stop.cancelled() => Ok(()),
+                () = tempo::changed(&node, data_dir) => Ok(()),
                 failure = &mut failed => Err(failure?.into()),
                 // The state has no writer any more: consensus has ended, and its failure is about to be told.
                 () = self.replay(&node) => Err(node.failed().await.into()),

@@ -11,6 +11,7 @@ use openraft::{AsyncRuntime, ServerState};
 use serde::{Deserialize, Serialize};
 
 use super::autopilot::tolerance;
+use super::tempo::Measured;
 use super::{Inner, Node, locked};
 use crate::command::Addresses;
 use crate::feature::{Candidate, Features};
@@ -38,6 +39,8 @@ pub(crate) struct Report {
     pub(crate) addresses: Addresses,
     pub(crate) incarnation: u64,
     pub(crate) feature_level: u32,
+    #[serde(default, skip_serializing_if = "Measured::is_empty")]
+    pub(crate) measured: Measured,
 }
 
 /// What the leader answers.
@@ -52,12 +55,17 @@ pub(crate) struct LeaderView {
     /// Members whose state differs from the majority's, and the index at which that was seen.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) diverged: BTreeMap<NodeId, u64>,
+    /// What the one that is answered is to multiply its timers by from now on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) stretch: Option<u32>,
 }
 
 /// A report, and when it came.
 pub(crate) struct Received<R: AsyncRuntime> {
     pub(crate) report: Report,
     pub(crate) at: InstantOf<Types<R>>,
+    /// When the member's present boot first reported.
+    pub(crate) since: InstantOf<Types<R>>,
     /// The member's wall clock less this node's when it came.
     pub(crate) clock_offset_ms: i64,
     /// Since when the member has been caught up without a break.
@@ -242,15 +250,20 @@ impl<R: AsyncRuntime> Node<R> {
                 Role::Follower { .. } => {
                     let body = rmp_serde::to_vec_named(&report)
                         .expect("a report has no value that MessagePack lacks");
+                    let sent = Types::<R>::now();
                     // A report that does not arrive is followed by the next one.
                     if let Ok(answer) = self
                         .ask_leader(Kind::Report, body.into(), REPORT_DEADLINE)
                         .await
                         && let Ok(view) = rmp_serde::from_slice::<LeaderView>(&answer)
                     {
+                        locked(&self.inner.round_trips).enter(sent.elapsed());
                         if let Some(first) = view.duplicate_of {
                             *locked(&self.inner.duplicate_of) = Some(first);
                             return;
+                        }
+                        if view.stretch.is_some() {
+                            self.inner.retime.send_replace(view.stretch);
                         }
                         *locked(&self.inner.leader_view) = Some((view, Types::<R>::now()));
                     }
@@ -290,6 +303,7 @@ impl<R: AsyncRuntime> Inner<R> {
             addresses,
             incarnation: self.config.incarnation,
             feature_level: self.config.feature_level,
+            measured: self.measured(),
         }
     }
 
@@ -302,7 +316,11 @@ impl<R: AsyncRuntime> Inner<R> {
     pub(crate) fn receive(&self, from: NodeId, report: Report) {
         let now = Types::<R>::now();
         let mut reports = locked(&self.reports);
-        let caught_up = reports.get(&from).and_then(|earlier| earlier.caught_up);
+        let earlier = reports.get(&from);
+        let caught_up = earlier.and_then(|earlier| earlier.caught_up);
+        let since = earlier
+            .filter(|earlier| earlier.report.incarnation == report.incarnation)
+            .map_or(now, |earlier| earlier.since);
         let (theirs, ours) = (
             report.node.wall_clock_ms,
             (self.environment.wall_clock_ms)(),
@@ -312,6 +330,7 @@ impl<R: AsyncRuntime> Inner<R> {
             Received {
                 report,
                 at: now,
+                since,
                 clock_offset_ms: signed_difference(theirs, ours),
                 caught_up,
             },
@@ -347,6 +366,7 @@ impl<R: AsyncRuntime> Inner<R> {
             members,
             duplicate_of,
             diverged: locked(&self.findings).diverged.clone(),
+            stretch: self.turn(from),
         };
         Ok(Bytes::from(
             rmp_serde::to_vec_named(&view).expect("a view has no value that MessagePack lacks"),

@@ -68,11 +68,13 @@ impl<R: AsyncRuntime> Node<R> {
             if !leads && led {
                 // What was reported to this node is of no use to its successor.
                 locked(&self.inner.reports).clear();
+                *locked(&self.inner.tempo) = None;
                 watch = Watch::new();
             }
             led = leads;
             if leads && self.state().is_initialised() {
                 self.refresh_members().await;
+                self.tend_tempo();
                 self.tend_trust().await;
                 // Without a quorum a change never ends; it is looked at afresh then.
                 let limit = self.inner.config.propose_timeout * 2;

@@ -9,6 +9,8 @@ use std::time::Duration;
 use super::Io;
 use super::disk::{Change, Disk};
 use super::witness::Ledger;
+use crate::node::locked;
+use crate::node::tempo::Least;
 
 /// Called once, when the job is on disk or can no longer get there.
 pub(super) type Done = Box<dyn FnOnce(io::Result<()>) + Send>;
@@ -34,6 +36,7 @@ pub(super) struct Writer {
     ledger: Arc<Ledger>,
     failure: Failure,
     queue: Arc<Queue>,
+    took: Arc<Mutex<Least>>,
     thread: Mutex<Option<JoinHandle<()>>>,
     io: Io,
 }
@@ -64,15 +67,16 @@ impl Writer {
     pub(super) fn start(disk: Arc<Disk>, ledger: Arc<Ledger>, io: Io) -> io::Result<Self> {
         let failure = Failure::default();
         let queue = Arc::new(Queue::default());
+        let took = Arc::<Mutex<Least>>::default();
         let thread = match io {
             Io::Inline | Io::Driven => None,
             Io::Threaded => {
                 let (disk, ledger, failure) = (disk.clone(), ledger.clone(), failure.clone());
-                let queue = queue.clone();
+                let (queue, took) = (queue.clone(), took.clone());
                 Some(
                     std::thread::Builder::new()
                         .name("cluster-log".into())
-                        .spawn(move || run(&disk, &ledger, &failure, &queue))?,
+                        .spawn(move || run(&disk, &ledger, &failure, &queue, &took))?,
                 )
             }
         };
@@ -81,6 +85,7 @@ impl Writer {
             ledger,
             failure,
             queue,
+            took,
             thread: Mutex::new(thread),
             io,
         })
@@ -88,6 +93,11 @@ impl Writer {
 
     pub(super) fn failure(&self) -> Option<Arc<io::Error>> {
         self.failure.get().cloned()
+    }
+
+    /// The least time of the last few commits by the thread.
+    pub(super) fn sync_us(&self) -> Option<u64> {
+        locked(&self.took).micros()
     }
 
     pub(super) fn submit(&self, job: Job) {
@@ -231,10 +241,16 @@ impl Drop for Ended<'_> {
     }
 }
 
-fn run(disk: &Disk, ledger: &Ledger, failure: &Failure, queue: &Queue) {
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a thread of its own, with the machine's clock"
+)]
+fn run(disk: &Disk, ledger: &Ledger, failure: &Failure, queue: &Queue, took: &Mutex<Least>) {
     let _ended = Ended(queue);
     while let Some(jobs) = queue.next() {
+        let begun = std::time::Instant::now();
         write(disk, ledger, failure, jobs);
+        locked(took).enter(begun.elapsed());
     }
 }
 

@@ -152,6 +152,7 @@ struct Place<R: AsyncRuntime> {
     node: Option<Node<R>>,
     /// Highest feature level that it supports.
     feature_level: u32,
+    stretch: Option<u32>,
 }
 
 /// Nodes 0, 1, 2, … and what is between them.
@@ -180,6 +181,7 @@ impl<R: AsyncRuntime> Bench<R> {
                 free_bytes: Arc::new(AtomicU64::new(u64::MAX)),
                 node: None,
                 feature_level: FEATURE_LEVEL,
+                stretch: None,
             })
             .collect();
         Bench {
@@ -226,6 +228,16 @@ impl<R: AsyncRuntime> Bench<R> {
         self.places[n].feature_level = level;
     }
 
+    /// From its next start on, the cluster may change node `n`'s timers, which are multiplied by this.
+    pub(crate) fn set_stretch(&mut self, n: usize, factor: u32) {
+        self.places[n].stretch = Some(factor);
+    }
+
+    /// What node `n`'s timers are multiplied by from its next start on.
+    pub(crate) fn stretch(&self, n: usize) -> Option<u32> {
+        self.places[n].stretch
+    }
+
     /// The cluster will be founded at the lowest level, as by a version that knows no other.
     pub(crate) fn found_at_level_1(&mut self) {
         self.founding_level = 1;
@@ -255,14 +267,17 @@ impl<R: AsyncRuntime> Bench<R> {
             }),
             free_bytes: Arc::new(move || Some(free_bytes.load(Ordering::SeqCst))),
         };
+        let stretch = self.places[n].stretch;
+        let timing = Timing {
+            heartbeat_ms: 50,
+            election_min_ms: 300,
+            election_max_ms: 600,
+        };
         let config = NodeConfig {
             name: format!("node-{n}"),
             addresses: addresses(id),
-            timing: Timing {
-                heartbeat_ms: 50,
-                election_min_ms: 300,
-                election_max_ms: 600,
-            },
+            timing: timing.stretched(stretch.unwrap_or(1)),
+            stretch,
             snapshot_every_entries: 20,
             snapshot_every_bytes: self.log_bytes,
             entries_kept: 4,

@@ -10,6 +10,7 @@ mod bench;
 mod freshness;
 mod keeping;
 mod levels;
+mod tempo;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -42,13 +42,13 @@ section! {
         flag("bootstrap-token-path"), enables_cluster();
     /// How often the leader is heard.
     heartbeat_ms: Option<u32> = None, unit("ms"), range(10..=60_000),
-        default_is("100");
+        default_is("100, times what round trips and syncs need");
     /// Shortest silence after which a follower stands for election.
     election_min_ms: Option<u32> = None, unit("ms"), range(10..=600_000),
-        default_is("200");
+        default_is("200, times what round trips and syncs need");
     /// Longest silence after which a follower stands for election.
     election_max_ms: Option<u32> = None, unit("ms"), range(10..=600_000),
-        default_is("400");
+        default_is("400, times what round trips and syncs need");
     /// After an upgrade: how long every member must have run the new version, without a break, before the cluster uses
     /// what the old one does not understand. Until then each node can go back to the old version.
     feature_level_delay_secs: u32 = 600, unit("s"), range(0..=31_536_000);
@@ -131,7 +131,17 @@ impl Cluster {
         self.advertise.unwrap_or(self.bind)
     }
 
-    /// How fast consensus is.
+    /// Whether the timers of consensus are configured; otherwise they follow what the members measure.
+    pub fn has_own_timers(&self) -> bool {
+        let keys = [
+            self.heartbeat_ms,
+            self.election_min_ms,
+            self.election_max_ms,
+        ];
+        keys.iter().any(Option::is_some)
+    }
+
+    /// The timers of consensus, as they are configured or for a LAN.
     pub fn timing(&self) -> Timing {
         let default = Timing::default();
         let or = |key: Option<u32>, default: u64| key.map_or(default, u64::from);

@@ -127,6 +127,7 @@ fn cluster(node: &Node) -> ClusterStats {
         node_id: status.node_id.to_string(),
         leader_id: leader_id.map(|id| id.to_string()),
         failure_tolerance: status.failure_tolerance.map(u64::from),
+        detection_time_ms: status.detection_time_ms,
         cluster_id: status
             .cluster_id
             .map(|id| id.to_string())
