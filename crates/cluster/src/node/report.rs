@@ -361,11 +361,13 @@ impl<R: AsyncRuntime> Inner<R> {
             self.receive(from, report);
         }
         let members = self.leader_members();
+        // One after the other: none of these locks is taken while another one is held.
+        let diverged = locked(&self.findings).diverged.clone();
         let view = LeaderView {
             failure_tolerance: self.failure_tolerance(&members),
             members,
             duplicate_of,
-            diverged: locked(&self.findings).diverged.clone(),
+            diverged,
             stretch: self.turn(from),
         };
         Ok(Bytes::from(
@@ -431,6 +433,7 @@ impl<R: AsyncRuntime> Inner<R> {
             let findings = locked(&self.findings);
             (findings.diverged.clone(), findings.passed.clone())
         };
+        let own_report = self.own_report().node;
         let reports = locked(&self.reports);
         for member in &mut members {
             let id = member.node_id;
@@ -447,7 +450,7 @@ impl<R: AsyncRuntime> Inner<R> {
                 member.last_contact_ms = Some(0);
                 member.matched_index = last;
                 member.applied_index = applied_here;
-                member.report = Some(self.own_report().node);
+                member.report = Some(own_report.clone());
                 member.clock_offset_ms = Some(0);
                 continue;
             }
