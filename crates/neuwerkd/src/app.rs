@@ -26,6 +26,7 @@ use crate::drain::Drain;
 use crate::http::certificate::Certificates;
 use crate::metrics::Metrics;
 use crate::readiness::{Part, Readiness};
+use crate::staleness::InForce;
 use crate::{http, interfaces};
 
 /// How often the packet workers are looked after.
@@ -139,8 +140,13 @@ pub fn start(config: Config, log: RecentLog) -> anyhow::Result<Running> {
     let watched = Arc::clone(dataplane.dataplane());
     let watchdog = watchdog(watched, Arc::clone(&readiness), stop_control.clone());
     control_tasks.spawn_on(watchdog, control_runtime.handle());
-    let follow = follow_policy(control.progress.subscribe(), Arc::clone(&readiness));
-    control_runtime.spawn(follow);
+    let in_force = InForce {
+        max_staleness: config.policy.max_staleness,
+        dataplane: Arc::clone(dataplane.dataplane()),
+        app: Arc::clone(&app),
+        progress: control.progress.subscribe(),
+    };
+    control_runtime.spawn(in_force.follow());
     control_tasks.spawn_on(
         control::supervise(control, stop_control.clone()),
         control_runtime.handle(),
@@ -337,19 +343,6 @@ async fn watchdog(dataplane: Arc<Dataplane>, readiness: Arc<Readiness>, stop: Ca
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(WATCHDOG) => {}
-        }
-    }
-}
-
-async fn follow_policy(mut progress: watch::Receiver<Progress>, readiness: Arc<Readiness>) {
-    loop {
-        let enforced = progress.borrow_and_update().enforced;
-        if enforced.index > 0 {
-            let detail = format!("revision {} is enforced", enforced.revision);
-            readiness.set_ok(Part::PolicyReady, detail);
-        }
-        if progress.changed().await.is_err() {
-            return;
         }
     }
 }

@@ -44,8 +44,9 @@ pub struct SwapError {
 /// The running packet workers of this node.
 pub struct Dataplane {
     published: Arc<ArcSwap<Snapshot>>,
-    /// Serializes swaps, so that none overwrites what another changed.
-    swap: Mutex<()>,
+    /// The policy in whose place everything is denied, while that is so. Serializes swaps, so that none overwrites what
+    /// another changed.
+    withheld: Mutex<Option<Arc<Compiled>>>,
     workers: Vec<WorkerThread>,
     stop: Arc<AtomicBool>,
 }
@@ -92,7 +93,7 @@ impl Dataplane {
         let count = u16::try_from(open.len()).context("too many packet workers")?;
         let mut dataplane = Dataplane {
             published: Arc::new(ArcSwap::from_pointee(snapshot)),
-            swap: Mutex::new(()),
+            withheld: Mutex::new(None),
             workers: Vec::new(),
             stop: Arc::new(AtomicBool::new(false)),
         };
@@ -159,13 +160,40 @@ impl Dataplane {
         Ok(())
     }
 
-    /// Publishes a compiled policy and waits until the last worker runs on it.
+    /// Publishes a compiled policy and waits until the last worker runs on it; while everything is denied, keeps it for
+    /// the time after that.
     ///
     /// # Errors
     /// A worker is stuck; those that are not have taken the policy over.
     pub async fn set_policy(&self, policy: Arc<Compiled>) -> Result<(), SwapError> {
-        let generation =
-            self.publish(|now, generation| now.with_policy(generation, Arc::clone(&policy)));
+        let generation = self.publish(|withheld, now, generation| {
+            let in_force = match withheld {
+                None => policy,
+                Some(kept) => {
+                    *kept = policy;
+                    Arc::clone(now.policy())
+                }
+            };
+            now.with_policy(generation, in_force)
+        });
+        self.reached(generation).await
+    }
+
+    /// Denies everything in the policy's place from now on (`true`), open flows included, or goes by it again, and waits
+    /// until the last worker knows.
+    ///
+    /// # Errors
+    /// As [`Dataplane::set_policy`].
+    pub async fn set_denying(&self, denying: bool) -> Result<(), SwapError> {
+        let generation = self.publish(|withheld, now, generation| {
+            let in_force = if denying {
+                withheld.get_or_insert_with(|| Arc::clone(now.policy()));
+                Arc::new(Compiled::deny_all())
+            } else {
+                withheld.take().unwrap_or_else(|| Arc::clone(now.policy()))
+            };
+            now.with_policy(generation, in_force)
+        });
         self.reached(generation).await
     }
 
@@ -175,7 +203,8 @@ impl Dataplane {
     /// # Errors
     /// As [`Dataplane::set_policy`].
     pub async fn set_draining(&self, draining: bool) -> Result<(), SwapError> {
-        let generation = self.publish(|now, generation| now.with_draining(generation, draining));
+        let generation =
+            self.publish(|_withheld, now, generation| now.with_draining(generation, draining));
         self.reached(generation).await
     }
 
@@ -253,11 +282,15 @@ impl Dataplane {
         }
     }
 
-    fn publish(&self, change: impl Fn(&Snapshot, u64) -> Snapshot) -> u64 {
-        let _one_at_a_time = self.swap.lock().unwrap_or_else(PoisonError::into_inner);
+    fn publish(
+        &self,
+        change: impl FnOnce(&mut Option<Arc<Compiled>>, &Snapshot, u64) -> Snapshot,
+    ) -> u64 {
+        let mut withheld = self.withheld.lock().unwrap_or_else(PoisonError::into_inner);
         let now = self.published.load_full();
         let generation = now.generation() + 1;
-        self.published.store(Arc::new(change(&now, generation)));
+        let next = change(&mut withheld, &now, generation);
+        self.published.store(Arc::new(next));
         for worker in &self.workers {
             worker.waker.wake();
         }

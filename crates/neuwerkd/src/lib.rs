@@ -14,4 +14,5 @@ pub mod interfaces;
 pub mod member;
 pub mod metrics;
 pub mod readiness;
+mod staleness;
 pub mod sysdump;

@@ -19,3 +19,15 @@ section! {
     /// Private ranges whose addresses may be granted to clients when a name resolves to them.
     allow_private_answers: Vec<IpNet> = Vec::new();
 }
+
+impl Dns {
+    /// The addresses whose port 53 is the proxy's: none as long as there is no proxy, so that packets to them are judged
+    /// and forwarded like all others.
+    pub fn served(&self) -> &[IpAddr] {
+        if Part::Dns.exists() {
+            &self.target_ips
+        } else {
+            &[]
+        }
+    }
+}

@@ -34,8 +34,6 @@ pub enum Part {
     SingleSignOn,
     /// Scheduled backups.
     Backup,
-    /// Enrolment that waits for an operator, and denying after a long isolation.
-    ClusterSafeguards,
     /// Dataplane behaviour that the published system had and this one does not have, or not yet.
     DataplaneTuning,
     /// Moving a node's state into a cluster: not needed any more, a node's state is already a cluster of one.

@@ -15,8 +15,9 @@ section! {
     default: PolicyDefault = PolicyDefault::Deny, flag("default-policy");
     /// Prefixes that count as inside on a node with one arm, beside the port's own and the policy's source groups.
     internal_cidr: Vec<IpNet> = Vec::new(), flag("internal-cidr");
-    /// How long a node that no leader reaches keeps enforcing before it denies everything. Unset: for ever.
-    max_staleness: Option<Duration> = None, part(Part::ClusterSafeguards);
+    /// How long a node that no leader reaches keeps enforcing before it denies everything, counted from the process's
+    /// start if none has reached it since. Unset: for ever.
+    max_staleness: Option<Duration> = None;
 }
 
 choice! {

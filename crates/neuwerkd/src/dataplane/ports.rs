@@ -56,7 +56,7 @@ impl HeldDataplane {
             .iter()
             .map(|(key, interface)| Socket::open(&PacketConfig::new(interface)).context(*key))
             .collect::<Result<Vec<_>, _>>()?;
-        let lane = TunDevice::open(&TunConfig::host_lane(config.dns.target_ips.clone()))?;
+        let lane = TunDevice::open(&TunConfig::host_lane(config.dns.served().to_vec()))?;
         let open = move || {
             let ports = sockets.into_iter().map(PacketPort::new).collect();
             Ok(Opened {

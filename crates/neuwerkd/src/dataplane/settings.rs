@@ -50,7 +50,7 @@ pub(super) fn settings(config: &Config, now: Now) -> Settings {
         },
         tcp_window_check: dataplane.tcp_window_check,
         pick_up_until: now + Duration::from_secs(u64::from(dataplane.tcp_pick_up_secs)),
-        services: config.dns.target_ips.iter().map(service).collect(),
+        services: config.dns.served().iter().map(service).collect(),
         ..Settings::default()
     }
 }
