@@ -10,6 +10,7 @@
 )]
 pub mod grpc;
 pub mod memory;
+pub mod tally;
 
 use std::time::Duration;
 
@@ -95,6 +96,28 @@ impl Kind {
         .find(|kind| *kind as u8 == number)
     }
 
+    /// Its name in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Vote => "vote",
+            Kind::PreVote => "pre_vote",
+            Kind::TransferLeader => "transfer_leader",
+            Kind::Append => "append",
+            Kind::Report => "report",
+            Kind::ReadIndex => "read_index",
+            Kind::Http => "http",
+            Kind::Enrol => "enrol",
+            Kind::Renew => "renew",
+            Kind::Mint => "mint",
+            Kind::Event => "event",
+            Kind::Admin => "admin",
+            Kind::Sysdump => "sysdump",
+            Kind::Find => "find",
+            Kind::Recall => "recall",
+            Kind::Fingerprint => "fingerprint",
+        }
+    }
+
     /// Whether the request must not wait behind large ones: elections and heartbeats.
     pub fn is_urgent(self) -> bool {
         matches!(
@@ -116,6 +139,17 @@ pub enum TransportError {
     /// The member answered with a refusal.
     #[error("refused: {0}")]
     Refused(String),
+}
+
+impl TransportError {
+    /// Its name in metrics.
+    pub fn name(&self) -> &'static str {
+        match self {
+            TransportError::Unreachable(_) => "unreachable",
+            TransportError::Lost(_) => "lost",
+            TransportError::Refused(_) => "refused",
+        }
+    }
 }
 
 /// Carries requests to members. Cheap to share; makes, keeps and renews its connections by itself.

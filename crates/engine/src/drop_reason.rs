@@ -74,8 +74,6 @@ drop_reasons! {
     NatTableFull = "nat_table_full",
     /// No free port is left for this destination.
     NatPortsExhausted = "nat_ports_exhausted",
-    /// The flow needs NAT, and no address for it is configured on the way out.
-    NoNatAddress = "no_nat_address",
     /// New flows are refused because the node drains.
     Draining = "draining",
     /// TTL or hop limit has run out.

@@ -575,6 +575,8 @@ pub(crate) enum Document {
     Configuration,
     /// The management API, `docs/openapi.json`.
     Openapi,
+    /// All metrics, and all reasons for which a frame is discarded.
+    Metrics,
 }
 
 /// Reads a command line. `neuwerk [flags]` is `neuwerk run [flags]`.

@@ -70,6 +70,9 @@ fn perform(cli: Cli, matches: &clap::ArgMatches) -> Result<ExitCode, Failure> {
         Verb::Reference {
             document: Document::Openapi,
         } => print::to_stdout(&neuwerkd::http::openapi::document_text()),
+        Verb::Reference {
+            document: Document::Metrics,
+        } => print::to_stdout(&neuwerkd::metrics::reference()),
     };
     done.map(|()| ExitCode::SUCCESS)
 }

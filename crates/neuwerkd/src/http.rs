@@ -24,6 +24,7 @@ pub mod openapi;
 pub mod policy;
 mod preflight;
 mod request;
+mod revision;
 pub mod route;
 pub mod session;
 pub mod stats;
@@ -52,7 +53,7 @@ use crate::auth::signatures::Signatures;
 use crate::backup::Backups;
 use crate::config::{Config, RecentLog};
 use crate::control::rejoin::Rejoin;
-use crate::metrics::HttpMetrics;
+use crate::metrics::{HttpMetrics, Links};
 use crate::readiness::{Readiness, View};
 use crate::sysdump::Source;
 use api::error::Reason;
@@ -79,6 +80,7 @@ pub struct App {
     registry: OnceLock<Weak<Registry>>,
     backups: ArcSwap<Backups>,
     rejoin: ArcSwapOption<mpsc::Sender<Rejoin>>,
+    links: ArcSwapOption<Links>,
     /// When there was a leader last, as far as this node knows.
     leader_seen: Mutex<Option<Instant>>,
 }
@@ -156,6 +158,7 @@ impl App {
             registry: OnceLock::new(),
             backups: ArcSwap::default(),
             rejoin: ArcSwapOption::empty(),
+            links: ArcSwapOption::empty(),
             leader_seen: Mutex::default(),
         })
     }
@@ -178,6 +181,16 @@ impl App {
     /// What is known of scheduled backups.
     pub fn backups(&self) -> Arc<Backups> {
         self.backups.load_full()
+    }
+
+    /// Sets who counts what goes on between members.
+    pub fn set_links(&self, links: Links) {
+        self.links.store(Some(Arc::new(links)));
+    }
+
+    /// Who counts what goes on between members, once there was a control plane.
+    pub(crate) fn links(&self) -> Option<Arc<Links>> {
+        self.links.load_full()
     }
 
     /// Sets who is asked to join anew.

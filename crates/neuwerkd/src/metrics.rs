@@ -6,6 +6,8 @@
 
 mod consensus;
 mod dataplane;
+mod links;
+mod reference;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,6 +31,9 @@ use crate::http::App;
 use crate::http::listen::{Limits, serve_plain};
 use consensus::ConsensusCollector;
 use dataplane::DataplaneCollector;
+pub use links::Links;
+use links::LinksCollector;
+pub use reference::reference;
 
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -68,6 +73,7 @@ impl Metrics {
     fn router(mut self, app: &Arc<App>) -> Router {
         ConsensusCollector::register(&mut self.registry, Arc::clone(app));
         DataplaneCollector::register(&mut self.registry, Arc::clone(app));
+        LinksCollector::register(&mut self.registry, Arc::clone(app));
         let registry = Arc::new(self.registry);
         app.set_registry(Arc::downgrade(&registry));
         Router::new()
@@ -99,6 +105,28 @@ async fn scrape(State(registry): State<Arc<Registry>>) -> Response {
         .into_response()
 }
 
+/// Metrics of the management API: name, kind, labels, help.
+const HTTP: [(&str, &str, &str, &str); 3] = [
+    (
+        "http_requests_total",
+        "counter",
+        "path, method, status",
+        "Requests to the management API, by route",
+    ),
+    (
+        "http_request_duration_seconds",
+        "histogram",
+        "path, method, status",
+        "Time from a request's headers to its answer, by route",
+    ),
+    (
+        "http_auth_total",
+        "counter",
+        "outcome, reason",
+        "Credentials presented to the management API, by outcome",
+    ),
+];
+
 /// Metrics of the management API.
 #[derive(Clone, Debug)]
 pub struct HttpMetrics {
@@ -128,21 +156,11 @@ impl HttpMetrics {
             durations: Family::new_with_constructor(|| Histogram::new(BUCKETS_S)),
             auth: Family::default(),
         };
-        registry.register(
-            "http_requests",
-            "Requests to the management API, by route",
-            metrics.requests.clone(),
-        );
-        registry.register(
-            "http_request_duration_seconds",
-            "Time from a request's headers to its answer, by route",
-            metrics.durations.clone(),
-        );
-        registry.register(
-            "http_auth",
-            "Credentials presented to the management API, by outcome",
-            metrics.auth.clone(),
-        );
+        let name = |shown: &'static str| shown.trim_end_matches("_total");
+        let [requests, durations, auth] = HTTP;
+        registry.register(name(requests.0), requests.3, metrics.requests.clone());
+        registry.register(name(durations.0), durations.3, metrics.durations.clone());
+        registry.register(name(auth.0), auth.3, metrics.auth.clone());
         metrics
     }
 

@@ -102,7 +102,7 @@ pub struct JoinListener {
     journal: Mutex<Journal>,
     slots: Arc<Semaphore>,
     throttle: Mutex<Throttle>,
-    counters: JoinCounters,
+    counters: Arc<JoinCounters>,
 }
 
 impl JoinListener {
@@ -134,13 +134,13 @@ impl JoinListener {
             journal: Mutex::default(),
             slots: Arc::new(Semaphore::new(MAX_ENROLMENTS)),
             throttle: Mutex::default(),
-            counters: JoinCounters::default(),
+            counters: Arc::default(),
         }))
     }
 
     /// Attempts since start.
-    pub fn counters(&self) -> &JoinCounters {
-        &self.counters
+    pub fn counters(&self) -> Arc<JoinCounters> {
+        Arc::clone(&self.counters)
     }
 
     /// Accepts until `stop`.

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -24,6 +24,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
+use super::tally::Tally;
 use super::{Kind, Peer, Search, Service, Transport, TransportError};
 use crate::command::MAX_DOCUMENT_BYTES;
 use crate::id::{Digest, NodeId};
@@ -129,6 +130,7 @@ pub struct GrpcTransport {
 
 struct Shared {
     trust: Arc<Trust>,
+    tally: Arc<Tally>,
     lines: Mutex<Lines>,
     stop: CancellationToken,
 }
@@ -141,10 +143,16 @@ impl GrpcTransport {
             _stop: stop.clone().drop_guard(),
             shared: Arc::new(Shared {
                 trust,
+                tally: Arc::default(),
                 lines: Mutex::default(),
                 stop,
             }),
         })
+    }
+
+    /// What requests to each peer came to.
+    pub fn tally(&self) -> Arc<Tally> {
+        Arc::clone(&self.shared.tally)
     }
 
     /// The server side: answers members on `listener` until `stop`; then every connection is closed.
@@ -163,6 +171,30 @@ impl GrpcTransport {
 }
 
 impl Shared {
+    async fn ask(
+        &self,
+        peer: &Peer,
+        kind: Kind,
+        body: Bytes,
+        deadline: Duration,
+    ) -> Result<Bytes, TransportError> {
+        let lane = if kind.is_urgent() {
+            Lane::Urgent
+        } else {
+            Lane::Bulk
+        };
+        let mut client = self.client(peer, lane)?;
+        let request = wire::CallRequest {
+            kind: kind as u32,
+            body,
+        };
+        match tokio::time::timeout(deadline, client.call(request)).await {
+            Ok(Ok(answer)) => outcome(answer.into_inner()),
+            Ok(Err(status)) => Err(failure(&status)),
+            Err(_) => Err(TransportError::Lost("no answer in time".into())),
+        }
+    }
+
     /// The connection for `lane`; made anew when the peer's address has changed. Needs a runtime.
     fn client(&self, peer: &Peer, lane: Lane) -> Result<Client, TransportError> {
         let mut lines = self.lines();
@@ -220,21 +252,12 @@ impl Transport for GrpcTransport {
     ) -> BoxFuture<'static, Result<Bytes, TransportError>> {
         let (shared, peer) = (Arc::clone(&self.shared), peer.clone());
         Box::pin(async move {
-            let lane = if kind.is_urgent() {
-                Lane::Urgent
-            } else {
-                Lane::Bulk
-            };
-            let mut client = shared.client(&peer, lane)?;
-            let request = wire::CallRequest {
-                kind: kind as u32,
-                body,
-            };
-            match tokio::time::timeout(deadline, client.call(request)).await {
-                Ok(Ok(answer)) => outcome(answer.into_inner()),
-                Ok(Err(status)) => Err(failure(&status)),
-                Err(_) => Err(TransportError::Lost("no answer in time".into())),
-            }
+            let begun = Instant::now();
+            let outcome = shared.ask(&peer, kind, body, deadline).await;
+            shared
+                .tally
+                .enter(peer.node_id, kind, begun.elapsed(), &outcome);
+            outcome
         })
     }
 
@@ -324,6 +347,7 @@ impl Transport for GrpcTransport {
         let mut lines = self.shared.lines();
         lines.by_node.remove(&node_id);
         lines.forgotten.insert(node_id);
+        self.shared.tally.forget(node_id);
     }
 }
 

@@ -8,7 +8,6 @@ use api::account::{
     TokenMeta, TokenStatus,
 };
 use api::error::Reason;
-use api::policy::PolicyTag;
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::response::IntoResponse as _;
@@ -17,14 +16,14 @@ use cluster::command::{AccountSpec, AccountStatus, Command, Role, TokenSpec};
 use cluster::node::REQUEST_DIGESTS_LEVEL;
 use cluster::state::{Account, TokenRecord};
 use cluster::{Refusal, Response};
-use http::header::{CACHE_CONTROL, ETAG, IF_MATCH};
+use http::header::CACHE_CONTROL;
 use http::{HeaderMap, HeaderValue, StatusCode};
 use uuid::Uuid;
 
 use super::change::{Change, unexpected};
 use super::error::{Answer, Refused};
 use super::openapi::{self, Doc};
-use super::request::text;
+use super::revision::{conflict, etag, if_match};
 use super::{App, now_s, rfc3339};
 use crate::auth::{role_name, token};
 
@@ -133,7 +132,7 @@ pub(super) async fn update(
             }
             Ok(_) => return Err(unexpected()),
             Err(Refusal::Conflict { .. }) if asked.is_none() => {}
-            Err(refusal) => return Err(conflict(refusal, &change.state())),
+            Err(refusal) => return Err(conflict(refusal, RECORD, &change.state())),
         }
     }
     Err(Refused::new(
@@ -161,7 +160,7 @@ pub(super) async fn disable(
     let command = Command::DisableAccount { id, if_match };
     match change.answered(command).await?.accepted() {
         Ok(_) => Ok(StatusCode::NO_CONTENT),
-        Err(refusal) => Err(conflict(refusal, &change.state())),
+        Err(refusal) => Err(conflict(refusal, RECORD, &change.state())),
     }
 }
 
@@ -298,6 +297,9 @@ fn find(state: &cluster::State, id: Uuid) -> Answer<&Arc<Account>> {
         .ok_or_else(|| Refused::not_found("service account"))
 }
 
+/// What a refused change is about.
+const RECORD: &str = "the service account";
+
 /// The account as the change made it: a retry, however late, is answered with that and its tag, not with what others
 /// have made of it since.
 fn answer(
@@ -311,47 +313,7 @@ fn answer(
         spec,
         ..Account::clone(find(state, id)?)
     };
-    let etag = HeaderValue::try_from(tag(state, revision).to_string());
-    let etag = etag.expect("hexadecimal digits in quotes");
-    Ok((status, [(ETAG, etag)], Json(view(&made))).into_response())
-}
-
-fn tag(state: &cluster::State, revision: u64) -> PolicyTag {
-    PolicyTag {
-        lineage: state
-            .lineage()
-            .map(|lineage| lineage.to_string())
-            .unwrap_or_default(),
-        revision,
-    }
-}
-
-/// 412 with the account's tag as it is now; other refusals as they are.
-fn conflict(refusal: Refusal, state: &cluster::State) -> Refused {
-    match refusal {
-        Refusal::Conflict { current, .. } => Refused::precondition(
-            "the service account was changed in between",
-            Some(tag(state, current).to_string()),
-        ),
-        other => other.into(),
-    }
-}
-
-fn if_match(headers: &HeaderMap, state: &cluster::State) -> Answer<Option<u64>> {
-    let Some(value) = text(headers, &IF_MATCH) else {
-        return Ok(None);
-    };
-    if value.trim() == "*" {
-        return Ok(None);
-    }
-    let asked = value.parse::<PolicyTag>().ok();
-    match asked.filter(|asked| asked.lineage == tag(state, 0).lineage) {
-        Some(asked) => Ok(Some(asked.revision)),
-        None => Err(Refused::precondition(
-            "If-Match names no revision of this record",
-            None,
-        )),
-    }
+    Ok((status, [etag(state, revision)], Json(view(&made))).into_response())
 }
 
 fn parse_id(text: &str, what: &str) -> Answer<Uuid> {

@@ -17,13 +17,14 @@ use cluster::join::secret;
 use cluster::join::token::Token;
 use cluster::state::{JoinToken, Standing};
 use cluster::{NodeId, ca};
-use http::StatusCode;
 use http::header::CACHE_CONTROL;
+use http::{HeaderMap, StatusCode};
 use uuid::Uuid;
 
 use super::change::Change;
 use super::error::{Answer, Refused};
 use super::openapi::{self, Doc};
+use super::revision::{conflict, etag, if_match};
 use super::{App, rfc3339};
 
 /// What ids and secrets are made for.
@@ -162,13 +163,14 @@ pub(super) static READ: Doc = Doc::new("Read how new members are let in").answer
     Some(openapi::json("JoinSettings")),
 )]);
 
-pub(super) async fn read(State(app): State<Arc<App>>) -> Answer<Json<JoinSettings>> {
-    view(&app.node()?.state()).map(Json)
+pub(super) async fn read(State(app): State<Arc<App>>) -> Answer {
+    settings(&app.node()?.state())
 }
 
 pub(super) static CHANGE: Doc = Doc::new("Change how new members are let in")
     .takes(openapi::json("JoinSettingsRequest"))
     .idempotent()
+    .conditional()
     .answers(&[
         (
             200,
@@ -182,26 +184,34 @@ pub(super) static CHANGE: Doc = Doc::new("Change how new members are let in")
         ),
     ]);
 
-pub(super) async fn change(change: Change, body: Bytes) -> Answer<Json<JoinSettings>> {
+pub(super) async fn change(change: Change, headers: HeaderMap, body: Bytes) -> Answer {
     let request: JoinSettingsRequest = openapi::parse(&body)?;
     let state = change.state();
-    let (settings, revision) = state.settings().ok_or(cluster::Refusal::NotInitialised)?;
-    let settings = Settings {
-        bootstrap_join: request.bootstrap.unwrap_or(settings.bootstrap_join),
+    let asked = if_match(&headers, &state)?;
+    let (now, revision) = state.settings().ok_or(cluster::Refusal::NotInitialised)?;
+    let wanted = Settings {
+        bootstrap_join: request.bootstrap.unwrap_or(now.bootstrap_join),
         join_approval: match request.approval {
-            None => settings.join_approval,
+            None => now.join_approval,
             Some(JoinApprovalMode::Auto) => JoinApproval::Auto,
             Some(JoinApprovalMode::Manual) => JoinApproval::Manual,
         },
-        ..settings.clone()
+        ..now.clone()
     };
-    change
-        .done(Command::PutSettings {
-            settings,
-            if_match: Some(revision),
-        })
-        .await?;
-    view(&change.state()).map(Json)
+    let command = Command::PutSettings {
+        settings: wanted,
+        if_match: asked.or(Some(revision)),
+    };
+    match change.answered(command).await?.accepted() {
+        Ok(_) => settings(&change.state()),
+        Err(refusal) => Err(conflict(refusal, "the setting", &change.state())),
+    }
+}
+
+/// How new members are let in, and its tag.
+fn settings(state: &cluster::State) -> Answer {
+    let (_, revision) = state.settings().ok_or(cluster::Refusal::NotInitialised)?;
+    Ok(([etag(state, revision)], Json(view(state)?)).into_response())
 }
 
 pub(super) static ROTATE: Doc = Doc::new("Replace the bootstrap secret of the whole cluster")

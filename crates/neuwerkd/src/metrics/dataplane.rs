@@ -61,7 +61,6 @@ const COUNTERS: &[(&str, &str, Read)] = &[
     ("neuwerk_dp_flows_picked_up",       "TCP connections picked up in the middle",               |w| w.picked_up.get()),
     ("neuwerk_dp_would_deny",            "Flows that a policy in audit mode would have denied",   |w| w.would_deny.get()),
     ("neuwerk_dp_no_buffer",             "Frames that the engine wanted to originate but had no buffer for", |w| w.no_buffer.get()),
-    ("neuwerk_dp_events_lost",           "Events lost because the ring to the control side was full", |w| w.events_lost.get()),
 ];
 
 #[rustfmt::skip] // A table reads better in columns.
@@ -72,6 +71,48 @@ const GAUGES: &[(&str, &str, Read)] = &[
     ("neuwerk_dp_nat_capacity",          "Translations that may be held at once",                 |w| w.nat_capacity.get()),
     ("neuwerk_dp_neighbors",             "Next hops known",                                       |w| w.neighbors.get()),
 ];
+
+#[rustfmt::skip] // A table reads better in columns.
+const RATIOS: &[(&str, &str, Read, Read)] = &[
+    ("dp_flow_table_utilization_ratio",  "Share of the flow tables in use, 0 to 1",               |w| w.flows_active.get(), |w| w.flow_capacity.get()),
+    ("dp_nat_table_utilization_ratio",   "Share of the translations in use, 0 to 1",              |w| w.nat_active.get(),   |w| w.nat_capacity.get()),
+];
+
+/// Counters with labels: name, labels, help.
+const FAMILIES: [(&str, &str, &str); 5] = [
+    (
+        "dp_packets",
+        "direction, proto, decision",
+        "Packets by verdict",
+    ),
+    ("dp_bytes", "direction, proto, decision", "Bytes by verdict"),
+    ("dp_flow_closes", "reason", "Flows closed, by reason"),
+    ("neuwerk_dp_drops", "reason", "Frames discarded, by reason"),
+    (
+        "neuwerk_dp_port_lost",
+        "port, direction, cause",
+        "Frames lost between a data port and the engine",
+    ),
+];
+
+const PORT_UP: (&str, &str, &str) = (
+    "neuwerk_dp_port_up",
+    "port",
+    "Whether a data port has a link, 1 or 0",
+);
+
+/// Name, labels and help of every counter.
+pub(super) fn counters() -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
+    let plain = COUNTERS.iter().map(|(name, help, _)| (*name, "", *help));
+    plain.chain(FAMILIES)
+}
+
+/// Name, labels and help of every gauge.
+pub(super) fn gauges() -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
+    let plain = GAUGES.iter().map(|(name, help, _)| (*name, "", *help));
+    let ratios = RATIOS.iter().map(|(name, help, ..)| (*name, "", *help));
+    plain.chain(ratios).chain([PORT_UP])
+}
 
 fn encode(
     workers: &[Arc<WorkerCounters>],
@@ -87,83 +128,61 @@ fn encode(
     for (name, help, read) in GAUGES {
         gauge(&mut encoder, name, help, sum(read) as f64)?;
     }
-    let ratio = |active: u64, capacity: u64| {
-        if capacity == 0 {
+    for (name, help, active, capacity) in RATIOS {
+        let (active, capacity) = (sum(active), sum(capacity));
+        let share = if capacity == 0 {
             0.0
         } else {
             active as f64 / capacity as f64
-        }
-    };
-    gauge(
-        &mut encoder,
-        "dp_flow_table_utilization_ratio",
-        "Share of the flow tables in use, 0 to 1",
-        ratio(
-            sum(&|w| w.flows_active.get()),
-            sum(&|w| w.flow_capacity.get()),
-        ),
-    )?;
-    gauge(
-        &mut encoder,
-        "dp_nat_table_utilization_ratio",
-        "Share of the translations in use, 0 to 1",
-        ratio(sum(&|w| w.nat_active.get()), sum(&|w| w.nat_capacity.get())),
-    )?;
-    volumes(
-        &mut encoder,
-        "dp_packets",
-        "Packets by verdict",
-        workers,
-        |volume| volume.packets.get(),
-    )?;
-    volumes(
-        &mut encoder,
-        "dp_bytes",
-        "Bytes by verdict",
-        workers,
-        |volume| volume.bytes.get(),
-    )?;
+        };
+        gauge(&mut encoder, name, help, share)?;
+    }
+    let [
+        (packets, _, packets_help),
+        (bytes, _, bytes_help),
+        closes,
+        drops,
+        lost,
+    ] = FAMILIES;
+    volumes(&mut encoder, packets, packets_help, workers, |volume| {
+        volume.packets.get()
+    })?;
+    volumes(&mut encoder, bytes, bytes_help, workers, |volume| {
+        volume.bytes.get()
+    })?;
 
-    let mut closes = encoder.encode_descriptor(
-        "dp_flow_closes",
-        "Flows closed, by reason",
-        None,
-        MetricType::Counter,
-    )?;
+    let mut closes = encoder.encode_descriptor(closes.0, closes.2, None, MetricType::Counter)?;
     for reason in CloseReason::ALL {
         let labels = [("reason", reason.name())];
         let value = sum(&|w| w.closed(reason));
         ConstCounter::new(value).encode(closes.encode_family(&labels)?)?;
     }
-    let help = "Frames discarded, by reason";
-    let mut drops =
-        encoder.encode_descriptor("neuwerk_dp_drops", help, None, MetricType::Counter)?;
+    let mut drops = encoder.encode_descriptor(drops.0, drops.2, None, MetricType::Counter)?;
     for reason in DropReason::ALL {
         let labels = [("reason", reason.name())];
         let value = sum(&|w| w.dropped(*reason).packets.get());
         ConstCounter::new(value).encode(drops.encode_family(&labels)?)?;
     }
-    ports(&mut encoder, workers)
+    ports(&mut encoder, lost, workers)
 }
 
 /// Whether the data ports are up, and what they have lost outside the engine.
 fn ports(
     encoder: &mut DescriptorEncoder,
+    (lost, _, lost_help): (&str, &str, &str),
     workers: &[Arc<WorkerCounters>],
 ) -> Result<(), std::fmt::Error> {
     let count = workers.first().map_or(0, |worker| worker.ports().len());
     let names = PORT_NAMES[count.saturating_sub(1).min(1)];
     let ports = |index: usize| workers.iter().filter_map(move |w| w.ports().get(index));
 
-    let help = "Whether a data port has a link, 1 or 0";
-    let mut up = encoder.encode_descriptor("neuwerk_dp_port_up", help, None, MetricType::Gauge)?;
+    let (up, _, help) = PORT_UP;
+    let mut up = encoder.encode_descriptor(up, help, None, MetricType::Gauge)?;
     for (index, name) in names.iter().enumerate().take(count) {
         let all = ports(index).all(|port| port.link() == Link::Up);
         ConstGauge::new(u64::from(all)).encode(up.encode_family(&[("port", *name)])?)?;
     }
-    let help = "Frames lost between a data port and the engine";
-    let mut lost =
-        encoder.encode_descriptor("neuwerk_dp_port_lost", help, None, MetricType::Counter)?;
+    let mut lost = encoder.encode_descriptor(lost, lost_help, None, MetricType::Counter)?;
     type Lost = fn(&PortCounters) -> u64;
     let causes: [(&str, &str, Lost); 4] = [
         ("rx", "full", |port| port.rx_dropped.get()),

@@ -368,12 +368,13 @@ impl Door {
 
     /// Granted, refused, failed, throttled.
     fn counts(&self) -> [u64; 4] {
+        let counters = self.listener.counters();
         let JoinCounters {
             granted,
             refused,
             failed,
             throttled,
-        } = self.listener.counters();
+        } = &*counters;
         [granted, refused, failed, throttled].map(|count| count.load(Ordering::Relaxed))
     }
 }

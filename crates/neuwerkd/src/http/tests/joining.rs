@@ -107,3 +107,27 @@ async fn a_rotation_of_the_ca_is_begun_shown_and_taken_back() {
     rotate(Method::DELETE).expect(StatusCode::ACCEPTED).await;
     assert_eq!(show().expect(StatusCode::OK).await.json(), before);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn join_settings_are_replaced_only_as_they_were_read() {
+    let cluster = Cluster::one().await;
+    let path = api::paths::JOIN_SETTINGS;
+    let read = cluster.get(0, path).expect(StatusCode::OK).await;
+    let tag = read.header("etag").to_owned();
+    let put =
+        |tag: &str, body: &str| send(&cluster, 0, Method::PUT, path, body).header("if-match", tag);
+    let changed = put(&tag, r#"{"approval":"manual"}"#)
+        .expect(StatusCode::OK)
+        .await;
+    let newer = changed.header("etag").to_owned();
+    assert_ne!(newer, tag);
+    let refused = put(&tag, r#"{"approval":"auto"}"#);
+    let refused = refused.expect(StatusCode::PRECONDITION_FAILED).await;
+    assert_eq!(refused.header("etag"), newer);
+    put("\"0-1\"", "{}")
+        .expect(StatusCode::PRECONDITION_FAILED)
+        .await;
+    put(&newer, r#"{"approval":"auto"}"#)
+        .expect(StatusCode::OK)
+        .await;
+}
