@@ -256,3 +256,26 @@ fn a_rotten_log_is_quarantine_and_the_printed_command_heals_it() {
     assert!(has_account(&api, "kept-7").unwrap() && has_account(&api, "meanwhile").unwrap());
     cluster.fetch(victim, server, 100_000).unwrap();
 }
+
+#[test]
+#[ignore = "needs root; make test runs it"]
+fn a_running_member_whose_data_is_moved_away_as_a_quarantine_says_fetches_it_anew() {
+    let mut cluster = Cluster::start(3).unwrap();
+    let leader = cluster.leader(1).unwrap();
+    let member = (1..=3).find(|number| *number != leader).unwrap();
+    write(&cluster.api(leader).unwrap(), "before");
+    let process = cluster.node(member).process_id().unwrap();
+    let dir = cluster.node(member).dir().join("cluster");
+    let at = dir.display();
+    let said = format!("mkdir -p {at}/damaged && mv {at}/raft.redb {at}/snapshots {at}/damaged/");
+    tool::run(Command::new("sh").args(["-c", &said])).unwrap();
+
+    let log = dir.join("raft.redb");
+    wait::until_true("a new log", SOON, || Ok(log.exists())).unwrap();
+    cluster.wait_node_ready(member).unwrap();
+    cluster.wait_voters().unwrap();
+    let api = cluster.api(member).unwrap();
+    assert!(has_account(&api, "before").unwrap());
+    write(&api, "after");
+    assert_eq!(cluster.node(member).process_id().unwrap(), process);
+}

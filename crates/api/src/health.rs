@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// The `cluster` check's detail on a node that was removed from its cluster.
+/// How the `cluster` check's detail begins on a node that was removed from its cluster; what to do follows.
 pub const REMOVED: &str = "this node was removed from the cluster";
 
 /// Answer of `GET /health`: the process lives.

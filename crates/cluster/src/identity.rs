@@ -70,7 +70,8 @@ pub enum IdentityError {
         node_id_path: PathBuf,
     },
     /// A file holds something else than it should.
-    #[error("{} is not {expected}: restore it from a backup", path.display())]
+    #[error("{0} is not {expected}: restore it from a copy, or put the node's data aside and join anew with: neuwerk \
+        cluster rejoin --join HOST:9601", path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,

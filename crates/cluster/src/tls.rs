@@ -161,6 +161,8 @@ pub struct Trust {
     strangers: Mutex<BTreeMap<NodeId, String>>,
     connections: Arc<Connections>,
     alerts: Alerts,
+    /// Members whose last certificate was out of date.
+    out_of_date: Mutex<BTreeSet<NodeId>>,
     /// A member has said that this node was removed.
     removed: AtomicBool,
     provider: Arc<CryptoProvider>,
@@ -182,6 +184,7 @@ impl Trust {
             strangers: Mutex::default(),
             connections: Arc::default(),
             alerts: Alerts::default(),
+            out_of_date: Mutex::default(),
             removed: AtomicBool::new(false),
             provider,
         }))
@@ -294,8 +297,8 @@ impl Trust {
     pub(crate) fn note_removed(&self, removed: bool) {
         if self.removed.swap(removed, Ordering::Relaxed) != removed && removed {
             tracing::error!(
-                "this node was removed from the cluster; the policy stays in force. To make it a new member, stop it, \
-                 remove its data directory and start it with --join"
+                "this node was removed from the cluster; the policy stays in force. To make it a new member: \
+                 neuwerk cluster rejoin"
             );
         }
     }
@@ -346,6 +349,25 @@ impl Trust {
     /// How many connections with `node_id` are open.
     pub fn connections(&self, node_id: NodeId) -> usize {
         self.connections.count(node_id)
+    }
+
+    /// Counts a member whose certificate is out of date, and says so once until it has another.
+    fn note_dates(&self, peer: &Peer) {
+        let mut out_of_date = self
+            .out_of_date
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if peer.dated {
+            out_of_date.remove(&peer.node_id);
+            return;
+        }
+        self.alerts.out_of_date.fetch_add(1, Ordering::Relaxed);
+        if out_of_date.insert(peer.node_id) {
+            tracing::warn!(
+                node = %peer.node_id,
+                "a member's certificate is out of date: check both clocks; it will be renewed"
+            );
+        }
     }
 
     /// A handshake was meant for another node, cluster or lineage than the one that answered.
@@ -417,14 +439,7 @@ impl Trust {
             .judge(self.node_id, certificate, shown, dialled, now)
             .and_then(|peer| self.remember(peer));
         match &judged {
-            Ok(peer) if !peer.dated => {
-                self.alerts.out_of_date.fetch_add(1, Ordering::Relaxed);
-                tracing::warn!(
-                    node = %peer.node_id,
-                    "a member's certificate is out of date: check both clocks; it will be renewed"
-                );
-            }
-            Ok(_) => {}
+            Ok(peer) => self.note_dates(peer),
             // Looking for members, a node may find itself.
             Err(Denied::Myself) if dialled == Dialled::Any => {}
             Err(denied) => {

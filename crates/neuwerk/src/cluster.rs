@@ -159,12 +159,13 @@ async fn leave_as(asked: &Asked, own: &str, force: bool) -> Result<(), Failure> 
     loop {
         let ready = asked.client.ready().await?;
         let is_removed = |check: &api::health::Check| {
-            check.name == "cluster" && check.detail.as_deref() == Some(api::health::REMOVED)
+            let detail = check.detail.as_deref().unwrap_or_default();
+            check.name == "cluster" && detail.starts_with(api::health::REMOVED)
         };
         if ready.checks.iter().any(is_removed) {
             return print::to_stdout(&format!(
                 "{own} has left its cluster, and enforces its policy until it is stopped.\n\
-                 To make it a new member: stop it, remove its data directory, start it with --join.\n"
+                 To make it a new member: neuwerk cluster rejoin\n"
             ));
         }
         if Instant::now() >= give_up {

@@ -22,7 +22,7 @@ use anyhow::Context;
 use cluster::command::{Addresses, EventKind, Init};
 use cluster::identity::{self, Identity, Layout, NodeKey, OnDisk};
 use cluster::join::client::{JoinOptions, join};
-use cluster::join::listener::JoinListener;
+use cluster::join::listener::{JoinCounters, JoinListener};
 use cluster::join::protocol::Application;
 use cluster::join::secret;
 use cluster::keyring::Keyring;
@@ -34,7 +34,7 @@ use cluster::store::files::DiskDirectory;
 use cluster::store::{Io, Store};
 use cluster::tls::Trust;
 use cluster::transport::grpc::GrpcTransport;
-use cluster::{Environment, Node, NodeConfig, NodeReport, State, TrustReport};
+use cluster::{Environment, Node, NodeConfig, NodeReport, Role, State, TrustReport};
 use tokio::net::TcpListener;
 use tokio::runtime;
 use tokio::sync::{mpsc, watch};
@@ -45,11 +45,15 @@ use crate::config::Config;
 use crate::dataplane::Dataplane;
 use crate::drain::Drain;
 use crate::http::certificate::{self, Certificates};
+use crate::metrics::Links;
 use crate::{auth, backup, http, sysdump};
 pub use enforce::compile;
 
 /// First pause after a fault of the control plane, and the longest one.
 const RESTART_PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+
+/// How long a node has had no leader before it is taken for one that the cluster was recovered without.
+const ALONE_AFTER: Duration = Duration::from_secs(10);
 
 /// How often what failed in replay is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -76,8 +80,8 @@ pub struct Control {
 
 /// Runs the control plane until `stop`, restarting it after faults.
 ///
-/// A request to join anew ends the life that there is, and the next one begins with nothing; other timers for consensus
-/// end it as well.
+/// A request to join anew ends the life that there is, and the next one begins with nothing; other timers for consensus,
+/// and a log that was moved away, end it as well.
 pub async fn supervise(control: Arc<Control>, stop: CancellationToken) {
     let (mut pause, longest) = RESTART_PAUSES;
     let (asking, mut asked) = mpsc::channel(1);
@@ -105,7 +109,7 @@ pub async fn supervise(control: Arc<Control>, stop: CancellationToken) {
             if stop.is_cancelled() {
                 return;
             }
-            let waiting = "starting consensus anew with other timers";
+            let waiting = "the control plane starts anew";
             control.http.readiness().set_waiting_for(waiting);
             continue;
         };
@@ -156,8 +160,7 @@ impl Control {
         }
     }
 
-    /// One life of the control plane: ends well when `stop` is given or the timers are to be others, otherwise with the
-    /// fault.
+    /// One life of the control plane: ends well when `stop` is given or it is to begin anew, otherwise with the fault.
     async fn run(&self, stop: &CancellationToken) -> anyhow::Result<()> {
         let cluster = &self.config.cluster;
         let layout = self.layout();
@@ -273,8 +276,8 @@ impl Control {
         })
     }
 
-    /// Opens the store and runs the member on it until `stop`, a fault, or other timers; the store is closed again in any
-    /// case.
+    /// Opens the store and runs the member on it until `stop`, a fault, or a reason to begin anew; the store is closed
+    /// again in any case.
     async fn serve(
         &self,
         mut member: Member,
@@ -320,11 +323,17 @@ impl Control {
             AbortOnDropHandle::new(self.consensus.spawn(async move { ending.failed().await }));
         let outcome = async {
             member.enter(&node, layout).await?;
-            self.open_listeners(&node, &transport, &life).await?;
+            let join = self.open_listeners(&node, &transport, &life).await?;
+            self.http.set_links(Links {
+                trust: Arc::clone(&trust),
+                tally: transport.tally(),
+                join,
+            });
             self.follow(member, layout, &node, trust, &life);
             tokio::select! {
                 () = stop.cancelled() => Ok(()),
                 () = tempo::changed(&node, data_dir) => Ok(()),
+                () = storage::moved(data_dir) => Ok(()),
                 failure = &mut failed => Err(failure?.into()),
                 // The state has no writer any more: consensus has ended, and its failure is about to be told.
                 () = self.replay(&node) => Err(node.failed().await.into()),
@@ -341,13 +350,13 @@ impl Control {
         outcome
     }
 
-    /// Answers members and joiners, in cluster mode.
+    /// Answers members and joiners, in cluster mode, and returns what is counted of joiners.
     async fn open_listeners(
         &self,
         node: &Node,
         transport: &GrpcTransport,
         life: &CancellationToken,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<Option<Arc<JoinCounters>>> {
         node.answer_enrolments();
         node.answer_events();
         node.set_http_handler(self.http.forward_handler());
@@ -355,14 +364,17 @@ impl Control {
         auth::answer_mint(node, Arc::clone(self.http.minted()));
         sysdump::member::answer(node, &self.http);
         let cluster = &self.config.cluster;
-        if self.config.cluster_mode {
-            let listener = listen(cluster.bind, "cluster.bind").await?;
-            let serving = transport.serve(listener, node.service(), life.clone());
-            self.consensus.spawn(serve_members(serving));
-            let listener = listen(cluster.join_bind(), "cluster.join_bind").await?;
-            tokio::spawn(self.join_listener(node)?.serve(listener, life.clone()));
+        if !self.config.cluster_mode {
+            return Ok(None);
         }
-        Ok(())
+        let listener = listen(cluster.bind, "cluster.bind").await?;
+        let serving = transport.serve(listener, node.service(), life.clone());
+        self.consensus.spawn(serve_members(serving));
+        let listener = listen(cluster.join_bind(), "cluster.join_bind").await?;
+        let join = self.join_listener(node)?;
+        let counters = join.counters();
+        tokio::spawn(join.serve(listener, life.clone()));
+        Ok(Some(counters))
     }
 
     /// Spawns what follows the state: trust, certificates, reports, and the management API.
@@ -516,11 +528,19 @@ impl Control {
     }
 }
 
-/// Says so where members go on under another lineage, until `life` ends.
+/// Says so where members go on under another lineage and this node has had no leader for [`ALONE_AFTER`], until `life`
+/// ends. One that has a leader meets a member of another lineage as well, where that one was recovered by mistake.
 async fn watch_lineage(trust: Arc<Trust>, http: Arc<http::App>, life: CancellationToken) {
+    let mut led = tokio::time::Instant::now();
+    let mut met_then = 0;
     loop {
         let met = trust.alerts().other_lineage.load(Ordering::Relaxed);
-        http.readiness().set_superseded(met > 0);
+        let leads_somebody = |node: Arc<Node>| !matches!(node.role(), Role::NoLeader { .. });
+        if http.member().is_some_and(leads_somebody) {
+            (led, met_then) = (tokio::time::Instant::now(), met);
+        }
+        let superseded = met > met_then && led.elapsed() >= ALONE_AFTER;
+        http.readiness().set_superseded(superseded);
         tokio::select! {
             () = life.cancelled() => return http.readiness().set_superseded(false),
             () = tokio::time::sleep(RETRY) => {}

@@ -191,7 +191,8 @@ fn cluster_check(control: &Control, view: Option<&View>) -> Check {
             check(name, false, format!("{reason}; {remedy}"))
         }
         (Role::NoLeader { reason }, _) if *reason == NoLeader::Removed => {
-            check(name, false, reason.to_string())
+            let remedy = "to make it a new member: neuwerk cluster rejoin";
+            check(name, false, format!("{reason}; {remedy}"))
         }
         (_, Some(reason)) => check(name, false, format!("in quarantine: {reason}")),
         (Role::Leader { .. }, None) => check(name, true, "leads, and a quorum acknowledges it"),
@@ -364,10 +365,9 @@ mod tests {
         let mut view = view(removed, true, Some(3));
         view.status.quarantine = Some("nobody answers it".into());
         let ready = well().ready(Some(&view));
-        assert_eq!(
-            ready.checks[6].detail.as_deref(),
-            Some(api::health::REMOVED)
-        );
+        let detail = ready.checks[6].detail.as_deref().unwrap_or_default();
+        assert!(detail.starts_with(api::health::REMOVED), "{detail}");
+        assert!(detail.ends_with(": neuwerk cluster rejoin"), "{detail}");
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The log and what watches over it: opened with its witness and its reserve, and with what to do when it cannot be.
 
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -108,7 +110,8 @@ pub(super) fn refetch(data_dir: &Path) -> String {
 fn remedy(data_dir: &Path, others: usize) -> String {
     match others {
         0 => format!(
-            "no other member has the data: restore {} from a backup",
+            "no other member has the data; to go on from a backup, stop this node, then: mv {0} {0}.damaged && neuwerk \
+             cluster restore --from BACKUP --key-file KEY",
             data_dir.display()
         ),
         _ => format!(
@@ -145,6 +148,24 @@ pub(super) fn cannot_start(
     }
 }
 
+/// Waits until the log is no longer where it was opened: somebody has moved it away, for example as a quarantine says, or
+/// has removed it. What is written to it from then on is lost with the process.
+pub(super) async fn moved(data_dir: &Path) {
+    let log = data_dir.join(LOG);
+    let mut opened = None;
+    loop {
+        match tokio::fs::metadata(&log).await.map(|file| file.ino()) {
+            Ok(now) if *opened.get_or_insert(now) == now => {}
+            // A disk that fails is told by whoever writes to it.
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {}
+            Ok(_) | Err(_) => {
+                return tracing::warn!(log = %log.display(), "the log is not there any more: starting without it");
+            }
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
 /// Keeps the reserve until `life` ends.
 pub(super) async fn keep_reserve(data_dir: PathBuf, life: CancellationToken) {
     let reserve = Arc::new(Reserve::new(&data_dir));
@@ -176,7 +197,11 @@ mod tests {
             "{several}"
         );
         assert!(several.contains("entry 7"), "{several}");
-        assert!(text(0).contains("restore /d from a backup"));
+        assert!(
+            text(0).contains("mv /d /d.damaged && neuwerk cluster restore --from"),
+            "{}",
+            text(0)
+        );
         let locked = in_quarantine(StoreError::Locked, Path::new("/d"), 2);
         assert!(!format!("{locked:#}").contains("quarantine"));
     }
