@@ -81,6 +81,12 @@ pub fn router(family: Family) -> IpAddr {
     host(family, Ipv4Addr::new(192, 0, 2, 254), "2001:db8::", 254)
 }
 
+/// The same router on the inside segment, once both are one: the gateway of nodes with one arm.
+#[must_use]
+pub fn inside_router(family: Family) -> IpAddr {
+    host(family, Ipv4Addr::new(10, 1, 0, 254), "fd00:1::", 254)
+}
+
 /// The client whose connections spread over all nodes.
 #[must_use]
 pub fn spread_client(family: Family) -> IpAddr {

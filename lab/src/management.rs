@@ -228,6 +228,15 @@ pub fn unverified_body(operator: &Netns, address: SocketAddr, path: &str) -> Res
     tool::run(curl.arg(format!("https://{address}{path}")))
 }
 
+/// The values on a metrics page whose lines begin so, added up.
+#[must_use]
+pub fn sum(page: &str, beginning: &str) -> u64 {
+    page.lines()
+        .filter(|line| line.starts_with(beginning))
+        .filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok())
+        .sum()
+}
+
 /// The metrics page of a node, which is plain HTTP.
 ///
 /// # Errors

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
@@ -47,6 +48,8 @@ pub struct Node {
     tamper: Option<Tamper>,
     /// What the process is told to log; none: nothing, so that it logs as shipped.
     log_filter: Option<&'static str>,
+    /// Further variables of the process.
+    environment: Vec<(&'static str, PathBuf)>,
 }
 
 impl Node {
@@ -77,6 +80,7 @@ impl Node {
             https: address::https(number),
             tamper: None,
             log_filter: Some("info,openraft=warn"),
+            environment: Vec::new(),
         })
     }
 
@@ -130,6 +134,23 @@ impl Node {
         fs::write(config, format!("{before}{}", &after[rest..]))?;
         self.at_default_paths = true;
         Ok(())
+    }
+
+    /// From the next start on, it has one arm: what it takes from clients on the inside segment goes out there again, to
+    /// the router of [`Topology::join_sides`].
+    ///
+    /// # Errors
+    /// When its configuration cannot be rewritten.
+    pub fn take_one_arm(&self) -> Result<()> {
+        let config = self.dir.join("config.yaml");
+        let text = fs::read_to_string(&config)?;
+        let (two, _) = text
+            .split_once("    outside:\n")
+            .context("the configuration has a port outside")?;
+        let routers = FAMILIES.map(|family| format!("\"{}\"", address::inside_router(family)));
+        let one = two.replace("  outside_interface: out0\n", "");
+        let gateways = format!("      gateway: [{}]\n", routers.join(", "));
+        Ok(fs::write(config, one + &gateways)?)
     }
 
     /// Gives it, while it does not run, another list of join listeners: addresses or names, with or without a port.
@@ -189,6 +210,17 @@ impl Node {
         self.cli(&[arguments, &["--control-socket", &socket]].concat())
     }
 
+    /// From the next start on, the service manager that it notifies is this socket.
+    ///
+    /// # Errors
+    /// When the socket cannot be made.
+    pub fn notify(&mut self) -> Result<UnixDatagram> {
+        let path = self.dir.join("notify");
+        let socket = UnixDatagram::bind(&path)?;
+        self.environment.push(("NOTIFY_SOCKET", path));
+        Ok(socket)
+    }
+
     /// From the next start on it logs what it logs without being told.
     pub fn log_as_shipped(&mut self) {
         self.log_filter = None;
@@ -237,6 +269,7 @@ impl Node {
             Some(filter) => command.env("NEUWERK_LOG_LEVEL", filter),
             None => command.env_remove("NEUWERK_LOG_LEVEL"),
         };
+        command.envs(self.environment.iter().cloned());
         if let Some(unsynced) = &self.unsynced {
             unsynced.preload(&mut command)?;
         }
@@ -361,7 +394,12 @@ impl Node {
             status
         );
         if let Some(unsynced) = &self.unsynced {
-            unsynced.revert()?;
+            let seen = unsynced.revert()?;
+            ensure!(
+                seen.written > 0 && seen.synced > 0,
+                "node {}: of its writes and syncs the preloaded library saw {seen:?}",
+                self.number
+            );
         }
         Ok(())
     }

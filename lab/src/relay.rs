@@ -1,4 +1,4 @@
-//! A relay in the middle of a node's cable, for delay and loss: the kernel here has none of its own.
+//! A relay in the middle of a node's cable, for delay and loss: kernels without `sch_netem` have none of its own.
 //!
 //! It takes frames off one port, keeps each for a while in a queue with an end, and puts it on the other, super-packets
 //! and partial checksums included. Both directions are treated alike.

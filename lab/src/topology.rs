@@ -129,6 +129,23 @@ impl Topology {
         u8::try_from(self.nodes.len()).expect("at most nine")
     }
 
+    /// Makes one segment of the inside and the outside, with the router on it, for nodes with one arm.
+    ///
+    /// # Errors
+    /// What `ip` says.
+    pub fn join_sides(&self) -> Result<()> {
+        self.switch.ip("link add i-o type veth peer name o-i\n\
+             link set i-o master inside up\n\
+             link set o-i master outside up")?;
+        for family in FAMILIES {
+            let router = address::with_length(address::inside_router(family));
+            let nodad = usable_at_once(family);
+            let command = format!("addr add {router} dev out0 {nodad}");
+            self.internet.ip_of(family, &command)?;
+        }
+        Ok(())
+    }
+
     /// Pulls (or, with `up`, plugs back) a node's cable on one segment, at the switch.
     ///
     /// # Errors

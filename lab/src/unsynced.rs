@@ -23,6 +23,17 @@ const CREATED: u32 = 2;
 const RENAMED: u32 = 3;
 const SYNCED: u32 = 4;
 
+/// What one process did below its root, by the library's log.
+#[derive(Debug, Clone, Copy)]
+pub struct Seen {
+    /// Writes.
+    pub written: usize,
+    /// Syncs of a file or a directory.
+    pub synced: usize,
+    /// Changes that no sync covered, which were taken back.
+    pub lost: usize,
+}
+
 /// The library, built, and the log of one process.
 #[derive(Debug)]
 pub struct Unsynced {
@@ -72,12 +83,11 @@ impl Unsynced {
         Ok(())
     }
 
-    /// Takes back, newest first, everything that no sync covered, and returns how many changes that were. The process
-    /// must be gone.
+    /// Takes back, newest first, everything that no sync covered. The process must be gone.
     ///
     /// # Errors
     /// When a file cannot be written, or the log is not one.
-    pub fn revert(&self) -> Result<usize> {
+    pub fn revert(&self) -> Result<Seen> {
         let log = fs::read(&self.log)?;
         let records = parse(&log)?;
         let lost = unsynced(&records);
@@ -88,7 +98,12 @@ impl Unsynced {
                 .with_context(|| format!("cannot take back record {}", record.sequence))?;
         }
         File::create(&self.log)?;
-        Ok(lost.len())
+        let count = |kind| records.iter().filter(|record| record.kind == kind).count();
+        Ok(Seen {
+            written: count(WRITTEN),
+            synced: count(SYNCED),
+            lost: lost.len(),
+        })
     }
 }
 

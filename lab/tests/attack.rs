@@ -36,7 +36,7 @@ fn frames_of_every_kind_on_both_data_ports_do_no_harm() {
     let lives = FAMILIES.map(|family| cluster.live(1, address::allowed_server(family)).unwrap());
     let counted = || -> anyhow::Result<u64> {
         let page = management::metrics(&cluster.topology.operator, address::metrics(1))?;
-        Ok(sum(&page, "neuwerk_dp_drops_total{"))
+        Ok(management::sum(&page, "neuwerk_dp_drops_total{"))
     };
     let before = counted().unwrap();
 
@@ -246,14 +246,6 @@ fn mac(netns: &Netns, interface: &str) -> Mac {
         .map(|byte| u8::from_str_radix(byte, 16).unwrap())
         .collect();
     bytes.try_into().unwrap()
-}
-
-/// All values of a family of the metrics page together.
-fn sum(page: &str, family: &str) -> u64 {
-    page.lines()
-        .filter(|line| line.starts_with(family))
-        .filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok())
-        .sum()
 }
 
 /// Puts frames on a link just as they are.

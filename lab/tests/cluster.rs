@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
 use lab::address::{self, FAMILIES, Family};
@@ -286,6 +286,54 @@ fn a_node_that_is_cut_off_is_named_and_catches_up_when_it_is_back() {
 
 #[test]
 #[ignore = "needs root; make test runs it"]
+fn a_node_that_is_told_to_denies_everything_after_a_long_isolation() {
+    let mut cluster = Cluster::lay_out(3).unwrap();
+    cluster.nodes[2]
+        .configure("policy", "max_staleness: 3s")
+        .unwrap();
+    for node in &mut cluster.nodes {
+        node.start().unwrap();
+    }
+    cluster.wait_ready().unwrap();
+    let api = cluster.api(1).unwrap();
+    api.put_policy(&policy_allowing(&allowed_servers()))
+        .unwrap();
+    cluster.wait_ready().unwrap();
+    let server = address::allowed_server(Family::V4);
+    let live = cluster.live(3, server).unwrap();
+    let third = cluster.node(3).management().unwrap();
+
+    cluster.topology.isolate(3).unwrap();
+    wait::until_true("denial", SOON, || {
+        Ok(cluster.probe(3, server) == Outcome::Silent)
+    })
+    .unwrap();
+    wait::until_true("the open connection's end", SOON, || {
+        Ok(live.account().ended.is_some())
+    })
+    .unwrap();
+    assert_eq!(third.status_of("/ready/traffic").unwrap(), 503);
+    cluster.fetch(1, server, 1000).unwrap();
+    // It stays so over a restart, which knows of no leader either.
+    cluster.node(3).kill().unwrap();
+    cluster.node(3).start().unwrap();
+    wait::until_true("denial again", SOON, || {
+        let ready = third.get("/ready/traffic")?;
+        Ok(ready.text().contains("policy.max_staleness"))
+    })
+    .unwrap();
+    assert_eq!(cluster.probe(3, server), Outcome::Silent);
+
+    cluster.topology.heal(3).unwrap();
+    wait::until_true("the policy again", SOON, || {
+        Ok(cluster.probe(3, server) == Outcome::Connected)
+    })
+    .unwrap();
+    cluster.wait_ready().unwrap();
+}
+
+#[test]
+#[ignore = "needs root; make test runs it"]
 fn after_the_leader_is_killed_writes_go_on_and_survivors_forward_undisturbed() {
     let mut cluster = Cluster::start(3).unwrap();
     cluster
@@ -300,13 +348,21 @@ fn after_the_leader_is_killed_writes_go_on_and_survivors_forward_undisturbed() {
         .iter()
         .map(|&node| cluster.live(node, server).unwrap())
         .collect();
-    cluster.node(leader).kill().unwrap();
     let api = cluster.api(survivors[0]).unwrap();
+    for live in &lives {
+        live.begin_gap();
+    }
+    let killed = Instant::now();
+    cluster.node(leader).kill().unwrap();
     wait::until_true("the next write", SOON, || {
         api.create_account("after-failover").map(|()| true)
     })
     .unwrap();
+    let without_leader = killed.elapsed();
     for live in &lives {
+        // What waited for a leader would have waited as long as the write.
+        let gap = live.account().longest_gap;
+        assert!(gap < without_leader, "{gap:?} of {without_leader:?}");
         let before = live.account();
         wait::until_true("more lines", SOON, || {
             Ok(live.account().lines > before.lines + 50)

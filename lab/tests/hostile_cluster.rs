@@ -360,7 +360,7 @@ fn elsewhere(cluster: &mut Cluster) -> Management {
 fn resident_mib(cluster: &mut Cluster) -> u64 {
     let pid = cluster.node(1).process_id().unwrap();
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     let kib: u64 = line
         .and_then(|line| line.split_whitespace().next())
         .unwrap()

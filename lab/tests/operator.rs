@@ -106,6 +106,24 @@ fn keys_are_managed_through_any_member_and_every_mint_is_logged() {
 
 #[test]
 #[ignore = "needs root; make test runs it"]
+fn the_service_manager_is_told_that_the_node_runs_and_that_it_stops() {
+    let mut cluster = Cluster::lay_out(1).unwrap();
+    let manager = cluster.node(1).notify().unwrap();
+    manager.set_read_timeout(Some(SOON)).unwrap();
+    let told = || {
+        let mut text = [0; 256];
+        let length = manager.recv(&mut text).unwrap();
+        String::from_utf8_lossy(&text[..length]).trim().to_owned()
+    };
+    cluster.node(1).start().unwrap();
+    assert_eq!(told(), "READY=1");
+    cluster.wait_ready().unwrap();
+    cluster.node(1).terminate().unwrap();
+    assert_eq!(told(), "STOPPING=1");
+}
+
+#[test]
+#[ignore = "needs root; make test runs it"]
 fn an_archive_has_every_member_that_can_be_reached() {
     let mut cluster = Cluster::start(3).unwrap();
     let ids: Vec<String> = (1..=3).map(|n| cluster.node_id(1, n).unwrap()).collect();

@@ -12,7 +12,7 @@ use lab::address::{self, FAMILIES, Family};
 use lab::client::{self, Outcome, PATIENCE};
 use lab::cluster::{Cluster, allowed_servers, policy_allowing};
 use lab::server::{PORT, pattern};
-use lab::{http, tool, wait};
+use lab::{http, management, tool, wait};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -115,6 +115,36 @@ fn an_open_connection_outlives_the_restart_of_its_node() {
 
 #[test]
 #[ignore = "needs root; make test runs it"]
+fn a_node_with_one_arm_forwards_translates_and_denies() {
+    tool::require(&["curl", "ping"]).unwrap();
+    let mut cluster = Cluster::lay_out(1).unwrap();
+    cluster.topology.join_sides().unwrap();
+    cluster.node(1).take_one_arm().unwrap();
+    cluster.node(1).start().unwrap();
+    cluster.wait_ready().unwrap();
+    let policy = policy_allowing(&allowed_servers());
+    cluster.api(1).unwrap().put_policy(&policy).unwrap();
+    for family in FAMILIES {
+        let (allowed, denied) = (
+            address::allowed_server(family),
+            address::denied_server(family),
+        );
+        let server = SocketAddr::new(allowed, PORT);
+        let source = address::client(1, family);
+        let connect = || client::connect_from(Some(source), server, PATIENCE).unwrap();
+        let mut stream = cluster.topology.client.enter(connect);
+        let answer = http::exchange(&mut stream, "GET", "server", "/who", &[], b"").unwrap();
+        let seen = address::inside(1, family).to_string();
+        assert_eq!((answer.status, answer.text()), (200, seen));
+        cluster.fetch(1, allowed, 1_000_000).unwrap();
+        assert!(ping(&cluster, allowed), "{allowed}");
+        assert!(!ping(&cluster, denied), "{denied}");
+        assert_eq!(cluster.probe(1, denied), Outcome::Silent);
+    }
+}
+
+#[test]
+#[ignore = "needs root; make test runs it"]
 fn nothing_is_opened_from_outside() {
     let mut cluster = one_node();
     let allow_all = serde_json::json!({"default_policy": "allow"});
@@ -126,10 +156,14 @@ fn nothing_is_opened_from_outside() {
         let inside = address::client(1, family);
         let _server = lab::server::Server::start(&cluster.topology.client, inside).unwrap();
         let hop = address::outside(1, family);
-        let _ = cluster
-            .topology
-            .internet
-            .ip_of(family, &format!("route add {inside} via {hop} dev out0"));
+        let refused = || {
+            let page = management::metrics(&cluster.topology.operator, address::metrics(1));
+            let counted = r#"neuwerk_dp_drops_total{reason="from_outside"} "#;
+            management::sum(&page.unwrap(), counted)
+        };
+        let before = refused();
+        let way = format!("route replace {inside} via {hop} dev out0");
+        cluster.topology.internet.ip_of(family, &way).unwrap();
         let outside = address::allowed_server(family);
         let outcome = client::probe(
             &cluster.topology.internet,
@@ -138,6 +172,10 @@ fn nothing_is_opened_from_outside() {
             PATIENCE,
         );
         assert_ne!(outcome, Outcome::Connected, "{outside} to {inside}");
+        assert!(
+            refused() > before,
+            "what came from {outside} was not refused by the node"
+        );
     }
 }
 

@@ -1,5 +1,7 @@
 //! Reference models and seeded harnesses. Development only.
 
+#![forbid(unsafe_code)]
+
 pub mod cluster;
 pub mod engine;
 pub mod frame;

@@ -54,7 +54,7 @@ enum Task {
     },
     /// Look for inputs that break what takes bytes from strangers; needs nightly and cargo-fuzz.
     Fuzz {
-        /// wire, policy_document or join_request; all of them if none is named.
+        /// The name of a file in `fuzz/fuzz_targets`; all of them if none is named.
         target: Option<String>,
         /// How long each runs.
         #[arg(long, default_value_t = 60)]

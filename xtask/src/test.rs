@@ -6,19 +6,22 @@ use anyhow::{Result, ensure};
 
 use crate::{cargo, cargo_command};
 
+const WORKSPACE: [&str; 4] = ["--workspace", "--lib", "--bins", "--tests"];
+
 /// Builds everything once, the binary that the lab starts included, and runs the tests, the runner's summary last.
 pub(crate) fn run() -> Result<()> {
     let root = nix::unistd::geteuid().is_root();
     let ci = std::env::var_os("CI").is_some();
     ensure!(
         root || !ci,
-        "CI is set and this is not root: the lab's scenarios cannot run, which is a failure here"
+        "CI is set and this is not root: the tests that need it cannot run, which is a failure here"
     );
     cargo(&["build", "--workspace", "--lib", "--bins", "--tests"], &[])?;
     cargo(&["test", "--workspace", "--doc", "--quiet"], &[])?;
     if !root {
         eprintln!(
-            "==> left out: the lab's scenarios with real nodes in network namespaces, which need root"
+            "==> left out, since it needs root: the lab's scenarios with real nodes in network namespaces, and the \
+             tests of packet sockets, TUN devices and held interfaces"
         );
     }
     let nextest = cargo_command()
@@ -26,46 +29,21 @@ pub(crate) fn run() -> Result<()> {
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .status()?;
-    match (nextest.success(), root) {
-        (true, true) => cargo(
-            &[
-                "nextest",
-                "run",
-                "--workspace",
-                "--lib",
-                "--bins",
-                "--tests",
-                "--run-ignored",
-                "all",
-            ],
+    if nextest.success() {
+        let ignored: &[&str] = if root { &["--run-ignored", "all"] } else { &[] };
+        return cargo(
+            &[&["nextest", "run"], &WORKSPACE[..], ignored].concat(),
             &[],
-        ),
-        (true, false) => cargo(
-            &[
-                "nextest",
-                "run",
-                "--workspace",
-                "--lib",
-                "--bins",
-                "--tests",
-            ],
-            &[],
-        ),
-        (false, _) => {
-            let mut arguments = vec![
-                "test",
-                "--workspace",
-                "--lib",
-                "--bins",
-                "--tests",
-                "--no-fail-fast",
-                "--",
-            ];
-            if root {
-                // One at a time: the scenarios start several nodes each and watch their timing.
-                arguments.extend(["--include-ignored", "--test-threads=1"]);
-            }
-            cargo(&arguments, &[])
-        }
+        );
     }
+    let test = [&["test"], &WORKSPACE[..], &["--no-fail-fast", "--"]].concat();
+    cargo(&test, &[])?;
+    if root {
+        // One at a time: the scenarios start several nodes each and watch their timing.
+        cargo(
+            &[&test[..], &["--ignored", "--test-threads=1"]].concat(),
+            &[],
+        )?;
+    }
+    Ok(())
 }

@@ -1,6 +1,8 @@
 //! Replays the fuzz corpus of frames, so that what fuzzing once found stays found without a
 //! nightly compiler.
 
+#![expect(clippy::disallowed_methods, reason = "the corpus is in files")]
+
 use std::path::Path;
 
 include!("corpus/sound.rs");

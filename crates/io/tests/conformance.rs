@@ -66,6 +66,7 @@ fn packet_with_long_frames() {
 
 /// The other end is a packet socket on the device, in the place of the host's stack.
 #[test]
+#[ignore = "needs root; make test runs it"]
 fn tun() {
     with_namespace("tun", || {
         let mut lane = Tun::open(&TunConfig::host_lane(Vec::new())).expect("the device opens");

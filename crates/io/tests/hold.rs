@@ -45,6 +45,7 @@ fn state() -> String {
 }
 
 #[test]
+#[ignore = "needs root; make test runs it"]
 fn a_hold_silences_the_kernel_and_gives_everything_back() {
     with_namespace(
         "a_hold_silences_the_kernel_and_gives_everything_back",
@@ -67,6 +68,7 @@ fn a_hold_silences_the_kernel_and_gives_everything_back() {
 }
 
 #[test]
+#[ignore = "needs root; make test runs it"]
 fn a_port_sees_frames_that_the_kernel_does_not() {
     with_namespace("a_port_sees_frames_that_the_kernel_does_not", || {
         let dir = tempfile::tempdir().expect("a directory");
@@ -90,6 +92,7 @@ fn a_port_sees_frames_that_the_kernel_does_not() {
 }
 
 #[test]
+#[ignore = "needs root; make test runs it"]
 fn what_a_killed_process_left_is_put_right() {
     with_namespace("what_a_killed_process_left_is_put_right", || {
         let dir = tempfile::tempdir().expect("a directory");
@@ -125,6 +128,7 @@ fn what_a_killed_process_left_is_put_right() {
 }
 
 #[test]
+#[ignore = "needs root; make test runs it"]
 fn an_interface_is_held_once_and_never_the_management_one() {
     with_namespace(
         "an_interface_is_held_once_and_never_the_management_one",
@@ -157,6 +161,7 @@ fn an_interface_is_held_once_and_never_the_management_one() {
 }
 
 #[test]
+#[ignore = "needs root; make test runs it"]
 fn an_interface_that_was_down_is_up_while_held() {
     with_namespace("an_interface_that_was_down_is_up_while_held", || {
         let dir = tempfile::tempdir().expect("a directory");
@@ -172,6 +177,7 @@ fn an_interface_that_was_down_is_up_while_held() {
 }
 
 #[test]
+#[ignore = "needs root; make test runs it"]
 fn a_device_that_went_away_leaves_nothing() {
     with_namespace("a_device_that_went_away_leaves_nothing", || {
         let dir = tempfile::tempdir().expect("a directory");

@@ -41,6 +41,7 @@ fn echo_request() -> Vec<u8> {
 }
 
 #[test]
+#[ignore = "needs root; make test runs it"]
 fn an_answer_from_a_target_address_comes_back_through_the_device() {
     with_namespace("an_answer_from_a_target_address_comes_back", || {
         // Elsewhere is the way to the client, if not for the rule; and a strict path check.
@@ -78,6 +79,7 @@ fn an_answer_from_a_target_address_comes_back_through_the_device() {
 }
 
 #[test]
+#[ignore = "needs root; make test runs it"]
 fn the_lane_is_laid_again_over_what_a_killed_process_left_and_leaves_nothing() {
     with_namespace("the_lane_leaves_nothing", || {
         let rules = || sh("ip rule; ip -6 rule");

@@ -9,7 +9,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use engine::counters::{CloseReason, Direction, Protocol};
 use engine::port::memory::{MemoryPacket, MemoryPort};
-use engine::port::{Meta, Packet};
+use engine::port::{Capabilities, Meta, Packet};
 use engine::snapshot::{LocalService, PortSettings, Settings};
 use engine::{DropReason, Event, Now, Snapshot, Worker, WorkerConfig, WorkerCounters};
 use policy::{Compiled, Document};
@@ -102,12 +102,37 @@ impl Bench {
     }
 
     pub(crate) fn with_capacity(policy: &str, settings: Settings, flow_capacity: u32) -> Bench {
-        let ports: Vec<MemoryPort> = settings
-            .ports
-            .iter()
-            .zip(MACS)
-            .map(|(_, mac)| MemoryPort::new(mac, 1500))
-            .collect();
+        let ports = MACS.map(|mac| MemoryPort::new(mac, 1500));
+        let lane = MemoryPort::new([0; 6], 65_535);
+        Bench::with_ports(policy, settings, flow_capacity, ports, lane)
+    }
+
+    /// With ports and a host lane that cannot segment.
+    pub(crate) fn without_segmentation(policy: &str, settings: Settings) -> Bench {
+        let port = |mac, mtu| {
+            MemoryPort::with_capabilities(Capabilities {
+                mtu,
+                tx_checksum: true,
+                tx_gso_tcp: false,
+                tx_gso_udp: false,
+                mac,
+                layer3: false,
+            })
+        };
+        let ports = MACS.map(|mac| port(mac, 1500));
+        Bench::with_ports(policy, settings, 1024, ports, port([0; 6], 65_535))
+    }
+
+    /// With as many of `ports` as the settings have.
+    fn with_ports(
+        policy: &str,
+        settings: Settings,
+        flow_capacity: u32,
+        ports: [MemoryPort; 2],
+        lane: MemoryPort,
+    ) -> Bench {
+        let mut ports = Vec::from(ports);
+        ports.truncate(settings.ports.len());
         let snapshot =
             Snapshot::new(1, compile(policy, 1), settings).expect("valid by construction");
         let published = Arc::new(ArcSwap::from_pointee(snapshot));
@@ -120,10 +145,9 @@ impl Bench {
             flow_capacity,
             events: Some(sender),
         };
-        let lane = Some(MemoryPort::new([0; 6], 65_535));
         let worker = Worker::new(
             ports,
-            lane,
+            Some(lane),
             Arc::clone(&published),
             config,
             Arc::clone(&counters),

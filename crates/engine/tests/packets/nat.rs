@@ -174,6 +174,31 @@ fn a_super_packet_with_a_partial_checksum_is_rewritten_whole() {
 
 #[test]
 fn a_port_that_cannot_segment_gets_no_super_packets() {
+    let mut bench = Bench::without_segmentation(&allow_all(), two_arms());
+    super::tcp::establish(&mut bench, 5000);
+    let packet = super_packet(20_000);
+    assert!(bench.send_packet(INSIDE, packet).is_empty());
+    let dropped = |bench: &Bench, reason| bench.counters.dropped(reason).packets.get();
+    assert_eq!(dropped(&bench, DropReason::GsoUnsupported), 1);
+    // Nor does the host.
+    let datagrams = Frame::udp(at("10.0.0.2:5000"), at("10.0.0.53:53"), &[7; 2000]);
+    let gso = Some(Gso {
+        kind: GsoKind::Udp,
+        size: 1000,
+        header_len: 42,
+        ecn: false,
+    });
+    let meta = Meta {
+        gso,
+        ..Meta::default()
+    };
+    let packet = with_meta(INSIDE, datagrams, meta);
+    assert!(bench.send_packet(INSIDE, packet).is_empty());
+    assert_eq!(dropped(&bench, DropReason::LaneUnavailable), 1);
+}
+
+#[test]
+fn segments_larger_than_the_link_are_too_big_for_a_super_packet_too() {
     let mut bench = Bench::new(&allow_all(), two_arms());
     super::tcp::establish(&mut bench, 5000);
     let mut packet = super_packet(20_000);
