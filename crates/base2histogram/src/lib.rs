@@ -6,6 +6,8 @@
 //! `Cargo.toml` of the workspace puts it in the other's place; it can go once the published one computes only what is
 //! used.
 
+#![forbid(unsafe_code)]
+
 use std::fmt;
 use std::marker::PhantomData;
 

@@ -1,5 +1,7 @@
 //! Time per packet through the whole worker: established UDP flows with SNAT, over a port that
 //! costs next to nothing. `cargo bench -p engine`; for people, not for a verdict.
+
+#![expect(clippy::disallowed_methods, reason = "a benchmark looks at the clock")]
 #![expect(clippy::print_stdout, reason = "its output is what it is run for")]
 
 use std::cell::RefCell;

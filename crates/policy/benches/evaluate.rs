@@ -2,6 +2,8 @@
 //!
 //! Each shape is measured on the same packets: half of them hit the ten rules that are in every
 //! document, half hit none. `cargo bench -p policy`.
+
+#![expect(clippy::disallowed_methods, reason = "a benchmark looks at the clock")]
 #![allow(clippy::print_stdout, reason = "the table is the result")]
 
 use std::fmt::Write as _;

@@ -1,6 +1,8 @@
 //! Replays the fuzz corpus of policy documents, so that what fuzzing once found stays found
 //! wherever tests run.
 
+#![expect(clippy::disallowed_methods, reason = "the corpus is in files")]
+
 use std::path::Path;
 
 include!("corpus/sound.rs");
