@@ -4,6 +4,7 @@
 //! made when first used, kept alive by HTTP/2 pings, and made again with a back-off that stays low: after a failover
 //! the survivors must find one another at once. Whom they reach is decided by [`Trust`].
 
+mod beats;
 mod dial;
 mod search;
 mod serve;
@@ -30,6 +31,7 @@ use crate::command::MAX_DOCUMENT_BYTES;
 use crate::id::{Digest, NodeId};
 use crate::tls::Trust;
 use crate::wire::cluster as wire;
+use beats::Beats;
 use dial::{DialError, Dialer};
 
 /// Largest message: a forwarded request with the largest document, and room for what is around it.
@@ -66,8 +68,8 @@ impl Lane {
         match self {
             // After a cut is mended, or a machine has come back, these must not wait for TCP to try again.
             Lane::Urgent | Lane::Append => Keepalive {
-                interval: Duration::from_secs(1),
-                timeout: Duration::from_secs(3),
+                interval: Duration::from_secs(2),
+                timeout: Duration::from_secs(2),
             },
             Lane::Bulk => PATIENT,
         }
@@ -94,6 +96,7 @@ type Client = wire::member_client::MemberClient<Channel>;
 struct Line {
     address: String,
     lanes: [Client; Lane::ALL.len()],
+    beats: Option<Beats>,
 }
 
 #[derive(Default)]
@@ -188,9 +191,20 @@ impl Shared {
             kind: kind as u32,
             body,
         };
+        if kind == Kind::Append
+            && let Some(beats) = self.beats(peer, &client)
+        {
+            return beats.ask(request, deadline).await;
+        }
         match tokio::time::timeout(deadline, client.call(request)).await {
             Ok(Ok(answer)) => outcome(answer.into_inner()),
-            Ok(Err(status)) => Err(failure(&status)),
+            Ok(Err(status)) => {
+                // It may come back as a version that knows a stream of heartbeats.
+                if let Some(line) = self.lines().by_node.get_mut(&peer.node_id) {
+                    line.beats.take_if(|beats| beats.is_unknown());
+                }
+                Err(failure(&status))
+            }
             Err(_) => Err(TransportError::Lost("no answer in time".into())),
         }
     }
@@ -216,10 +230,27 @@ impl Shared {
         let line = Line {
             address: peer.address,
             lanes: Lane::ALL.map(|lane| connect_lazily(&dialer, &lane.keepalive())),
+            beats: None,
         };
         let client = line.lanes[lane as usize].clone();
         lines.by_node.insert(peer.node_id, line);
         Ok(client)
+    }
+
+    /// The stream of heartbeats to a peer over `client`; made anew after it broke, none where the peer knows none. Needs a
+    /// runtime.
+    fn beats(&self, peer: &Peer, client: &Client) -> Option<Beats> {
+        let mut lines = self.lines();
+        let line = lines.by_node.get_mut(&peer.node_id)?;
+        match &line.beats {
+            Some(beats) if beats.is_unknown() => None,
+            Some(beats) if beats.is_open() => Some(beats.clone()),
+            _ => {
+                let beats = Beats::open(client.clone());
+                line.beats = Some(beats.clone());
+                Some(beats)
+            }
+        }
     }
 
     fn lines(&self) -> MutexGuard<'_, Lines> {

@@ -227,6 +227,20 @@ fn caller<T>(request: &Request<T>) -> Result<NodeId, Status> {
     Ok(*node_id)
 }
 
+async fn handle(
+    service: &dyn Service,
+    from: NodeId,
+    request: wire::CallRequest,
+) -> Result<Bytes, ServiceError> {
+    let wire::CallRequest { kind, body } = request;
+    match u8::try_from(kind).ok().and_then(Kind::from_u8) {
+        Some(kind) => service.handle(from, kind, body).await,
+        None => Err(ServiceError(format!(
+            "this version knows no request of kind {kind}"
+        ))),
+    }
+}
+
 fn answer(outcome: Result<Bytes, ServiceError>) -> wire::Answer {
     wire::Answer {
         outcome: Some(match outcome {
@@ -243,14 +257,26 @@ impl Member for Handler {
         request: Request<wire::CallRequest>,
     ) -> Result<Response<wire::Answer>, Status> {
         let from = caller(&request)?;
-        let wire::CallRequest { kind, body } = request.into_inner();
-        let outcome = match u8::try_from(kind).ok().and_then(Kind::from_u8) {
-            Some(kind) => self.service.handle(from, kind, body).await,
-            None => Err(ServiceError(format!(
-                "this version knows no request of kind {kind}"
-            ))),
-        };
+        let outcome = handle(&*self.service, from, request.into_inner()).await;
         Ok(Response::new(answer(outcome)))
+    }
+
+    type CallsStream = BoxStream<'static, Result<wire::Answer, Status>>;
+
+    async fn calls(
+        &self,
+        request: Request<Streaming<wire::CallRequest>>,
+    ) -> Result<Response<Self::CallsStream>, Status> {
+        let from = caller(&request)?;
+        let service = Arc::clone(&self.service);
+        let requests = request.into_inner();
+        let answers = futures::stream::unfold((requests, service), move |mut state| async move {
+            // The stream ends with the connection; a sender that is cut off is no error of ours.
+            let request = state.0.next().await?.ok()?;
+            let outcome = handle(&*state.1, from, request).await;
+            Some((Ok(answer(outcome)), state))
+        });
+        Ok(Response::new(answers.boxed()))
     }
 
     type AppendStream = BoxStream<'static, Result<wire::Answer, Status>>;

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc;
 
+use super::beats::WAITING;
 use super::*;
 use crate::tls::tests::{A, B, World, pins};
 use crate::transport::ServiceError;
@@ -222,7 +223,9 @@ async fn removal_cuts_what_is_open() {
     ));
     assert_eq!(pair.server_trust().connections(A), 0);
     let before = pair.service.calls.load(Ordering::Relaxed);
-    assert!(pair.call(Kind::Vote, "hello").await.is_err());
+    for kind in [Kind::Vote, Kind::Append] {
+        assert!(pair.call(kind, "hello").await.is_err());
+    }
     assert_eq!(pair.service.calls.load(Ordering::Relaxed), before);
 }
 
@@ -238,27 +241,66 @@ async fn a_forgotten_member_is_not_dialled() {
 }
 
 #[tokio::test]
+async fn heartbeats_share_a_stream_and_one_that_hangs_holds_up_no_other() {
+    let pair = Pair::new(&World::new()).await;
+    let many = (0..WAITING).map(|number| {
+        let pair = &pair;
+        async move {
+            let answer = pair.call(Kind::Append, &number.to_string()).await;
+            assert_eq!(answer, Ok(format!("{A} Append {number}")));
+        }
+    });
+    futures::future::join_all(many).await;
+    let stream = |pair: &Pair| {
+        let lines = pair.transport.shared.lines();
+        lines.by_node[&B].beats.clone().expect("opened")
+    };
+    let first = stream(&pair);
+    assert!(first.is_open() && !first.is_unknown());
+    assert_eq!(
+        pair.call(Kind::Append, "refuse").await,
+        Err(TransportError::Refused("as asked".into()))
+    );
+    let hang = Bytes::from("hang");
+    let moment = Duration::from_millis(20);
+    let hanging = pair.transport.call(&pair.peer, Kind::Append, hang, moment);
+    assert_eq!(
+        hanging.await,
+        Err(TransportError::Lost("no answer in time".into()))
+    );
+    assert!(!first.is_open());
+    pair.call(Kind::Append, "hello").await.expect("answered");
+    assert!(stream(&pair).is_open());
+}
+
+#[tokio::test]
 async fn a_peer_that_comes_back_is_found_again() {
+    for kind in [Kind::Vote, Kind::Append] {
+        comes_back(kind).await;
+    }
+}
+
+async fn comes_back(kind: Kind) {
     let mut pair = Pair::new(&World::new()).await;
-    pair.call(Kind::Vote, "hello").await.expect("answered");
+    pair.call(kind, "hello").await.expect("answered");
     pair.stop().await;
     // What was open breaks, and then nobody is there.
     loop {
-        match pair.call(Kind::Vote, "hello").await {
+        match pair.call(kind, "hello").await {
             Err(TransportError::Unreachable(_)) => break,
             Err(_) => tokio::task::yield_now().await,
             Ok(_) => panic!("nobody is there"),
         }
     }
     pair.start().await;
-    while pair.call(Kind::Vote, "hello").await.is_err() {
+    while pair.call(kind, "hello").await.is_err() {
         tokio::task::yield_now().await;
     }
     // Under another address too.
     pair.stop().await;
     pair.peer.address = "127.0.0.1:0".into();
     pair.start().await;
-    while pair.call(Kind::Vote, "hello").await.is_err() {
+    while pair.call(kind, "hello").await.is_err() {
         tokio::task::yield_now().await;
     }
 }
