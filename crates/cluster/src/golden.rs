@@ -1,9 +1,10 @@
-//! Every encoding that is kept on disk or crosses the wire, held to files in `tests/golden`.
+//! The MessagePack that is kept on disk or crosses the wire, held to files in `tests/golden`.
 //!
 //! A file is written once, by the version that introduces the encoding, and never changed: what it holds must be read
 //! for ever, and read as the value here. A missing file is written by `GOLDEN=write cargo test -p cluster golden`.
 
 mod membership;
+mod wire;
 
 use std::fmt::Debug;
 use std::path::PathBuf;

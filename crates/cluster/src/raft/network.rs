@@ -53,8 +53,8 @@ pub(super) fn unpacked<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Transport
 /// The first item of a snapshot stream; the image's pieces follow.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct SnapshotHead {
-    pub(super) vote: Vote,
-    pub(super) meta: Meta,
+    pub(crate) vote: Vote,
+    pub(crate) meta: Meta,
 }
 
 /// Makes the connections that openraft asks for.

@@ -1,8 +1,9 @@
 //! Members over gRPC and mutual TLS: the transport of a real cluster.
 //!
-//! Each peer has three connections, so that no elections wait behind appends and no appends behind snapshots. They are
-//! made when first used, kept alive by HTTP/2 pings, and made again with a back-off that stays low: after a failover
-//! the survivors must find one another at once. Whom they reach is decided by [`Trust`].
+//! Each peer has three connections, so that no elections wait behind appends and no appends behind snapshots; heartbeats
+//! share one stream of the first. They are made when first used, kept alive by HTTP/2 pings, and made again with a
+//! back-off that stays low: after a failover the survivors must find one another at once. Whom they reach is decided by
+//! [`Trust`].
 
 mod beats;
 mod dial;
