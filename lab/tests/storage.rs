@@ -279,3 +279,29 @@ fn a_running_member_whose_data_is_moved_away_as_a_quarantine_says_fetches_it_ane
     write(&api, "after");
     assert_eq!(cluster.node(member).process_id().unwrap(), process);
 }
+
+#[test]
+#[ignore = "needs root; make test runs it"]
+fn a_running_node_that_may_hold_the_last_copy_holds_on_to_it() {
+    let mut cluster = Cluster::start(1).unwrap();
+    let api = cluster.api(1).unwrap();
+    write(&api, "before");
+    let dir = cluster.node(1).dir().join("cluster");
+    let (id, aside) = (cluster.node_id(1, 1).unwrap(), dir.with_extension("aside"));
+    for (from, to) in [
+        (dir.join("raft.redb"), dir.join("moved")),
+        (dir.clone(), aside),
+    ] {
+        fs::rename(&from, &to).unwrap();
+        // Longer than it takes to notice.
+        thread::sleep(Duration::from_secs(4));
+        assert!(has_account(&api, "before").unwrap(), "{}", from.display());
+        assert_eq!(cluster.node_id(1, 1).unwrap(), id);
+        fs::rename(&to, &from).unwrap();
+        write(&api, &format!("after-{}", from.display()).replace('/', "-"));
+    }
+    cluster.node(1).kill().unwrap();
+    cluster.node(1).start().unwrap();
+    cluster.wait_ready().unwrap();
+    assert!(has_account(&api, "before").unwrap());
+}

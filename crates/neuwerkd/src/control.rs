@@ -333,7 +333,7 @@ impl Control {
             tokio::select! {
                 () = stop.cancelled() => Ok(()),
                 () = tempo::changed(&node, data_dir) => Ok(()),
-                () = storage::moved(data_dir) => Ok(()),
+                () = storage::moved(data_dir, &node) => Ok(()),
                 failure = &mut failed => Err(failure?.into()),
                 // The state has no writer any more: consensus has ended, and its failure is about to be told.
                 () = self.replay(&node) => Err(node.failed().await.into()),

@@ -15,6 +15,7 @@ use cluster::store::reserve::Reserve;
 use cluster::store::witness::FileWitness;
 use cluster::store::{Io, Store, StoreError};
 use cluster::transport::Peer;
+use cluster::{Node, Role};
 use tokio_util::sync::CancellationToken;
 
 use super::founding::LOG;
@@ -148,19 +149,32 @@ pub(super) fn cannot_start(
     }
 }
 
-/// Waits until the log is no longer where it was opened: somebody has moved it away, for example as a quarantine says, or
-/// has removed it. What is written to it from then on is lost with the process.
-pub(super) async fn moved(data_dir: &Path) {
+/// Waits until the log is no longer where it was opened, because somebody has moved it away as a quarantine says, or has
+/// removed it: what is written to it from then on is lost with the process.
+///
+/// Only while another member leads, which has what was in it: otherwise the open file may be the last copy. And not where
+/// the whole directory is gone, say with its disk: a node that begins there has no identity any more.
+pub(super) async fn moved(data_dir: &Path, node: &Node) {
     let log = data_dir.join(LOG);
+    let is_replaceable = || {
+        let leads_another = matches!(node.role(), Role::Follower { .. });
+        leads_another && Meta::load(data_dir).is_ok_and(|meta| meta.is_some())
+    };
     let mut opened = None;
+    let mut missing = 0;
     loop {
-        match tokio::fs::metadata(&log).await.map(|file| file.ino()) {
-            Ok(now) if *opened.get_or_insert(now) == now => {}
+        let is_there = match tokio::fs::metadata(&log).await.map(|file| file.ino()) {
+            Ok(now) => *opened.get_or_insert(now) == now,
             // A disk that fails is told by whoever writes to it.
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {}
-            Ok(_) | Err(_) => {
-                return tracing::warn!(log = %log.display(), "the log is not there any more: starting without it");
-            }
+            Err(error) => error.kind() != io::ErrorKind::NotFound,
+        };
+        missing = match is_there || !is_replaceable() {
+            true => 0,
+            false => missing + 1,
+        };
+        // Twice: a directory that is being removed loses one file after the other.
+        if missing == 2 {
+            return tracing::warn!(log = %log.display(), "the log is not there any more: starting without it");
         }
         tokio::time::sleep(LOOK).await;
     }

@@ -15,10 +15,10 @@ pub(super) fn recall(data_dir: &Path) -> u32 {
     let read = match std::fs::read_to_string(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return 1,
         Err(error) => Err(error.to_string()),
-        Ok(text) => text
-            .trim()
-            .parse()
-            .map_err(|_| format!("{text:?} is no factor")),
+        Ok(text) => match text.trim().parse() {
+            Ok(factor @ (1 | 2 | 4 | 8 | 16)) => Ok(factor),
+            _ => Err(format!("{text:?} is no factor")),
+        },
     };
     read.unwrap_or_else(|reason| {
         tracing::warn!(path = %path.display(), reason, "the factor of the timers cannot be read; 1 is used");
@@ -54,7 +54,9 @@ mod tests {
         assert_eq!(recall(dir.path()), 1);
         note(dir.path(), 4).unwrap();
         assert_eq!(recall(dir.path()), 4);
-        std::fs::write(dir.path().join(FILE), b"four\xff").unwrap();
-        assert_eq!(recall(dir.path()), 1);
+        for damaged in [&b"four\xff"[..], b"999", b"0", b""] {
+            std::fs::write(dir.path().join(FILE), damaged).unwrap();
+            assert_eq!(recall(dir.path()), 1);
+        }
     }
 }
