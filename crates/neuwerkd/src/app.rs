@@ -447,6 +447,7 @@ impl Listeners {
                     format!("{interface} has no global address; give it one, or set {key}")
                 })?,
         };
+        self.config.off_data_ports(key, address)?;
         let listener = TcpListener::bind(address)
             .await
             .with_context(|| format!("cannot listen on {address} ({key})"))?;

@@ -25,6 +25,7 @@ mod value;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, Read as _};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::LazyLock;
 
@@ -263,6 +264,7 @@ impl Config {
         self.integration.check(reader);
         self.dataplane
             .check(self.bootstrap.outside_interface.is_some(), reader);
+        self.check_listeners(reader);
         // The engine has the last word, on settings that are sound one by one.
         if reader.problems.is_empty()
             && let Err(error) = crate::dataplane::check(self)
@@ -274,6 +276,51 @@ impl Config {
             };
             reader.problem(key, error.to_string());
         }
+    }
+
+    /// Nothing that manages this node listens where clients' traffic goes.
+    fn check_listeners(&self, reader: &mut Reader) {
+        let ports = &self.dataplane.ports;
+        for (key, bind) in [
+            ("http.bind", self.http.bind),
+            ("metrics.bind", self.metrics.bind),
+            ("cluster.bind", Some(self.cluster.bind)),
+            ("cluster.join_bind", Some(self.cluster.join_bind())),
+        ] {
+            let Some(bind) = bind else { continue };
+            for (port, network) in [("inside", &ports.inside), ("outside", &ports.outside)] {
+                if network.addresses.iter().any(|own| own.addr() == bind.ip()) {
+                    let reason = format!(
+                        "{bind} is an address of the {port} data port (dataplane.ports.{port}.addresses); take one of {}",
+                        self.bootstrap.management_interface
+                    );
+                    reader.problem(key, reason);
+                }
+            }
+        }
+    }
+
+    /// As the check of the configured addresses, by what the host says: an error names the data port that holds `bind`.
+    ///
+    /// # Errors
+    /// One of the data ports holds the address.
+    pub fn off_data_ports(&self, key: &str, bind: SocketAddr) -> anyhow::Result<()> {
+        let Some(holder) = crate::interfaces::holder_of(bind.ip()) else {
+            return Ok(());
+        };
+        let bootstrap = &self.bootstrap;
+        let mut ports = [
+            Some(&bootstrap.data_interface),
+            bootstrap.outside_interface.as_ref(),
+        ]
+        .into_iter()
+        .flatten();
+        anyhow::ensure!(
+            !ports.any(|port| port.name().is_some_and(|name| name.as_str() == holder)),
+            "{key}: {bind} is an address of {holder}, which is a data port; take one of {}",
+            bootstrap.management_interface
+        );
+        Ok(())
     }
 }
 

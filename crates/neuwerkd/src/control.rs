@@ -367,14 +367,23 @@ impl Control {
         if !self.config.cluster_mode {
             return Ok(None);
         }
-        let listener = listen(cluster.bind, "cluster.bind").await?;
+        let listener = self.listen("cluster.bind", cluster.bind).await?;
         let serving = transport.serve(listener, node.service(), life.clone());
         self.consensus.spawn(serve_members(serving));
-        let listener = listen(cluster.join_bind(), "cluster.join_bind").await?;
+        let listener = self
+            .listen("cluster.join_bind", cluster.join_bind())
+            .await?;
         let join = self.join_listener(node)?;
         let counters = join.counters();
         tokio::spawn(join.serve(listener, life.clone()));
         Ok(Some(counters))
+    }
+
+    async fn listen(&self, key: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
+        self.config.off_data_ports(key, address)?;
+        TcpListener::bind(address)
+            .await
+            .with_context(|| format!("cannot listen on {address} ({key})"))
     }
 
     /// Spawns what follows the state: trust, certificates, reports, and the management API.
@@ -553,12 +562,6 @@ async fn serve_members<E: std::error::Error>(serving: impl Future<Output = Resul
     if let Err(error) = serving.await {
         tracing::error!(%error, "the cluster listener has ended");
     }
-}
-
-async fn listen(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address)
-        .await
-        .with_context(|| format!("cannot listen on {address} ({key})"))
 }
 
 /// An error with what led to it, as one line.

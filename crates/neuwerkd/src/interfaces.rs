@@ -24,8 +24,8 @@ pub fn exists(interface: &str) -> bool {
     nix::net::if_::if_nametoindex(interface).is_ok()
 }
 
-/// The interface that has this address, and the largest packet that it takes, in bytes; none if no interface has it.
-pub fn mtu_of(address: IpAddr) -> Option<(String, usize)> {
+/// The interface that has this address.
+pub fn holder_of(address: IpAddr) -> Option<String> {
     let holder = nix::ifaddrs::getifaddrs().ok()?.find(|entry| {
         entry.address.as_ref().is_some_and(|own| {
             let v4 = own.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
@@ -33,7 +33,12 @@ pub fn mtu_of(address: IpAddr) -> Option<(String, usize)> {
             v4.or(v6) == Some(address)
         })
     })?;
-    let name = holder.interface_name;
+    Some(holder.interface_name)
+}
+
+/// The interface that has this address, and the largest packet that it takes, in bytes; none if no interface has it.
+pub fn mtu_of(address: IpAddr) -> Option<(String, usize)> {
+    let name = holder_of(address)?;
     let mtu = std::fs::read_to_string(format!("/sys/class/net/{name}/mtu")).ok()?;
     Some((name, mtu.trim().parse().ok()?))
 }

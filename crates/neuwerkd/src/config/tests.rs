@@ -705,3 +705,23 @@ fn what_belongs_together_is_given_together() {
         ],
     );
 }
+
+#[test]
+fn nothing_listens_on_the_address_of_a_data_port() {
+    let ports = "dataplane: {ports: {inside: {addresses: [10.1.0.1/24, '2001:db8::1/64']}}}";
+    check(
+        file(&format!("{ports}\nhttp: {{bind: '10.1.0.1:8443'}}")),
+        &[(
+            "http.bind",
+            "10.1.0.1:8443 is an address of the inside data port (dataplane.ports.inside.addresses); take one of eth0",
+        )],
+    );
+    check(
+        file(&format!(
+            "{ports}\nmetrics: {{bind: '[2001:db8::1]:8080', allow_public_bind: true}}\n\
+             cluster: {{bind: '10.1.0.1:9600', join_bind: '10.0.0.1:9601'}}"
+        )),
+        &[("metrics.bind", "data port"), ("cluster.bind", "data port")],
+    );
+    file(&format!("{ports}\nhttp: {{bind: '10.1.0.2:8443'}}")).unwrap();
+}
