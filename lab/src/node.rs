@@ -174,6 +174,14 @@ impl Node {
         self.rewrite(|old| (old == head).then(|| format!("{head}\n  {line}")))
     }
 
+    /// Gives it, while it does not run, another configuration file.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn set_config(&self, text: &str) -> Result<()> {
+        Ok(fs::write(self.dir.join("config.yaml"), text)?)
+    }
+
     /// Gives it, while it does not run, another address on the management segment.
     ///
     /// # Errors

@@ -122,6 +122,57 @@ fn the_service_manager_is_told_that_the_node_runs_and_that_it_stops() {
     assert_eq!(told(), "STOPPING=1");
 }
 
+/// A configuration of published releases with every key that they know, on a node of today: only names of interfaces,
+/// addresses and directories are this lab's.
+#[test]
+#[ignore = "needs root; make test runs it"]
+fn a_published_configuration_starts_a_node_that_joins() {
+    let published = include_str!("../../crates/neuwerkd/src/config/tests/published.yaml");
+    let mut cluster = Cluster::lay_out(2).unwrap();
+    let dir = cluster.node(2).dir().to_str().unwrap().to_owned();
+    let run_dir = format!("--runtime-run-dir={dir}/run");
+    let here = address::management(2).to_string();
+    let mut text = published.to_owned();
+    for (theirs, ours) in [
+        ("eth0", "mgmt0"),
+        ("eth1", "in0"),
+        ("10.0.0.10", here.as_str()),
+        ("203.0.113.10", here.as_str()),
+        ("10.0.0.11:9601", &address::join(1).to_string()),
+        ("/var/lib/neuwerk", &dir),
+        // Whose files would have to be there; that a node serves them is another test.
+        ("  cert_path: /etc/neuwerk/tls.crt\n", ""),
+        ("  key_path: /etc/neuwerk/tls.key\n", ""),
+        ("  ca_path: /etc/neuwerk/ca.crt\n", ""),
+    ] {
+        assert!(text.contains(theirs), "{theirs}");
+        text = text.replace(theirs, ours);
+    }
+    cluster.node(2).set_config(&text).unwrap();
+    let program = lab::node::binary().unwrap();
+    cluster.node(2).set_program(&program, &[&run_dir]);
+    for number in [1, 2] {
+        cluster.node(number).start().unwrap();
+    }
+    cluster.wait_ready().unwrap();
+    cluster.wait_voters().unwrap();
+
+    let log = std::fs::read_to_string(cluster.node(2).log_path()).unwrap();
+    let named: Vec<&str> = log
+        .lines()
+        .filter(|line| line.contains("dpdk.mbuf_pool_size"))
+        .collect();
+    assert_eq!(named.len(), 1, "one warning for all keys without effect");
+    assert!(named[0].contains("WARN"), "{}", named[0]);
+    for key in [
+        "bootstrap.data_plane_mode",
+        "integration.mode",
+        "tls_intercept",
+    ] {
+        assert!(named[0].contains(key), "{key} in {}", named[0]);
+    }
+}
+
 #[test]
 #[ignore = "needs root; make test runs it"]
 fn an_archive_has_every_member_that_can_be_reached() {
