@@ -9,7 +9,7 @@ libfuzzer_sys::fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, see
     let frame = decode(&data[..size]);
     data[..frame.len()].copy_from_slice(&frame);
     let size = libfuzzer_sys::fuzzer_mutate(data, frame.len(), max_size);
-    if seed % 4 != 0 {
+    if !seed.is_multiple_of(4) {
         right_ipv4_checksum(&mut data[..size]);
     }
     size
@@ -20,13 +20,17 @@ fn right_ipv4_checksum(frame: &mut [u8]) {
     let Some((ethernet, packet)) = frame.split_at_mut_checked(14) else {
         return;
     };
-    let header_len = packet.first().map_or(0, |first| usize::from(first & 0xf) * 4);
+    let header_len = packet
+        .first()
+        .map_or(0, |first| usize::from(first & 0xf) * 4);
     if ethernet[12..] != [8, 0] || header_len < 20 || packet.len() < header_len {
         return;
     }
     packet[10..12].fill(0);
     let words = packet[..header_len].chunks(2);
-    let mut sum: u32 = words.map(|word| u32::from(u16::from_be_bytes([word[0], word[1]]))).sum();
+    let mut sum: u32 = words
+        .map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])))
+        .sum();
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }

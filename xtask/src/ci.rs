@@ -14,6 +14,9 @@ pub(crate) fn run() -> Result<()> {
             "clippy",
             "--workspace",
             "--all-targets",
+            // The fuzz targets, too.
+            "--features",
+            "fuzz/link",
             "--locked",
             "--",
             "-D",

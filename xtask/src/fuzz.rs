@@ -6,13 +6,14 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 
 /// The targets in `fuzz/fuzz_targets`.
-const TARGETS: [&str; 6] = [
+const TARGETS: [&str; 7] = [
     "wire",
     "policy_document",
     "join_request",
     "join_token",
     "member_message",
     "disk_record",
+    "configuration",
 ];
 
 /// Encodings that are kept beside their types, and are a corpus as well.
@@ -46,7 +47,7 @@ pub(crate) fn run(target: Option<&str>, seconds: u64) -> Result<()> {
         eprintln!("==> fuzz {target}, {seconds} s");
         // The first directory takes what is new; the corpus itself is only read.
         let golden = ["member_message", "disk_record"].contains(&target);
-        let status = fuzzer(&["run", target, &found, &kept])
+        let status = fuzzer(&["run", "--features", "link", target, &found, &kept])
             .args(golden.then_some(GOLDEN))
             .arg("--")
             .args([

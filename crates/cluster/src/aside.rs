@@ -34,7 +34,7 @@ const STAYS: [&str; 5] = ["lkg", NEXT, OLD, NOTE, JOINING];
 
 /// What is being moved.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Note {
+pub(crate) struct Note {
     /// Directory that takes the old data, below the data directory.
     aside: PathBuf,
     /// Names in the data directory that go there.

@@ -237,14 +237,14 @@ pub enum BackupError {
 
 /// What is sealed besides the state.
 #[derive(Serialize, Deserialize)]
-struct Inner {
+pub(crate) struct Inner {
     description: Description,
     #[serde(default)]
     keys: Vec<InnerKey>,
 }
 
 #[derive(Serialize, Deserialize)]
-struct InnerKey {
+pub(crate) struct InnerKey {
     epoch: u64,
     key: ByteBuf,
 }

@@ -1,7 +1,11 @@
 //! All that this crate decodes from other members and from disks, in one place: for the fuzz targets, and for the tests that
 //! replay what these have found.
 //!
+//! What only the daemon reads is in its own `decode`.
+//!
 //! Whatever the bytes, nothing panics; and what is understood is written as something that is understood the same.
+
+use std::path::Path;
 
 use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest,
@@ -15,18 +19,20 @@ use crate::command::{Command, Stamped};
 use crate::event::Event;
 use crate::forward::{HttpRequest, HttpResponse};
 use crate::id::{ClusterId, Digest, Lineage, NodeId};
-use crate::join::{EnrolGrant, EnrolRefusal, EnrolRequest};
+use crate::join::{EnrolGrant, EnrolRefusal, EnrolRequest, secret};
+use crate::meta::Meta;
 use crate::node::Tokio;
 use crate::node::amnesia::{Question, Recollection};
-use crate::node::divergence::Ask;
+use crate::node::divergence::{Ask, Fingerprint};
 use crate::node::finder::{Found, Lost};
 use crate::node::report::{LeaderView, Report};
 use crate::raft::image::{Coverage, Image};
 use crate::raft::network::SnapshotHead;
 use crate::raft::{Entry, Membership, Types, Vote};
 use crate::store::disk::{checked, entry_record, open_entry};
+use crate::store::witness;
 use crate::tls::Pins;
-use crate::{backup, ca, lkg, voucher};
+use crate::{aside, backup, ca, lkg, peers, voucher};
 
 /// Bytes that a member may send: every message, and the certificates of its handshake.
 ///
@@ -56,6 +62,7 @@ pub fn from_a_member(input: &[u8]) {
     again::<HttpRequest>(input);
     again::<HttpResponse>(input);
     again::<Command>(input);
+    again::<Fingerprint>(input);
     if let Ok(stamped) = Stamped::decode(input) {
         let written = stamped.encode();
         let read = Stamped::decode(&written).expect("what was written can be read");
@@ -105,7 +112,14 @@ pub fn from_a_disk(input: &[u8]) {
         let written = lkg::encode(&target);
         assert_eq!(lkg::decode(&written), Some(target));
     }
+    again::<witness::Record>(input);
+    again::<backup::Inner>(input);
+    again_as_json::<backup::Description>(input);
+    again_as_json::<peers::Content>(input);
+    again_as_json::<Meta>(input);
+    again_as_json::<aside::Note>(input);
     // Either with its reason.
+    let _ = secret::parse(Path::new("bootstrap-token"), input);
     let _ = backup::inspect(input);
     let _ = backup::inspect(&backup::checked(input));
 }
@@ -122,11 +136,23 @@ fn again<T: Serialize + DeserializeOwned>(input: &[u8]) {
     );
 }
 
+fn again_as_json<T: Serialize + DeserializeOwned>(input: &[u8]) {
+    let Ok(value) = serde_json::from_slice::<T>(input) else {
+        return;
+    };
+    let written = serde_json::to_vec(&value).expect("what was read can be written");
+    let read: T = serde_json::from_slice(&written).expect("what was written can be read");
+    assert_eq!(
+        serde_json::to_vec(&read).expect("what was read can be written"),
+        written
+    );
+}
+
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
+
+    include!("../../../fuzz/decode.rs");
 
     fn sound(input: &[u8]) {
         from_a_member(input);
@@ -164,8 +190,8 @@ mod tests {
                 .join(target);
             let mut replayed = 0;
             for entry in std::fs::read_dir(corpus).expect("is in the repository") {
-                let text = std::fs::read_to_string(entry.expect("readable").path()).expect("text");
-                sound(&crate::golden::from_hex(&text));
+                let kept = std::fs::read(entry.expect("readable").path()).expect("readable");
+                sound(&decode(&kept));
                 replayed += 1;
             }
             assert!(replayed > 0, "{target} has no input");

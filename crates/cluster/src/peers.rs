@@ -21,7 +21,7 @@ use crate::tls::Pins;
 
 /// Everything about other members that outlives a restart.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct Content {
+pub(crate) struct Content {
     cluster_id: ClusterId,
     lineage: Lineage,
     /// Cluster CAs, PEM.

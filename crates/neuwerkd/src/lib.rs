@@ -8,6 +8,7 @@ pub mod backup;
 pub mod config;
 pub mod control;
 pub mod dataplane;
+pub mod decode;
 pub mod drain;
 pub mod http;
 pub mod interfaces;

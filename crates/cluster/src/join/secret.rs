@@ -251,7 +251,8 @@ impl When {
     }
 }
 
-fn parse(path: &Path, content: &[u8]) -> Result<Held, SecretError> {
+/// `path` is named in errors only.
+pub(crate) fn parse(path: &Path, content: &[u8]) -> Result<Held, SecretError> {
     let malformed = |reason: String| SecretError::Malformed {
         path: path.to_owned(),
         reason,

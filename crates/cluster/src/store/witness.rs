@@ -167,7 +167,7 @@ const FILE_BYTES: usize = 1024;
 const SUM_BYTES: usize = 32;
 
 #[derive(Serialize, Deserialize)]
-struct Record {
+pub(crate) struct Record {
     owner: String,
     boot: String,
     seen: Seen,

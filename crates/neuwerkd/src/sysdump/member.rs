@@ -39,7 +39,7 @@ const KEPT: Duration = Duration::from_secs(120);
 
 /// What one member asks of another.
 #[derive(Debug, Serialize, Deserialize)]
-enum Request {
+pub(crate) enum Request {
     /// Make one.
     Make,
     /// A piece of the one that was made.
@@ -48,7 +48,7 @@ enum Request {
 
 /// An archive was made.
 #[derive(Debug, Serialize, Deserialize)]
-struct Made {
+pub(crate) struct Made {
     id: Uuid,
     bytes: u64,
 }
