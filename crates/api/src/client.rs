@@ -31,7 +31,7 @@ use crate::cluster::{
 };
 use crate::error::{ErrorBody, Reason};
 use crate::health::{Health, Ready};
-use crate::policy::{DryRun, Format, Lint, Pending, Wait};
+use crate::policy::{DryRun, Format, Lint, Pending, PolicyHistory, Wait};
 use crate::recovery::{BackupRequest, RejoinRequest, Rejoining};
 use crate::stats::StatsSnapshot;
 use crate::{duration, headers, paths};
@@ -151,6 +151,8 @@ pub struct PutPolicy {
     pub if_match: Option<String>,
     /// Makes a retry safe.
     pub idempotency_key: Option<String>,
+    /// Why, for those who read the history.
+    pub message: Option<String>,
 }
 
 /// What became of a policy that was put.
@@ -475,6 +477,29 @@ impl Client {
         }
     }
 
+    /// The revisions of the policy that are kept.
+    pub async fn policy_history(&self) -> Result<PolicyHistory, Error> {
+        self.get(paths::POLICY_REVISIONS).await
+    }
+
+    /// The policy as it was at a revision.
+    pub async fn policy_revision(
+        &self,
+        revision: u64,
+        format: Format,
+    ) -> Result<PolicyDocument, Error> {
+        let path = paths::POLICY_REVISION.replace("{revision}", &revision.to_string());
+        let mut headers = HeaderMap::new();
+        headers.insert(ACCEPT, HeaderValue::from_static(format.media_type()));
+        let answer = self
+            .send(Method::GET, &path, headers, Bytes::new(), self.limit)
+            .await?;
+        match answer.status {
+            StatusCode::OK => Ok(answer.document()),
+            _ => Err(self.refusal(answer)),
+        }
+    }
+
     /// The policy, or nothing if `etag` is still its tag.
     pub async fn policy_get_unless(
         &self,
@@ -508,6 +533,10 @@ impl Client {
         if let Some(timeout) = put.timeout {
             path.push_str("&timeout=");
             path.push_str(&duration::format(timeout));
+        }
+        if let Some(message) = &put.message {
+            path.push_str("&message=");
+            path.extend(form_urlencoded::byte_serialize(message.as_bytes()));
         }
         let mut headers = policy_headers(put.format);
         if let Some(etag) = &put.if_match {

@@ -28,6 +28,10 @@ pub const KEYS: &str = "/api/v1/auth/keys";
 pub const KEY: &str = "/api/v1/auth/keys/{kid}";
 /// The policy document.
 pub const POLICY: &str = "/api/v1/policy";
+/// The revisions of the policy that are kept.
+pub const POLICY_REVISIONS: &str = "/api/v1/policy/revisions";
+/// One of them.
+pub const POLICY_REVISION: &str = "/api/v1/policy/revisions/{revision}";
 /// Counters and the state of the cluster.
 pub const STATS: &str = "/api/v1/stats";
 /// The cluster's members.

@@ -64,6 +64,31 @@ impl Wait {
     }
 }
 
+/// Answer of `GET /api/v1/policy/revisions`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PolicyHistory {
+    /// The revisions that are kept, oldest first; the last one is the policy.
+    pub revisions: Vec<PolicyRevision>,
+}
+
+/// One revision of the policy.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PolicyRevision {
+    /// Counts the policies of this lineage.
+    pub revision: u64,
+    /// SHA-256 of the document as it is kept, in hexadecimal.
+    pub hash: String,
+    /// Size of the document as it is kept, in bytes.
+    pub bytes: u64,
+    /// When, by the leader's clock, RFC 3339.
+    pub time: String,
+    /// Who put it: a credential's subject, `root`, or `system` for the cluster itself.
+    pub author: String,
+    /// Why, if its author said so.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+}
+
 /// A policy's tag: lineage and revision, `"<lineage>-<revision>"` with the quotes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PolicyTag {

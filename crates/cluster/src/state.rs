@@ -27,6 +27,9 @@ use crate::id::{ClusterId, Digest, Lineage, NodeId};
 /// Policy revisions kept.
 pub const HISTORY_REVISIONS: usize = 100;
 
+/// Longest message of a revision, in bytes; the rest of a longer one is cut off.
+pub const MESSAGE_BYTES: usize = 1024;
+
 /// Bytes of policy documents kept, whole documents, chunks shared between revisions counted once: 64 MiB.
 pub const HISTORY_BYTES: u64 = 64 * 1024 * 1024;
 

@@ -75,6 +75,11 @@ pub(crate) enum Policy {
     Get(PolicyGet),
     /// Replace the policy, and wait until it is enforced.
     Apply(PolicyApply),
+    /// List the revisions that are kept: when, by whom and why.
+    #[command(
+        after_help = "To go back to one: neuwerk policy get --revision N | neuwerk policy apply -"
+    )]
+    History(Target),
 }
 
 #[derive(Debug, Args)]
@@ -82,6 +87,9 @@ pub(crate) struct PolicyGet {
     /// How to write it.
     #[arg(long, value_enum, default_value = "json")]
     pub(crate) format: Format,
+    /// As it was at this revision, as policy history lists them.
+    #[arg(long, value_name = "N")]
+    pub(crate) revision: Option<u64>,
     #[command(flatten)]
     pub(crate) target: Target,
 }
@@ -111,6 +119,9 @@ pub(crate) struct PolicyApply {
     /// Names this change, so that trying it again cannot make it twice.
     #[arg(long, value_name = "KEY")]
     pub(crate) idempotency_key: Option<String>,
+    /// Why, for those who read the history.
+    #[arg(long, short, value_name = "TEXT")]
+    pub(crate) message: Option<String>,
     #[command(flatten)]
     pub(crate) target: Target,
 }

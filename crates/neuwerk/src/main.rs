@@ -55,6 +55,7 @@ fn perform(cli: Cli, matches: &clap::ArgMatches) -> Result<ExitCode, Failure> {
         }
         Verb::Policy(Policy::Apply(apply)) => return connect::block_on(policy::apply(apply)),
         Verb::Policy(Policy::Get(get)) => connect::block_on(policy::get(get)),
+        Verb::Policy(Policy::History(target)) => connect::block_on(policy::history(target)),
         Verb::Sysdump(verb) => connect::block_on(sysdump::sysdump(verb)),
         Verb::Status(target) => connect::block_on(status::status(target)),
         Verb::Cluster(verb) => {

@@ -5,10 +5,10 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use api::client::{PutOutcome, PutPolicy};
-use api::policy::{Lint, PendingMember};
+use api::policy::{Lint, PendingMember, PolicyRevision};
 use serde::Serialize;
 
-use crate::args::{Format, PolicyApply, PolicyGet, Wait};
+use crate::args::{Format, PolicyApply, PolicyGet, Target, Wait};
 use crate::connect::client;
 use crate::failure::Failure;
 use crate::print;
@@ -40,7 +40,11 @@ pub(crate) async fn get(get: PolicyGet) -> Result<(), Failure> {
     } else {
         get.format
     };
-    let document = client(&get.target)?.policy_get(format.into()).await?;
+    let client = client(&get.target)?;
+    let document = match get.revision {
+        None => client.policy_get(format.into()).await?,
+        Some(revision) => client.policy_revision(revision, format.into()).await?,
+    };
     if get.target.json {
         let policy = serde_json::from_slice(&document.body)
             .map_err(|error| Failure::Failed(format!("the node's policy is not JSON: {error}")))?;
@@ -55,6 +59,30 @@ pub(crate) async fn get(get: PolicyGet) -> Result<(), Failure> {
         text.push('\n');
     }
     print::to_stdout(&text)
+}
+
+pub(crate) async fn history(target: Target) -> Result<(), Failure> {
+    let history = client(&target)?.policy_history().await?;
+    if target.json {
+        return print::json(&history);
+    }
+    print::to_stdout(&history_table(&history.revisions))
+}
+
+fn history_table(revisions: &[PolicyRevision]) -> String {
+    let heading = ["REVISION", "TIME", "WHO", "BYTES", "HASH", "MESSAGE"];
+    let mut rows = vec![heading.map(String::from).to_vec()];
+    for kept in revisions {
+        rows.push(vec![
+            kept.revision.to_string(),
+            kept.time.clone(),
+            kept.author.clone(),
+            kept.bytes.to_string(),
+            kept.hash.chars().take(12).collect(),
+            kept.message.clone(),
+        ]);
+    }
+    print::columns(&rows)
 }
 
 pub(crate) async fn apply(apply: PolicyApply) -> Result<ExitCode, Failure> {
@@ -86,6 +114,7 @@ pub(crate) async fn apply(apply: PolicyApply) -> Result<ExitCode, Failure> {
         timeout: Some(apply.timeout),
         if_match: apply.if_match.clone(),
         idempotency_key: apply.idempotency_key.clone(),
+        message: apply.message.clone(),
     };
     let outcome = client(&apply.target)?.policy_put(put).await?;
     let (applied, code) = match &outcome {

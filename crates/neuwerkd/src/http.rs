@@ -16,6 +16,7 @@ mod edge;
 pub mod error;
 mod gate;
 pub mod health;
+mod history;
 pub mod joining;
 pub mod key;
 pub mod listen;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use fastcdc::v2020::FastCDC;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ClientWriteError, RaftError};
 use openraft::type_config::TypeConfigExt;
@@ -108,6 +109,15 @@ fn keeps_membership(command: &Command) -> bool {
         command,
         Command::UpdateMember { .. } | Command::RemoveMember { .. } | Command::ReleaseMember { .. }
     )
+}
+
+/// A large document in pieces that its content delimits (FastCDC, Xia et al. 2020), so that revisions share all pieces
+/// but those around an edit: what is proposed, kept and sent in snapshots is the difference.
+fn pieces(document: &[u8]) -> impl Iterator<Item = &[u8]> {
+    // At least, on average, at most; in bytes.
+    let (min, average, max) = (CHUNK_BYTES / 8, CHUNK_BYTES / 4, CHUNK_BYTES);
+    FastCDC::new(document, min, average, max)
+        .map(|piece| &document[piece.offset..piece.offset + piece.length])
 }
 
 impl<R: AsyncRuntime> Node<R> {
@@ -234,10 +244,7 @@ impl<R: AsyncRuntime> Node<R> {
                 response,
             });
         }
-        let chunks: Vec<(Digest, &[u8])> = document
-            .chunks(CHUNK_BYTES)
-            .map(|c| (Digest::of(c), c))
-            .collect();
+        let chunks: Vec<(Digest, &[u8])> = pieces(document).map(|c| (Digest::of(c), c)).collect();
         let whole = Document::Chunks {
             chunks: chunks.iter().map(|(hash, _)| *hash).collect(),
             len: document.len() as u64,
@@ -423,3 +430,49 @@ impl<R: AsyncRuntime> Node<R> {
 
 /// How long a confirmed read may take.
 const READ_DEADLINE: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    /// A policy as large ones are: many groups that differ in names and addresses only.
+    fn groups(count: u32) -> Vec<String> {
+        let group = |n: u32| {
+            let [_, a, b, c] = n.to_be_bytes();
+            format!(r#"{{"id":"group-{n}","sources":{{"ips":["10.{a}.{b}.{c}"]}}}},"#)
+        };
+        (0..count).map(group).collect()
+    }
+
+    #[test]
+    fn pieces_are_the_document_and_never_too_large_for_an_entry() {
+        for document in [groups(50_000).concat(), "x".repeat(3 * CHUNK_BYTES + 1)] {
+            let document = document.as_bytes();
+            let all: Vec<&[u8]> = pieces(document).collect();
+            assert_eq!(all.concat(), document);
+            assert!(all.len() > 3);
+            assert!(all.iter().all(|piece| piece.len() <= CHUNK_BYTES));
+        }
+    }
+
+    #[test]
+    fn an_edit_makes_few_new_pieces_wherever_it_is() {
+        let before = groups(50_000);
+        let whole = before.concat();
+        let kept: HashSet<&[u8]> = pieces(whole.as_bytes()).collect();
+        for at in [0, 20_000, 49_999] {
+            let mut after = before.clone();
+            after.insert(at, r#"{"id":"new"},"#.into());
+            after.remove(at + 1);
+            let after = after.concat();
+            let new: usize = pieces(after.as_bytes())
+                .filter(|piece| !kept.contains(piece))
+                .map(<[u8]>::len)
+                .sum();
+            assert!(new <= 2 * CHUNK_BYTES, "an edit at {at} needs {new} bytes");
+            assert!(whole.len() > 10 * CHUNK_BYTES);
+        }
+    }
+}

@@ -391,7 +391,7 @@ impl State {
             index: context.index,
             time_ms: context.time_ms,
             author: context.author.clone(),
-            message: clipped(message, 1024),
+            message: clipped(message, MESSAGE_BYTES),
         }));
         self.trim_history();
         self.record(Action::Changed(Record::Policy), revision, context);

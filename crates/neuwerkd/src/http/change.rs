@@ -94,11 +94,16 @@ impl Change {
     }
 
     /// Makes a document the policy.
-    pub(super) async fn policy(&self, document: Bytes, if_match: Option<u64>) -> Answer<Applied> {
+    pub(super) async fn policy(
+        &self,
+        document: Bytes,
+        if_match: Option<u64>,
+        message: String,
+    ) -> Answer<Applied> {
         let (author, retry) = (self.author.clone(), self.retry());
         let proposed = self
             .node
-            .put_policy(&document, if_match, String::new(), author, retry)
+            .put_policy(&document, if_match, message, author, retry)
             .await;
         self.shown(proposed).await
     }

@@ -196,6 +196,8 @@ pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Answer<T> {
         api::auth::Minted,
         api::auth::SigningKeyView,
         api::auth::SigningKeyStatus,
+        api::policy::PolicyHistory,
+        api::policy::PolicyRevision,
         api::changes::ChangeLog,
         api::changes::ChangeView,
         api::account::ServiceAccount,

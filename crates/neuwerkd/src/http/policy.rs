@@ -34,6 +34,8 @@ const DEFAULT_WAIT: Duration = Duration::from_secs(5);
 const MAX_WAIT: Duration = Duration::from_secs(300);
 /// How often the members' reports are looked at while waiting.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
+/// Longest message that a revision keeps.
+const MAX_MESSAGE_BYTES: usize = cluster::state::MESSAGE_BYTES;
 /// Lints that are given as headers; all are counted.
 const LINT_HEADERS: usize = 16;
 /// Longest lint that is given as a header, in bytes.
@@ -90,6 +92,10 @@ pub(super) static REPLACE: Doc = Doc::new("Replace the policy")
             name: "format",
             description: "`json` or `yaml` of the answer; goes before `Accept`",
         },
+        Param {
+            name: "message",
+            description: "why, for those who read the history; at most 1024 bytes",
+        },
     ])
     .answers(&[
         (200, "The policy as it is kept, enforced where it was to be; with `dry_run` a `DryRun`", Some(openapi::POLICY)),
@@ -119,7 +125,7 @@ pub(super) async fn replace(
     if query.dry_run {
         return candidate.dry_run(&change, if_match);
     }
-    let revision = commit(&change, &candidate, if_match).await?;
+    let revision = commit(&change, &candidate, if_match, query.message).await?;
     let own = origin.entered_at(change.node().node_id());
     let pending = match query.wait {
         Wait::Committed => Vec::new(),
@@ -217,8 +223,15 @@ fn check_now(body: &[u8], format: Format) -> Answer<Candidate> {
 }
 
 /// Commits the policy and returns its revision.
-async fn commit(change: &Change, candidate: &Candidate, if_match: Option<u64>) -> Answer<u64> {
-    let applied = change.policy(candidate.canonical.clone(), if_match).await?;
+async fn commit(
+    change: &Change,
+    candidate: &Candidate,
+    if_match: Option<u64>,
+    message: String,
+) -> Answer<u64> {
+    let applied = change
+        .policy(candidate.canonical.clone(), if_match, message)
+        .await?;
     match applied.response {
         cluster::Response::Policy { revision, .. } => Ok(revision),
         cluster::Response::Refused(cluster::Refusal::Conflict { current, .. }) => {
@@ -340,6 +353,7 @@ struct PutQuery {
     timeout: Duration,
     dry_run: bool,
     format: Option<Format>,
+    message: String,
 }
 
 impl PutQuery {
@@ -349,6 +363,7 @@ impl PutQuery {
             timeout: DEFAULT_WAIT,
             dry_run: false,
             format: None,
+            message: String::new(),
         };
         for (key, value) in pairs(query) {
             match (key, value) {
@@ -365,9 +380,10 @@ impl PutQuery {
                     return Err(Refused::bad_request("dry_run must be true or false"));
                 }
                 ("format", text) => parsed.format = Some(parse_format(text)?),
+                ("message", text) => parsed.message = parse_message(text)?,
                 ("consistency", _) => {}
                 (key, _) => {
-                    let known = "wait, timeout, dry_run, format, consistency";
+                    let known = "wait, timeout, dry_run, format, message, consistency";
                     return Err(Refused::bad_request(format!(
                         "there is no parameter {key:?}; there are {known}"
                     )));
@@ -393,6 +409,21 @@ fn parse_timeout(text: &str) -> Answer<Duration> {
         .ok_or_else(|| {
             Refused::bad_request("timeout must be a duration of at most 300s, for example 5s")
         })
+}
+
+/// A value of a query, decoded: one line of text.
+fn parse_message(text: &str) -> Answer<String> {
+    let pair = format!("message={text}");
+    let (_, message) = form_urlencoded::parse(pair.as_bytes())
+        .next()
+        .expect("there is one pair");
+    let message = message.trim();
+    if message.len() > MAX_MESSAGE_BYTES || message.chars().any(char::is_control) {
+        return Err(Refused::bad_request(format!(
+            "message must be one line of at most {MAX_MESSAGE_BYTES} bytes"
+        )));
+    }
+    Ok(message.to_owned())
 }
 
 fn parse_format(text: &str) -> Answer<Format> {
@@ -424,7 +455,7 @@ fn body_format(headers: &HeaderMap) -> Answer<Format> {
 }
 
 /// `?format=` goes before `Accept`; of `Accept` the first media type that is known.
-fn answer_format(query: Option<&str>, headers: &HeaderMap) -> Answer<Format> {
+pub(super) fn answer_format(query: Option<&str>, headers: &HeaderMap) -> Answer<Format> {
     if let Some((_, text)) = pairs(query).find(|(key, _)| *key == "format") {
         return parse_format(text);
     }
@@ -435,7 +466,7 @@ fn answer_format(query: Option<&str>, headers: &HeaderMap) -> Answer<Format> {
         .unwrap_or_default())
 }
 
-fn tag(node: &Node, revision: u64) -> PolicyTag {
+pub(super) fn tag(node: &Node, revision: u64) -> PolicyTag {
     let lineage = node.state().lineage();
     PolicyTag {
         lineage: lineage
@@ -486,7 +517,7 @@ fn tag_headers(tag: &PolicyTag) -> HeaderMap {
     headers
 }
 
-fn document_response(canonical: Bytes, format: Format, tag: &PolicyTag) -> Answer {
+pub(super) fn document_response(canonical: Bytes, format: Format, tag: &PolicyTag) -> Answer {
     let body = match format {
         Format::Json => canonical,
         Format::Yaml => {
@@ -599,6 +630,7 @@ mod tests {
             timeout: Duration::from_millis(250),
             dry_run: true,
             format: Some(Format::Yaml),
+            message: String::new(),
         };
         assert_eq!(parsed, expected);
         assert_eq!(PutQuery::parse(None).unwrap().wait, Wait::All);

@@ -10,8 +10,8 @@ use http::Method;
 
 use super::openapi::Doc;
 use super::{
-    App, account, backup, ca, changes, health, joining, key, members, openapi, policy, preflight,
-    session, stats, sysdump,
+    App, account, backup, ca, changes, health, history, joining, key, members, openapi, policy,
+    preflight, session, stats, sysdump,
 };
 
 /// Who may use a route.
@@ -103,6 +103,8 @@ pub static ROUTES: &[Row] = &[
     row(Method::DELETE, api::paths::KEY,                    Admin,  Write,            "retireSigningKey",     || delete(key::retire),             &key::RETIRE),
     row(Method::GET,    api::paths::POLICY,                 Any,    LocalRead,        "getPolicy",            || get(policy::read),                 &policy::READ),
     row(Method::PUT,    api::paths::POLICY,                 Admin,  Write,            "putPolicy",            || put(policy::replace),              &policy::REPLACE).with(Body::Policy),
+    row(Method::GET,    api::paths::POLICY_REVISIONS,       Any,    LocalRead,        "listPolicyRevisions",  || get(history::list),              &history::LIST),
+    row(Method::GET,    api::paths::POLICY_REVISION,        Any,    LocalRead,        "getPolicyRevision",    || get(history::read),              &history::READ),
     row(Method::GET,    api::paths::STATS,                  Any,    LocalRead,        "stats",                || get(stats::read),                  &stats::READ),
     row(Method::GET,    api::paths::MEMBERS,                Any,    LocalRead,        "clusterMembers",       || get(members::list),                &members::LIST),
     row(Method::POST,   api::paths::MEMBER_APPROVAL,        Admin,  Write,            "approveMember",        || post(joining::approve),           &joining::APPROVE),

@@ -332,3 +332,53 @@ fn the_described_schema_is_the_documents() {
     let described: api::document::PolicyConfig = serde_json::from_value(canonical.clone()).unwrap();
     assert_eq!(serde_json::to_value(described).unwrap(), canonical);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_history_says_who_put_what_and_why() {
+    let cluster = Cluster::one().await;
+    let empty = cluster.get(0, api::paths::POLICY_REVISIONS);
+    assert_eq!(
+        empty.expect(StatusCode::OK).await.json()["revisions"],
+        serde_json::json!([])
+    );
+    let first = cluster
+        .put_policy(
+            0,
+            "?wait=committed&message=Open%20the%20mail+hosts,%20gr%C3%BCn",
+            POLICY,
+        )
+        .expect(StatusCode::OK)
+        .await;
+    let second = cluster.put_policy(0, "?wait=committed", OTHER_POLICY);
+    let second = second.expect(StatusCode::OK).await;
+
+    let listed = cluster.get(0, api::paths::POLICY_REVISIONS);
+    let listed = listed.expect(StatusCode::OK).await.json();
+    let kept = listed["revisions"].as_array().unwrap();
+    assert_eq!(kept.len(), 2);
+    assert_eq!(kept[0]["revision"], 1);
+    assert_eq!(kept[0]["message"], "Open the mail hosts, grün");
+    assert_eq!(kept[0]["bytes"], first.text.len());
+    assert!(kept[0]["time"].as_str().unwrap().ends_with('Z'));
+    assert_eq!(kept[0]["author"], kept[1]["author"]);
+    assert_ne!(kept[0]["author"], "");
+    assert_ne!(kept[0]["hash"], kept[1]["hash"]);
+    assert!(kept[1].get("message").is_none());
+
+    let old = cluster.get(0, "/api/v1/policy/revisions/1");
+    let old = old.expect(StatusCode::OK).await;
+    assert_eq!(old.text, first.text);
+    assert_eq!(old.header("etag"), first.header("etag"));
+    let new = cluster.get(0, "/api/v1/policy/revisions/2?format=json");
+    assert_eq!(new.expect(StatusCode::OK).await.text, second.text);
+    let gone = cluster.get(0, "/api/v1/policy/revisions/3");
+    gone.expect(StatusCode::NOT_FOUND).await;
+    let word = cluster.get(0, "/api/v1/policy/revisions/last");
+    word.expect(StatusCode::BAD_REQUEST).await;
+
+    let long = format!("?wait=committed&message={}", "x".repeat(1025));
+    for query in [long.as_str(), "?wait=committed&message=two%0Alines"] {
+        let refused = cluster.put_policy(0, query, POLICY);
+        refused.expect(StatusCode::BAD_REQUEST).await;
+    }
+}
