@@ -190,6 +190,10 @@ impl std::fmt::Debug for Environment {
     }
 }
 
+/// How long what the file system said of its free space is believed: it is asked about at every change. Nodes write less
+/// in that time than they keep in reserve.
+const FREE_SPACE_FRESH: Duration = Duration::from_millis(200);
+
 impl Environment {
     /// The machine's clock and random source, and the free space of the file system at `data_dir`.
     #[expect(
@@ -198,6 +202,7 @@ impl Environment {
     )]
     pub fn system(data_dir: &Path) -> Self {
         let data_dir = data_dir.to_owned();
+        let last = Mutex::new(None::<(Option<u64>, std::time::Instant)>);
         Environment {
             wall_clock_ms: Arc::new(|| {
                 std::time::SystemTime::now()
@@ -208,8 +213,14 @@ impl Environment {
                 aws_lc_rs::rand::fill(buffer).expect("the system's random source does not fail");
             }),
             free_bytes: Arc::new(move || {
-                let stat = rustix::fs::statvfs(&data_dir).ok()?;
-                Some(stat.f_bavail.saturating_mul(stat.f_frsize))
+                let mut last = locked(&last);
+                let fresh = last.filter(|(_, at)| at.elapsed() < FREE_SPACE_FRESH);
+                let (free, _) = *last.insert(fresh.unwrap_or_else(|| {
+                    let stat = rustix::fs::statvfs(&data_dir).ok();
+                    let free = stat.map(|stat| stat.f_bavail.saturating_mul(stat.f_frsize));
+                    (free, std::time::Instant::now())
+                }));
+                free
             }),
         }
     }

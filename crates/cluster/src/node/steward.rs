@@ -21,8 +21,8 @@ use crate::id::NodeId;
 use crate::raft::{Address, Types};
 use crate::status::{MemberStatus, Role};
 
-/// How often it looks.
-pub(super) const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// How often it looks: when members report, too, so that an idle node is woken for both at once.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// Entries that a learner may be behind and count as caught up.
 const CAUGHT_UP_LAG: u64 = 64;
