@@ -89,6 +89,16 @@ pub(super) enum Change {
     Refilling(bool),
 }
 
+impl Change {
+    /// Whether it changes anything beside the entries.
+    fn is_noted(&self) -> bool {
+        !matches!(
+            self,
+            Change::Entries(..) | Change::Truncate(..) | Change::Scrub
+        )
+    }
+}
+
 impl Disk {
     pub(super) fn open_file(path: &Path) -> Result<Self, StoreError> {
         use std::os::unix::fs::OpenOptionsExt;
@@ -296,49 +306,36 @@ impl Disk {
             transaction.set_two_phase_commit(true);
             {
                 let mut log = transaction.open_table(LOG)?;
-                let mut meta = transaction.open_table(META)?;
-                for change in changes {
+                for change in changes.clone() {
                     match change {
                         Change::Entries(entries, _) => {
                             for (index, record) in entries {
                                 log.insert(index, record.as_slice())?;
                             }
                         }
-                        Change::Vote(vote) => {
-                            meta.insert(VOTE, sealed(VOTE.as_bytes(), packed(vote)).as_slice())?;
-                        }
-                        Change::Committed(Some(id)) => {
-                            meta.insert(
-                                COMMITTED,
-                                sealed(COMMITTED.as_bytes(), packed(id)).as_slice(),
-                            )?;
-                        }
-                        Change::Committed(None) => {
-                            meta.remove(COMMITTED)?;
-                        }
-                        Change::Scrub => {}
-                        Change::Scrubbed => {
-                            meta.insert(
-                                SCRUBBED,
-                                sealed(SCRUBBED.as_bytes(), packed(&true)).as_slice(),
-                            )?;
-                        }
-                        Change::Refilling(true) => {
-                            meta.insert(
-                                REFILLING,
-                                sealed(REFILLING.as_bytes(), packed(&true)).as_slice(),
-                            )?;
-                        }
-                        Change::Refilling(false) => {
-                            meta.remove(REFILLING)?;
-                        }
                         Change::Truncate(from, _) => {
                             log.retain_in::<u64, _>(*from.., |_, _| false)?
                         }
                         Change::Purge(id) => {
                             log.retain_in::<u64, _>(..=id.index, |_, _| false)?;
-                            meta.insert(PURGED, sealed(PURGED.as_bytes(), packed(id)).as_slice())?;
                         }
+                        _ => {}
+                    }
+                }
+            }
+            // A table that is opened costs pages, whether it changes or not.
+            if changes.clone().into_iter().any(Change::is_noted) {
+                let mut meta = transaction.open_table(META)?;
+                for change in changes {
+                    match change {
+                        Change::Vote(vote) => put(&mut meta, VOTE, packed(vote))?,
+                        Change::Committed(Some(id)) => put(&mut meta, COMMITTED, packed(id))?,
+                        Change::Committed(None) => drop(meta.remove(COMMITTED)?),
+                        Change::Scrubbed => put(&mut meta, SCRUBBED, packed(&true))?,
+                        Change::Refilling(true) => put(&mut meta, REFILLING, packed(&true))?,
+                        Change::Refilling(false) => drop(meta.remove(REFILLING)?),
+                        Change::Purge(id) => put(&mut meta, PURGED, packed(id))?,
+                        Change::Entries(..) | Change::Truncate(..) | Change::Scrub => {}
                     }
                 }
             }
@@ -368,6 +365,15 @@ impl Disk {
         .collect::<Result<_, _>>()
         .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
     }
+}
+
+fn put(
+    table: &mut redb::Table<'_, &'static str, &'static [u8]>,
+    name: &'static str,
+    content: Vec<u8>,
+) -> Result<(), redb::Error> {
+    table.insert(name, sealed(name.as_bytes(), content).as_slice())?;
+    Ok(())
 }
 
 /// The record of an entry: checksum and encoding.

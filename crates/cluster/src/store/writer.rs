@@ -22,7 +22,8 @@ pub(super) struct Job {
     pub(super) done: Option<Done>,
 }
 
-/// How long a job that nobody waits for may stay in memory.
+/// How long a job that nobody waits for may stay in memory. Under load the committed index is written that often, too:
+/// with every batch it would cost a tenth of the pages.
 const IDLE_FLUSH: Duration = Duration::from_millis(100);
 
 /// Jobs in one transaction, at most.
@@ -55,6 +56,8 @@ struct Backlog {
     closed: bool,
     /// The thread looks again within [`IDLE_FLUSH`]: a job that nobody waits for need not wake it.
     watched: bool,
+    /// When the committed index was last taken along; none: never.
+    noted: Option<std::time::Instant>,
     /// For [`Io::Driven`].
     waker: Option<Waker>,
 }
@@ -198,15 +201,41 @@ impl Queue {
                 backlog.watched = false;
             }
         }
-        let batch = backlog.jobs.len().min(BATCH_JOBS);
-        let jobs: Vec<Job> = backlog.jobs.drain(..batch).collect();
-        Some(jobs).filter(|jobs| !jobs.is_empty())
+        Some(backlog.take()).filter(|jobs| !jobs.is_empty())
     }
 }
 
 impl Backlog {
     fn is_awaited(&self) -> bool {
         self.jobs.iter().any(|job| job.done.is_some())
+    }
+
+    /// The next batch. Between entries only the newest committed index counts, and it stays behind while an earlier one
+    /// is young enough; with anything else all keeps its order.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the thread's, with the machine's clock"
+    )]
+    fn take(&mut self) -> Vec<Job> {
+        let batch = self.jobs.len().min(BATCH_JOBS);
+        let mut jobs: Vec<Job> = self.jobs.drain(..batch).collect();
+        let is_hint = |job: &Job| matches!(job.change, Change::Committed(_));
+        let is_entries = |job: &Job| matches!(job.change, Change::Entries(..));
+        if self.closed || !jobs.iter().all(|job| is_hint(job) || is_entries(job)) {
+            return jobs;
+        }
+        let Some(hint) = jobs.iter().rposition(is_hint).map(|at| jobs.remove(at)) else {
+            return jobs;
+        };
+        jobs.retain(|job| !is_hint(job));
+        let young = self.noted.is_some_and(|at| at.elapsed() < IDLE_FLUSH);
+        if young && !jobs.is_empty() {
+            self.jobs.insert(0, hint);
+        } else {
+            self.noted = Some(std::time::Instant::now());
+            jobs.push(hint);
+        }
+        jobs
     }
 
     fn wake(&mut self) {
@@ -274,5 +303,57 @@ fn write(disk: &Disk, ledger: &Ledger, failure: &Failure, jobs: Vec<Job>) {
                 Some(error) => Err(io::Error::new(error.kind(), error.clone())),
             });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::NodeId;
+    use crate::raft::{LeaderId, LogId, Vote};
+    use openraft::vote::RaftLeaderIdExt;
+
+    fn queue(backlog: &mut Backlog, change: Change) {
+        backlog.jobs.push(Job { change, done: None });
+    }
+
+    fn committed(index: u64) -> Change {
+        let leader = <LeaderId as RaftLeaderIdExt>::new_committed(1, NodeId(1));
+        Change::Committed(Some(LogId::new(leader, index)))
+    }
+
+    /// What is taken next, in letters: entries, vote, and committed with its index.
+    fn taken(backlog: &mut Backlog) -> String {
+        let jobs = backlog.take();
+        let letters = jobs.iter().map(|job| match &job.change {
+            Change::Entries(..) => "e".into(),
+            Change::Vote(_) => "v".into(),
+            Change::Committed(Some(id)) => format!("c{}", id.index),
+            _ => "?".into(),
+        });
+        letters.collect::<Vec<String>>().join(" ")
+    }
+
+    #[test]
+    fn the_committed_index_does_not_go_with_every_batch() {
+        let entries = || Change::Entries(Vec::new(), None);
+        let mut backlog = Backlog::default();
+        for change in [entries(), committed(1), entries(), committed(2)] {
+            queue(&mut backlog, change);
+        }
+        assert_eq!(taken(&mut backlog), "e e c2");
+        for change in [committed(3), entries(), committed(4)] {
+            queue(&mut backlog, change);
+        }
+        assert_eq!(taken(&mut backlog), "e");
+        queue(&mut backlog, entries());
+        queue(&mut backlog, Change::Vote(Vote::new(2, NodeId(1))));
+        assert_eq!(taken(&mut backlog), "c4 e v", "before what changes more");
+        queue(&mut backlog, committed(5));
+        assert_eq!(taken(&mut backlog), "c5", "nothing to go with");
+        queue(&mut backlog, committed(6));
+        queue(&mut backlog, entries());
+        backlog.closed = true;
+        assert_eq!(taken(&mut backlog), "c6 e", "at the end all of it");
     }
 }
