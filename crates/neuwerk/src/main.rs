@@ -27,6 +27,9 @@ use std::process::ExitCode;
 use args::{Auth, Cli, Document, Policy, Token, Verb};
 use failure::Failure;
 
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> ExitCode {
     let (cli, matches) = match args::parse(std::env::args_os()) {
         Ok(parsed) => parsed,
