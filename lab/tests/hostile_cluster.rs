@@ -324,6 +324,43 @@ fn pass_on(stream: TcpStream, config: Arc<ServerConfig>) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// After a recovery the certificates of the old lineage are as valid as before, and belong to nobody.
+#[test]
+#[ignore = "needs root; make test runs it"]
+fn a_certificate_of_an_old_lineage_opens_nothing() {
+    let mut cluster = ready(2);
+    let name = |cluster: &mut Cluster| {
+        let stats = cluster.api(1).unwrap().get_json("/api/v1/stats").unwrap();
+        let word = |name: &str| stats["cluster"][name].as_str().unwrap().to_owned();
+        format!(
+            "{}.{}.{}.neuwerk",
+            word("node_id"),
+            word("lineage"),
+            word("cluster_id")
+        )
+    };
+    let old = cluster.node(2).dir().join("cluster/tls");
+    let netns = Arc::clone(cluster.topology.node(2));
+    let knock =
+        |name: &str| netns.enter(|| is_let_in(address::cluster(1), Some(&old), name, CLUSTER_ALPN));
+    let before = name(&mut cluster);
+    assert!(knock(&before), "a member is let in");
+
+    cluster.node(2).kill().unwrap();
+    let here = cluster.topology.operator.run().dir().join("operator");
+    fs::create_dir_all(&here).unwrap();
+    for step in lab::runbook::steps("The quorum is lost for good").unwrap() {
+        step.run(&mut cluster, 1, &here, &[("NAME", "neuwerk")])
+            .unwrap();
+    }
+    cluster.wait_node_ready(1).unwrap();
+    let after = name(&mut cluster);
+    assert_ne!(after, before);
+    assert!(!knock(&after), "as a member of the new lineage");
+    assert!(!knock(&before), "as a member of the old one");
+    cluster.node(1).ensure_running().unwrap();
+}
+
 const ACCOUNTS: &str = "/api/v1/service-accounts";
 
 /// The first nodes of three, running and ready.

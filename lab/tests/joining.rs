@@ -85,6 +85,79 @@ fn a_token_admits_as_many_as_it_says_and_an_administrator_may_have_the_last_word
 
 #[test]
 #[ignore = "needs root; make test runs it"]
+fn a_wrong_an_expired_and_a_revoked_credential_admit_nobody_and_say_so() {
+    let mut cluster = Cluster::lay_out(2).unwrap();
+    cluster.node(1).start().unwrap();
+    cluster.wait_node_ready(1).unwrap();
+    give(&mut cluster, 2, &"wrong".repeat(8));
+    cluster.node(2).start().unwrap();
+    wait_refused(
+        &mut cluster,
+        2,
+        "does not hold this node's bootstrap secret",
+    );
+
+    let expired = cli(&mut cluster, 1, "token create --ttl 1s");
+    wait::until_true("its end", SOON, || {
+        Ok(cli(&mut cluster, 1, "token list").contains("expired"))
+    })
+    .unwrap();
+    give(&mut cluster, 2, &expired);
+    wait_refused(&mut cluster, 2, "expired");
+
+    let revoked = cli(&mut cluster, 1, "token create");
+    let listed: Value = serde_json::from_str(&cli(&mut cluster, 1, "token list --json")).unwrap();
+    let active = listed.as_array().unwrap();
+    let active = active.iter().find(|token| token["status"] == "active");
+    let id = active.unwrap()["id"].as_str().unwrap();
+    cli(&mut cluster, 1, &format!("token revoke {id}"));
+    give(&mut cluster, 2, &revoked);
+    wait_refused(&mut cluster, 2, "revoked");
+
+    // Every attempt is on record, and none has made a member.
+    for reason in ["expired", "revoked"] {
+        wait::until_true("an entry of the change log", SOON, || {
+            let log = cli(&mut cluster, 1, "changes");
+            Ok(log
+                .lines()
+                .any(|line| line.contains("join_refused") && line.contains(reason)))
+        })
+        .unwrap();
+    }
+    let members = cluster.api(1).unwrap();
+    let members = members.get_json("/api/v1/cluster/members").unwrap();
+    assert_eq!(members["members"].as_array().unwrap().len(), 1, "{members}");
+}
+
+#[test]
+#[ignore = "needs root; make test runs it"]
+fn a_rotation_of_the_ca_that_is_aborted_leaves_all_as_it_was() {
+    let mut cluster = Cluster::start(3).unwrap();
+    let before = ca(&mut cluster);
+    cli(&mut cluster, 1, "ca rotate");
+    cli(&mut cluster, 2, "ca rotate --abort");
+    wait::until_true("the end of the rotation", SOON, || {
+        Ok(ca(&mut cluster)["rotation"].is_null())
+    })
+    .unwrap();
+    assert_eq!(ca(&mut cluster)["sha256"], before["sha256"]);
+    for number in 1..=3 {
+        cluster.node(number).terminate().unwrap();
+        cluster.node(number).start().unwrap();
+        cluster.wait_node_ready(number).unwrap();
+    }
+    // The next one is not hindered by it.
+    cli(&mut cluster, 3, "ca rotate");
+    wait::until_true("the end of the next rotation", SOON, || {
+        let now = ca(&mut cluster);
+        Ok(now["rotation"].is_null() && now["sha256"] != before["sha256"])
+    })
+    .unwrap();
+    cluster.wait_ready().unwrap();
+}
+
+#[test]
+#[ignore = "needs root; make test runs it"]
 fn a_node_that_was_off_while_everybody_it_knows_was_replaced_finds_its_way_back() {
     let mut cluster = Cluster::lay_out(5).unwrap();
     for number in 1..=3 {
