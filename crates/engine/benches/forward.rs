@@ -7,12 +7,12 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use engine::port::{Capabilities, Link, Meta, Packet, Port, PortStats};
 use engine::snapshot::{PortSettings, Settings};
-use engine::{Now, Snapshot, Worker, WorkerConfig, WorkerCounters};
+use engine::{Imported, Now, Snapshot, Worker, WorkerConfig, WorkerCounters};
 use policy::{Compiled, Document};
 use sim::frame::Frame;
 
@@ -151,19 +151,22 @@ fn measure(flows: u32) {
     };
     let snapshot = Snapshot::new(1, compiled, settings).expect("settings that work");
     let published = Arc::new(ArcSwap::from_pointee(snapshot));
-    let config = WorkerConfig {
-        index: 0,
-        count: 1,
-        seed: 42,
-        flow_capacity: flows.max(1024),
-        events: None,
-    };
     let counters = Arc::new(WorkerCounters::default());
-    let pool = Rc::default();
-    let ports = vec![Loop::new(MACS[0], &pool), Loop::new(MACS[1], &pool)];
-    let mut worker: Worker<Loop, Loop> =
+    let make = |seed| -> Worker<Loop, Loop> {
+        let config = WorkerConfig {
+            index: 0,
+            count: 1,
+            seed,
+            flow_capacity: flows.max(1024),
+            events: None,
+        };
+        let pool = Rc::default();
+        let ports = vec![Loop::new(MACS[0], &pool), Loop::new(MACS[1], &pool)];
+        let published = Arc::clone(&published);
         Worker::new(ports, None, published, config, Arc::clone(&counters))
-            .expect("memory for the table");
+            .expect("memory for the table")
+    };
+    let mut worker = make(42);
 
     // The server's answer to our question for it, in ARP.
     let mut arp = [&MACS[1][..], &PEER, &[8, 6, 0, 1, 8, 0, 6, 4, 0, 2], &PEER].concat();
@@ -217,6 +220,27 @@ fn measure(flows: u32) {
     println!(
         "{flows:>9} flows  {ns:6.1} ns/packet  (first packets {open_ns:.0} ns, forwarded {forwarded} of {taken}, active {})",
         counters.flows_active.get()
+    );
+
+    let timed = Instant::now();
+    let mut chunks = Vec::new();
+    let exported = worker.export_flows(now(), |chunk| {
+        chunks.push(chunk.to_vec());
+        Ok(())
+    });
+    exported.expect("memory for the flows");
+    let export = timed.elapsed();
+    let mut next = make(43);
+    let timed = Instant::now();
+    let mut handed = Imported::default();
+    for chunk in &chunks {
+        let imported = next.import_flows(now(), Duration::ZERO, chunk);
+        handed += imported.expect("just exported");
+    }
+    println!(
+        "{flows:>9} flows handed over: export {export:.1?}, import {:.1?}, taken {}",
+        timed.elapsed(),
+        handed.taken
     );
 }
 

@@ -189,6 +189,8 @@ pub struct WorkerCounters {
     pub would_deny: Counter,
     /// TCP connections picked up in the middle.
     pub picked_up: Counter,
+    /// Flows taken over from the process before this one.
+    pub taken_over: Counter,
     /// Fragments seen (dropped under [`DropReason::Fragment`]).
     pub fragments: Counter,
     /// ICMP errors translated and passed on.
@@ -235,6 +237,7 @@ impl Default for WorkerCounters {
             rejudged: Counter::default(),
             would_deny: Counter::default(),
             picked_up: Counter::default(),
+            taken_over: Counter::default(),
             fragments: Counter::default(),
             icmp_errors_translated: Counter::default(),
             icmp_errors_sent: Counter::default(),

@@ -5,6 +5,7 @@
 
 mod index;
 pub(crate) mod key;
+pub(crate) mod record;
 mod wheel;
 
 use std::io;
@@ -229,8 +230,19 @@ impl FlowTable {
         &mut self.flows[id.0 as usize]
     }
 
+    /// Every flow, in no order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Flow> {
+        let places = 0..self.flows.len();
+        places.map(|i| &self.flows[i]).filter(|flow| flow.live)
+    }
+
     /// Adds a flow of which neither key is in the table; none if there is no room.
     pub(crate) fn insert(&mut self, flow: Flow, idle: &IdleTicks) -> Option<FlowId> {
+        self.insert_at(flow, flow.last_seen, idle)
+    }
+
+    /// The same, of a flow that has been idle for a while `now`.
+    pub(crate) fn insert_at(&mut self, flow: Flow, now: Tick, idle: &IdleTicks) -> Option<FlowId> {
         let flow = Flow { live: true, ..flow };
         let place = match self.wheel.take_free() {
             Some(place) => {
@@ -250,7 +262,7 @@ impl FlowTable {
             return None;
         }
         self.wheel
-            .place(place, flow.last_seen, flow.last_seen.plus(flow.idle(idle)));
+            .place(place, now, flow.last_seen.plus(flow.idle(idle)));
         self.active += 1;
         Some(FlowId(place))
     }

@@ -32,6 +32,7 @@ pub use clock::Now;
 pub use counters::WorkerCounters;
 pub use drop_reason::DropReason;
 pub use event::Event;
+pub use pipeline::handover::{FLOWS_VERSION, Imported, MalformedFlows};
 pub use snapshot::Snapshot;
 pub use verdict::Verdict;
 pub use worker::{BURST, Worker, WorkerConfig};

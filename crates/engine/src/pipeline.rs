@@ -12,6 +12,7 @@
 //!
 //! Direction and NAT are values on this one path; IPv4 and IPv6 share it.
 
+pub(crate) mod handover;
 mod icmp_error;
 mod link;
 mod local;

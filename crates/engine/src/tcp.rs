@@ -40,6 +40,18 @@ pub(crate) enum State {
     Reset,
 }
 
+impl State {
+    /// All, in the order in which a hand-over numbers them from 1; a new one goes to the end.
+    const ALL: [State; 6] = [
+        State::SynSent,
+        State::SynReceived,
+        State::Established,
+        State::Closing,
+        State::TimeWait,
+        State::Reset,
+    ];
+}
+
 const FIN_SEEN: [u8; 2] = [1, 2];
 const FIN_ACKED: [u8; 2] = [4, 8];
 const SEEN: [u8; 2] = [16, 32];
@@ -85,6 +97,36 @@ impl Connection {
         c.note(End::Client, segment);
         c.close(End::Client, segment);
         c
+    }
+
+    /// What another process needs to go on: state, flags, shifts; the windows; the ends; the limits, little-endian.
+    pub(crate) fn to_bytes(self) -> [u8; 23] {
+        let state = 1 + State::ALL
+            .iter()
+            .position(|s| *s == self.state)
+            .unwrap_or(0) as u8;
+        let mut bytes = [0; 23];
+        bytes[..3].copy_from_slice(&[state, self.flags, self.scale]);
+        for end in 0..2 {
+            bytes[3 + 2 * end..][..2].copy_from_slice(&self.window[end].to_le_bytes());
+            bytes[7 + 4 * end..][..4].copy_from_slice(&self.end[end].to_le_bytes());
+            bytes[15 + 4 * end..][..4].copy_from_slice(&self.limit[end].to_le_bytes());
+        }
+        bytes
+    }
+
+    /// Reads the same; none in a state that is not known here.
+    pub(crate) fn from_bytes(bytes: [u8; 23]) -> Option<Connection> {
+        let u16_at = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
+        let u32_at = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
+        Some(Connection {
+            state: *State::ALL.get(usize::from(bytes[0]).checked_sub(1)?)?,
+            flags: bytes[1],
+            scale: bytes[2],
+            window: [u16_at(3), u16_at(5)],
+            end: [u32_at(7), u32_at(11)],
+            limit: [u32_at(15), u32_at(19)],
+        })
     }
 
     /// Whether a SYN of the client begins a new connection on the same ports.

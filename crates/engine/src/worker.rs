@@ -17,7 +17,7 @@ use crate::pipeline::{Pipeline, Step};
 use crate::port::{GsoKind, Idle, Packet, Port, PortId};
 use crate::rewrite;
 use crate::wire::ethernet;
-use crate::{DropReason, Now, Snapshot, WorkerCounters};
+use crate::{DropReason, Imported, MalformedFlows, Now, Snapshot, WorkerCounters};
 
 /// Frames taken from one port in one turn.
 pub const BURST: usize = 64;
@@ -277,6 +277,34 @@ impl<P: Port, L: Port> Worker<P, L> {
     /// When [`poll`](Self::poll) is due next although no frame has come; none if never.
     pub fn next_deadline(&self, now: Now) -> Option<Now> {
         self.pipeline.next_deadline(now)
+    }
+
+    /// Hands every flow as it is at `now` to `sink`, in chunks of a few MiB that can be read apart: see
+    /// [`FLOWS_VERSION`](crate::FLOWS_VERSION). To be called when the worker turns no more.
+    ///
+    /// # Errors
+    /// Those of `sink`.
+    pub fn export_flows(
+        &self,
+        now: Now,
+        sink: impl FnMut(&[u8]) -> io::Result<()>,
+    ) -> io::Result<()> {
+        self.pipeline.export_flows(now, sink)
+    }
+
+    /// Takes over the flows of a chunk that was exported `elapsed` ago, by this number of workers or another. To be
+    /// called before the first turn. Each is judged by the policy in force when its next packet comes.
+    ///
+    /// # Errors
+    /// The chunk is none; nothing of it was taken.
+    pub fn import_flows(
+        &mut self,
+        now: Now,
+        elapsed: Duration,
+        chunk: &[u8],
+    ) -> Result<Imported, MalformedFlows> {
+        self.pipeline.begin(&self.published.load(), now);
+        self.pipeline.import_flows(now, elapsed, chunk)
     }
 
     /// What this worker counts.

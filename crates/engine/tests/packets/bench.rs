@@ -11,7 +11,7 @@ use engine::counters::{CloseReason, Direction, Protocol};
 use engine::port::memory::{MemoryPacket, MemoryPort};
 use engine::port::{Capabilities, Meta, Packet};
 use engine::snapshot::{LocalService, PortSettings, Settings};
-use engine::{DropReason, Event, Now, Snapshot, Worker, WorkerConfig, WorkerCounters};
+use engine::{DropReason, Event, Imported, Now, Snapshot, Worker, WorkerConfig, WorkerCounters};
 use policy::{Compiled, Document};
 use sim::frame::Frame;
 
@@ -165,6 +165,27 @@ impl Bench {
         bench.exchange();
         bench.moved();
         bench
+    }
+
+    /// The worker that takes this one's flows over after `elapsed`, under these settings.
+    pub(crate) fn succeed(
+        &self,
+        policy: &str,
+        settings: Settings,
+        elapsed: Duration,
+    ) -> (Bench, Imported) {
+        let mut next = Bench::new(policy, settings);
+        next.pass(Duration::from_nanos(self.now.0 - next.now.0) + elapsed);
+        let mut imported = Imported::default();
+        self.worker
+            .export_flows(self.now, |chunk| {
+                let taken = next.worker.import_flows(next.now, elapsed, chunk);
+                imported += taken.map_err(std::io::Error::other)?;
+                Ok(())
+            })
+            .expect("valid by construction");
+        next.moved();
+        (next, imported)
     }
 
     pub(crate) fn publish(&mut self, policy: &str) {

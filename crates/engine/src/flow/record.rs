@@ -1,0 +1,101 @@
+//! A flow as it is handed to the process that takes over: fixed fields at fixed places, little-endian, addresses in
+//! network order.
+//!
+//! | at | field | at | field |
+//! |---|---|---|---|
+//! | 0 | client address, 16 bytes | 60 | largest window of client, server |
+//! | 16 | server address | 64 | end of what client, server has sent |
+//! | 32 | address that the server sees | 72 | end of what client, server may send |
+//! | 48 | client's port | 80 | nanoseconds since the last packet |
+//! | 50 | server's port | 88 | bytes from client, server |
+//! | 52 | port that the server sees | 104 | packets from client, server |
+//! | 54 | protocol | 112 | low half of the policy revision |
+//! | 55 | ICMP type, code | 116 | rule |
+//! | 57 | TCP state, 0 without TCP | 120 | source group |
+//! | 58 | TCP flags, window shifts | 122 | end |
+//!
+//! A later version may put fields behind; a reader takes those that it knows. Neither the hash of a flow nor its place
+//! travels, nor the generation: whoever takes it judges it anew.
+
+use super::{Flow, Key};
+use crate::address::Addr;
+use crate::clock::{Now, TICK_SHIFT, Tick};
+use crate::port::PortId;
+use crate::tcp::Connection;
+use crate::wire::proto;
+
+/// Bytes of a record of this version.
+pub(crate) const LEN: usize = 122;
+
+/// Appends a flow as it is at `now`.
+pub(crate) fn emit(flow: &Flow, now: Tick, out: &mut Vec<u8>) {
+    let mut r = [0; LEN];
+    for (at, address) in [(0, flow.client), (16, flow.server), (32, flow.nat)] {
+        put(&mut r, at, address.0.to_be_bytes());
+    }
+    put(&mut r, 48, flow.client_port.to_le_bytes());
+    put(&mut r, 50, flow.server_port.to_le_bytes());
+    put(&mut r, 52, flow.nat_port.to_le_bytes());
+    put(&mut r, 54, [flow.proto, flow.icmp.0, flow.icmp.1]);
+    if flow.proto == proto::TCP {
+        put(&mut r, 57, flow.tcp.to_bytes());
+    }
+    let age = u64::from(now.since(flow.last_seen)) << TICK_SHIFT;
+    put(&mut r, 80, age.to_le_bytes());
+    for end in 0..2 {
+        put(&mut r, 88 + 8 * end, flow.bytes[end].to_le_bytes());
+        put(&mut r, 104 + 4 * end, flow.packets[end].to_le_bytes());
+    }
+    put(&mut r, 112, flow.revision.to_le_bytes());
+    put(&mut r, 116, flow.rule.to_le_bytes());
+    put(&mut r, 120, flow.group.to_le_bytes());
+    out.extend_from_slice(&r);
+}
+
+/// Reads a record that was written `elapsed_ns` ago. None if it describes no flow, or one of long ago. The ports that
+/// lead to the ends, and the generation, are the reader's to fill in.
+pub(crate) fn parse(r: &[u8; LEN], now: Now, elapsed_ns: u64) -> Option<Flow> {
+    let address = |at| Addr(u128::from_be_bytes(get(r, at)));
+    let u16_at = |at| u16::from_le_bytes(get(r, at));
+    let u32_at = |at| u32::from_le_bytes(get(r, at));
+    let u64_at = |at| u64::from_le_bytes(get(r, at));
+    let proto = r[54];
+    let tcp = match proto {
+        proto::TCP => Connection::from_bytes(get(r, 57))?,
+        _ => Connection::default(),
+    };
+    let age = u64_at(80).checked_add(elapsed_ns)? >> TICK_SHIFT;
+    // Ticks wrap: a time stamp of more than half their range ago would lie ahead.
+    let age = u32::try_from(age).ok().filter(|age| *age < u32::MAX / 2)?;
+    let flow = Flow {
+        client: address(0),
+        server: address(16),
+        nat: address(32),
+        client_port: u16_at(48),
+        server_port: u16_at(50),
+        nat_port: u16_at(52),
+        proto,
+        live: true,
+        icmp: (r[55], r[56]),
+        sides: [PortId(0); 2],
+        last_seen: Tick(now.tick().0.wrapping_sub(age)),
+        bytes: [u64_at(88), u64_at(96)],
+        packets: [u32_at(104), u32_at(108)],
+        generation: 0,
+        revision: u32_at(112),
+        rule: u32_at(116),
+        group: u16_at(120),
+        tcp,
+    };
+    let one_family =
+        flow.client.is_v4() == flow.server.is_v4() && flow.client.is_v4() == flow.nat.is_v4();
+    (one_family && flow.client_key() != Key::default()).then_some(flow)
+}
+
+fn put<const N: usize>(record: &mut [u8; LEN], at: usize, bytes: [u8; N]) {
+    record[at..at + N].copy_from_slice(&bytes);
+}
+
+fn get<const N: usize>(record: &[u8; LEN], at: usize) -> [u8; N] {
+    std::array::from_fn(|i| record[at + i])
+}

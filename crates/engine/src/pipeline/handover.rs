@@ -1,0 +1,174 @@
+//! Handing the flows, and with them the NAT bindings, to the process that takes over.
+//!
+//! A chunk is a `u16` (little-endian), the length of its records, and records ([`record`]). What is read is checked
+//! against the settings in force here, which may be others than before: a flow that could not be opened like this today
+//! is not taken. The policy judges each when its next packet comes, since its generation is none.
+
+use std::io;
+use std::ops::AddAssign;
+use std::time::Duration;
+
+use super::Pipeline;
+use crate::clock::Now;
+use crate::flow::{Flow, record};
+use crate::port::PortId;
+use crate::snapshot::Side;
+
+/// Version of the chunks that `Worker::export_flows` writes. It changes when an older reader could not make sense of
+/// them; fields put behind those of a record do not change it.
+pub const FLOWS_VERSION: u16 = 1;
+
+/// Records of one chunk: eight MiB.
+const CHUNK: usize = 1 << 16;
+/// Bytes in front of the records.
+const FRONT: usize = 2;
+/// Flows that are looked up together.
+const BATCH: usize = 32;
+
+/// What became of the flows of a chunk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Imported {
+    /// Taken over.
+    pub taken: u64,
+    /// They had been idle for too long meanwhile.
+    pub expired: u64,
+    /// They do not fit the settings in force, the table or each other.
+    pub refused: u64,
+    /// Another worker takes them.
+    pub elsewhere: u64,
+}
+
+impl AddAssign for Imported {
+    fn add_assign(&mut self, other: Imported) {
+        self.taken += other.taken;
+        self.expired += other.expired;
+        self.refused += other.refused;
+        self.elsewhere += other.elsewhere;
+    }
+}
+
+/// Bytes that hold no flows.
+#[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{len} bytes hold no records of {record_len} bytes")]
+pub struct MalformedFlows {
+    /// How many bytes there are behind the front.
+    pub len: usize,
+    /// How long they say that each record is.
+    pub record_len: usize,
+}
+
+impl Pipeline {
+    pub(crate) fn export_flows(
+        &self,
+        now: Now,
+        mut sink: impl FnMut(&[u8]) -> io::Result<()>,
+    ) -> io::Result<()> {
+        const FULL: usize = FRONT + CHUNK * record::LEN;
+        let room = FRONT + (self.flows.active() as usize).min(CHUNK) * record::LEN;
+        let mut chunk = Vec::with_capacity(room);
+        let front = (record::LEN as u16).to_le_bytes();
+        chunk.extend_from_slice(&front);
+        for flow in self.flows.iter() {
+            record::emit(flow, now.tick(), &mut chunk);
+            if chunk.len() == FULL {
+                sink(&chunk)?;
+                chunk.truncate(FRONT);
+            }
+        }
+        if chunk.len() > FRONT {
+            sink(&chunk)?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn import_flows(
+        &mut self,
+        now: Now,
+        elapsed: Duration,
+        chunk: &[u8],
+    ) -> Result<Imported, MalformedFlows> {
+        let (front, records) = chunk.split_at(chunk.len().min(FRONT));
+        let record_len = match front {
+            [low, high] => usize::from(u16::from_le_bytes([*low, *high])),
+            _ => 0,
+        };
+        if record_len < record::LEN || !records.len().is_multiple_of(record_len) {
+            let len = records.len();
+            return Err(MalformedFlows { len, record_len });
+        }
+        let elapsed_ns = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX);
+        let mut imported = Imported::default();
+        for batch in records.chunks(record_len * BATCH) {
+            let mut flows = [const { None }; BATCH];
+            for (place, bytes) in flows.iter_mut().zip(batch.chunks(record_len)) {
+                let Some(known) = bytes.first_chunk() else {
+                    continue;
+                };
+                *place = record::parse(known, now, elapsed_ns);
+                if let Some(flow) = place {
+                    for key in [flow.client_key(), flow.server_key()] {
+                        self.flows.prefetch_bucket(self.flows.hash(&key));
+                    }
+                } else {
+                    imported.refused += 1;
+                }
+            }
+            for flow in flows.into_iter().flatten() {
+                self.take_over(now, flow, &mut imported);
+            }
+        }
+        self.counters.taken_over.add(imported.taken);
+        let active = u64::from(self.flows.active());
+        self.counters.flows_active.set(active);
+        self.counters.nat_active.set(u64::from(self.nat_active));
+        Ok(imported)
+    }
+
+    fn take_over(&mut self, now: Now, mut flow: Flow, imported: &mut Imported) {
+        // Whoever owns the port gives it out, so it must know of this binding. Without one every worker takes the flow,
+        // since only the first packet tells whose it is; where none comes it ends by its idle time.
+        if flow.is_translated() && self.partition.owner(flow.nat_port) != self.partition.index {
+            imported.elsewhere += 1;
+        } else if flow.has_expired(now.tick(), self.snapshot.idle()) {
+            imported.expired += 1;
+        } else if self.is_possible(&mut flow)
+            && self
+                .flows
+                .insert_at(flow, now.tick(), self.snapshot.idle())
+                .is_some()
+        {
+            self.nat_active += u32::from(flow.is_translated());
+            imported.taken += 1;
+        } else {
+            imported.refused += 1;
+        }
+    }
+
+    /// Whether a flow could have been opened like this under the settings in force; if so, knows its ports.
+    fn is_possible(&self, flow: &mut Flow) -> bool {
+        let (snapshot, limits) = (&self.snapshot, &self.snapshot.settings().limits);
+        let Some(hop) = snapshot.route(flow.server) else {
+            return false;
+        };
+        // Flows begin inside: at the only port, or at the first of two.
+        flow.sides = [PortId(0), hop.port];
+        let is_inside = snapshot.source_side(PortId(0), flow.client) == Side::Inside;
+        let outwards = snapshot.destination_side(hop.port, flow.server) == Side::Outside;
+        let nat = match outwards {
+            true => snapshot.nat_addresses(flow.client.is_v4()),
+            false => &[],
+        };
+        let translated_as_now = match nat {
+            [] => !flow.is_translated(),
+            addresses => addresses.contains(&flow.nat),
+        };
+        let has_room = self.flows.active() < limits.max_flows
+            && (!flow.is_translated() || self.nat_active < limits.max_nat_bindings);
+        is_inside
+            && translated_as_now
+            && has_room
+            && !snapshot.is_ours(flow.client)
+            && !self.flows.contains(&flow.client_key())
+            && !self.flows.contains(&flow.server_key())
+    }
+}
