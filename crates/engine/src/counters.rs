@@ -1,7 +1,9 @@
 //! What a worker counts. One writer (the worker), any number of readers; no locked instruction.
 
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::address::Addr;
 use crate::port::{Link, PortStats};
 use crate::{DropReason, Verdict};
 
@@ -152,6 +154,58 @@ impl PortCounters {
     }
 }
 
+/// NAT addresses that are told apart at most.
+const NAT_ADDRESSES: usize = 64;
+
+/// How many bindings each NAT address holds now. Of more than 64 addresses in use at a time the
+/// rest is not listed.
+#[derive(Debug)]
+pub struct NatUse([NatAddress; NAT_ADDRESSES]);
+
+/// An address as two words, IPv4 in its mapped form, and its bindings. A place without bindings
+/// may be given to another address.
+#[derive(Debug, Default)]
+struct NatAddress {
+    high: Counter,
+    low: Counter,
+    bindings: Counter,
+}
+
+impl NatAddress {
+    fn raw(&self) -> u128 {
+        u128::from(self.high.get()) << 64 | u128::from(self.low.get())
+    }
+}
+
+impl NatUse {
+    /// The addresses that hold bindings, or did so last, and how many they hold.
+    pub fn addresses(&self) -> impl Iterator<Item = (IpAddr, u64)> {
+        let used = self.0.iter().filter(|place| place.raw() != 0);
+        used.map(|place| {
+            let address = Ipv6Addr::from(place.raw());
+            let address = address.to_ipv4_mapped().map_or(address.into(), IpAddr::V4);
+            (address, place.bindings.get())
+        })
+    }
+
+    pub(crate) fn add(&self, address: Addr) {
+        let mut places = self.0.iter();
+        let mine = self.0.iter().find(|place| place.raw() == address.0);
+        let Some(place) = mine.or_else(|| places.find(|place| place.bindings.get() == 0)) else {
+            return;
+        };
+        place.high.set((address.0 >> 64) as u64);
+        place.low.set(address.0 as u64);
+        place.bindings.inc();
+    }
+
+    pub(crate) fn remove(&self, address: Addr) {
+        if let Some(place) = self.0.iter().find(|place| place.raw() == address.0) {
+            place.bindings.set(place.bindings.get().saturating_sub(1));
+        }
+    }
+}
+
 /// Data ports of a node at most.
 const MAX_PORTS: usize = 2;
 
@@ -179,6 +233,8 @@ pub struct WorkerCounters {
     pub nat_active: Counter,
     /// How many NAT bindings may exist at most.
     pub nat_capacity: Counter,
+    /// Gauge: bindings by NAT address now.
+    pub nat_use: NatUse,
     /// Ports tried while looking for free ones.
     pub nat_port_probes: Counter,
     /// Flows that kept their source port through NAT.
@@ -232,6 +288,7 @@ impl Default for WorkerCounters {
             flow_capacity: Counter::default(),
             nat_active: Counter::default(),
             nat_capacity: Counter::default(),
+            nat_use: NatUse(std::array::from_fn(|_| NatAddress::default())),
             nat_port_probes: Counter::default(),
             nat_ports_kept: Counter::default(),
             rejudged: Counter::default(),
@@ -329,5 +386,29 @@ impl WorkerCounters {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nat_addresses_are_told_apart_and_their_places_used_again() {
+        let nat_use = WorkerCounters::default().nat_use;
+        let (a, b) = (Addr::v4(1), Addr(5 << 64));
+        nat_use.add(a);
+        nat_use.add(b);
+        nat_use.add(a);
+        nat_use.remove(b);
+        let listed: Vec<_> = nat_use.addresses().collect();
+        assert_eq!(listed, [(a.ip(), 2), (b.ip(), 0)]);
+        nat_use.add(Addr::v4(9));
+        let listed: Vec<_> = nat_use.addresses().collect();
+        assert_eq!(listed, [(a.ip(), 2), (Addr::v4(9).ip(), 1)]);
+        for n in 0..100 {
+            nat_use.add(Addr::v4(100 + n));
+        }
+        assert_eq!(nat_use.addresses().count(), NAT_ADDRESSES);
     }
 }

@@ -74,6 +74,8 @@ drop_reasons! {
     NatTableFull = "nat_table_full",
     /// No free port is left for this destination.
     NatPortsExhausted = "nat_ports_exhausted",
+    /// A source that prefix translation leaves out (RFC 6296 §3.4, §3.5), or whose translation somebody else has.
+    PrefixTranslation = "prefix_translation",
     /// New flows are refused because the node drains.
     Draining = "draining",
     /// TTL or hop limit has run out.

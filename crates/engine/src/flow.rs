@@ -18,7 +18,7 @@ use crate::port::PortId;
 use crate::snapshot::IdleTicks;
 use crate::tcp::{Connection, End, State};
 use crate::wire::proto;
-use index::Index;
+pub(crate) use index::Index;
 pub(crate) use key::Key;
 use key::KeyHasher;
 use wheel::Wheel;

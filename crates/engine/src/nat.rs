@@ -2,7 +2,14 @@
 //!
 //! There is no table of its own: a binding is taken if a flow has the key that its answers would
 //! have. So a port is used for as many destinations as there are (address- and port-dependent
-//! mapping and filtering, RFC 4787 §4.1 and §5), and bindings and flows cannot disagree.
+//! mapping and filtering, RFC 4787 §4.1 and §5), and bindings and flows cannot disagree. Mapping
+//! that is endpoint-independent, by a setting, adds the table [`mapping`].
+
+mod mapping;
+pub(crate) mod prefix;
+
+pub(crate) use mapping::Mappings;
+pub(crate) use prefix::PrefixPair;
 
 use crate::DropReason;
 use crate::address::Addr;
@@ -45,19 +52,35 @@ pub(crate) struct Binding {
     pub(crate) probes: u32,
 }
 
-/// Finds a free binding for a client's flow. `addresses` is not empty.
+/// Finds a free binding for a client's flow: the client's own among `mappings`, if there are to be
+/// any. `addresses` is not empty.
 pub(crate) fn bind(
     flows: &FlowTable,
+    mappings: Option<&Mappings>,
     addresses: &[Addr],
     client: &Key,
     partition: Partition,
     random: &mut Random,
 ) -> Result<Binding, DropReason> {
     let mut probes = 0;
+    let mappings = mappings.filter(|_| has_ports(client.proto));
     let mut is_free = |address: Addr, port: u16| {
         probes += 1;
         !flows.contains(&client.answer_to(address, port))
+            && !mappings.is_some_and(|m| m.is_taken(flows, address, port, client.proto))
     };
+    if let Some((address, port)) = mappings.and_then(|m| m.shown(flows, client))
+        && addresses.contains(&address)
+    {
+        return match flows.contains(&client.answer_to(address, port)) {
+            true => Err(DropReason::NatPortsExhausted),
+            false => Ok(Binding {
+                address,
+                port,
+                probes: 1,
+            }),
+        };
+    }
     // A client keeps to its address (RFC 4787 REQ-2), and moves on only when that is exhausted.
     let home = flows.hasher().hash_address(client.src) as usize % addresses.len();
     for i in 0..addresses.len().min(ADDRESSES) {
@@ -96,7 +119,7 @@ pub(crate) fn bind(
 }
 
 /// Whether flows of a protocol are told apart by more than addresses.
-fn has_ports(p: u8) -> bool {
+pub(crate) fn has_ports(p: u8) -> bool {
     matches!(p, proto::TCP | proto::UDP | proto::ICMP4 | proto::ICMP6)
 }
 
@@ -162,7 +185,15 @@ mod tests {
                 ..CLIENT
             };
             let address = [Addr::v4(0xc000_0201)];
-            let bound = bind(&table(), &address, &client, partition, &mut Random::new(3)).unwrap();
+            let bound = bind(
+                &table(),
+                None,
+                &address,
+                &client,
+                partition,
+                &mut Random::new(3),
+            )
+            .unwrap();
             assert_eq!(bound.port == port, kept, "{index} {port}");
             assert_eq!(partition.owner(bound.port), index);
         }
@@ -183,7 +214,7 @@ mod tests {
                 src_port: port,
                 ..CLIENT
             };
-            bind(&table(), &pool, &key, one, &mut Random::new(3))
+            bind(&table(), None, &pool, &key, one, &mut Random::new(3))
                 .unwrap()
                 .address
         };

@@ -30,13 +30,13 @@ use crate::event::{Event, FlowFacts};
 use crate::flow::key::Random;
 use crate::flow::{Flow, FlowId, FlowTable, NO_GROUP, NO_RULE};
 use crate::limit::TokenBucket;
-use crate::nat::{self, Partition};
+use crate::nat::{self, Mappings, Partition};
 use crate::neighbor::{NeighborId, NeighborTable};
 use crate::outbox::{Link, Outbox};
 use crate::parse::{Content, Parsed};
 use crate::port::{Capabilities, Checksum, GsoKind, Meta, Packet, PortId};
 use crate::rewrite::{self, Translation, Which};
-use crate::snapshot::{Side, Snapshot};
+use crate::snapshot::{NatMapping, Side, Snapshot};
 use crate::tcp::{Connection, End};
 use crate::wire::ethernet;
 use crate::wire::tcp::{RST, SYN};
@@ -101,6 +101,7 @@ pub(crate) struct Pipeline {
     random: Random,
     partition: Partition,
     nat_active: u32,
+    mappings: Mappings,
     icmp_limit: TokenBucket,
     reset_limit: TokenBucket,
     started: bool,
@@ -140,6 +141,7 @@ impl Pipeline {
                 count: config.count.max(1),
             },
             nat_active: 0,
+            mappings: Mappings::new(config.flow_capacity)?,
             icmp_limit: TokenBucket::full(),
             reset_limit: TokenBucket::full(),
             started: false,
@@ -435,7 +437,11 @@ impl Pipeline {
             return Err(DropReason::FlowTableFull);
         }
         if snapshot.destination_side(hop.port, key.dst) == Side::Outside {
-            self.translate_outgoing(&mut flow)?;
+            let translated = self.translate_outgoing(&mut flow);
+            if translated == Err(DropReason::PrefixTranslation) {
+                self.send_icmp_error(now, port, frame, p, (icmp::UNREACHABLE6, 0), 0);
+            }
+            translated?;
         }
         let id = self
             .flows
@@ -447,8 +453,7 @@ impl Pipeline {
             .flows_active
             .set(u64::from(self.flows.active()));
         if flow.is_translated() {
-            self.nat_active += 1;
-            self.counters.nat_active.set(u64::from(self.nat_active));
+            self.bound(&flow);
         }
         if picks_up {
             self.counters.picked_up.inc();
@@ -468,16 +473,27 @@ impl Pipeline {
 
     /// Gives a new flow the address and port that the server will see.
     fn translate_outgoing(&mut self, flow: &mut Flow) -> Result<(), DropReason> {
+        let prefix = self.snapshot.translate_prefix(flow.client);
         let addresses = self.snapshot.nat_addresses(flow.client.is_v4());
-        if addresses.is_empty() {
+        if prefix.is_none() && addresses.is_empty() {
             return Ok(());
         }
         if self.nat_active >= self.snapshot.settings().limits.max_nat_bindings {
             return Err(DropReason::NatTableFull);
         }
+        if let Some(translated) = prefix {
+            flow.nat = translated.ok_or(DropReason::PrefixTranslation)?;
+            // A client that has this address without translation may be there before.
+            return match self.flows.contains(&flow.server_key()) {
+                true => Err(DropReason::PrefixTranslation),
+                false => Ok(()),
+            };
+        }
         let client = flow.client_key();
+        let mapping = self.snapshot.settings().nat_mapping;
         let bound = nat::bind(
             &self.flows,
+            (mapping == NatMapping::EndpointIndependent).then_some(&self.mappings),
             addresses,
             &client,
             self.partition,
@@ -489,6 +505,26 @@ impl Pipeline {
         }
         (flow.nat, flow.nat_port) = (bound.address, bound.port);
         Ok(())
+    }
+
+    /// Accounts for the binding of a flow that has come into the table.
+    fn bound(&mut self, flow: &Flow) {
+        self.nat_active += 1;
+        self.counters.nat_active.set(u64::from(self.nat_active));
+        self.counters.nat_use.add(flow.nat);
+        let independent = self.snapshot.settings().nat_mapping == NatMapping::EndpointIndependent;
+        let by_port = self.snapshot.translate_prefix(flow.client).is_none();
+        if independent && by_port && nat::has_ports(flow.proto) {
+            self.mappings.opened(&self.flows, flow);
+        }
+    }
+
+    /// The same for one that has left it.
+    fn unbound(&mut self, flow: &Flow) {
+        self.nat_active -= 1;
+        self.counters.nat_active.set(u64::from(self.nat_active));
+        self.counters.nat_use.remove(flow.nat);
+        self.mappings.closed(&self.flows, flow);
     }
 
     /// Sends a packet of a flow on its way.
@@ -711,8 +747,7 @@ impl Pipeline {
             .flows_active
             .set(u64::from(self.flows.active()));
         if flow.is_translated() {
-            self.nat_active -= 1;
-            self.counters.nat_active.set(u64::from(self.nat_active));
+            self.unbound(flow);
         }
         if self.events.is_some() {
             let [bytes_out, bytes_in] = flow.bytes;

@@ -4,11 +4,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 use policy::Compiled;
 
 use crate::address::{Addr, Prefix};
 use crate::clock::{Now, ticks};
+use crate::nat::PrefixPair;
+use crate::nat::prefix::MAX_LEN;
 use crate::port::PortId;
 use crate::route::{Hop, RouteTable};
 
@@ -46,6 +48,26 @@ pub enum Snat {
     Static(IpAddr),
     /// One of these; a client keeps to one of them as long as it has ports left (RFC 4787 REQ-2).
     Pool(Vec<IpAddr>),
+}
+
+/// What decides which port of a NAT address a flow gets (RFC 4787 §4.1). What may come back is
+/// address- and port-dependent either way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NatMapping {
+    /// A port is shared by flows to different servers.
+    #[default]
+    AddressAndPortDependent,
+    /// A client's port shows the same port to every server, and no other client shows that one.
+    EndpointIndependent,
+}
+
+/// Translation of IPv6 prefixes (NPTv6, RFC 6296), each at most 64 bits long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Nptv6 {
+    /// The prefix that clients have.
+    pub inside: Ipv6Net,
+    /// The prefix that servers see; it is routed to this node.
+    pub outside: Ipv6Net,
 }
 
 /// An address of the host that clients reach over the service lane.
@@ -151,6 +173,10 @@ pub struct Settings {
     pub snat: Snat,
     /// Source NAT for IPv6, with one address for many (NAT66); none: sources stay as they are.
     pub nat66: Option<Snat>,
+    /// Which ports flows get by source NAT of either family.
+    pub nat_mapping: NatMapping,
+    /// Translation of IPv6 prefixes; goes before [`nat66`](Self::nat66).
+    pub nptv6: Option<Nptv6>,
     /// Idle times.
     pub timeouts: Timeouts,
     /// Bounds.
@@ -206,6 +232,9 @@ pub enum SettingsError {
     /// A NAT66 address must be one that a host can have.
     #[error("NAT66 address {0} is not a global IPv6 unicast address")]
     Nat66Address(IpAddr),
+    /// Prefixes that cannot stand for each other.
+    #[error("NPTv6 prefixes {} and {} must not overlap, and be at most 64 bits long and global", .0.inside, .0.outside)]
+    Nptv6Prefix(Nptv6),
 }
 
 /// Inside or outside.
@@ -246,6 +275,7 @@ struct Network {
     internal: Vec<Prefix>,
     nat4: Vec<Addr>,
     nat6: Vec<Addr>,
+    nptv6: Option<PrefixPair>,
     services: Vec<(Addr, Vec<u16>)>,
 }
 
@@ -392,6 +422,16 @@ impl Snapshot {
         }
     }
 
+    /// Whether the source of a new flow to the outside is translated by prefix; if so, to what. None
+    /// where it cannot be.
+    pub(crate) fn translate_prefix(&self, client: Addr) -> Option<Option<Addr>> {
+        let pair = self.network.nptv6.filter(|pair| pair.is_inside(client))?;
+        Some(
+            pair.translate_outgoing(client)
+                .filter(|a| !self.is_ours(*a)),
+        )
+    }
+
     /// Our address on a port to speak from to `peer`: on the same prefix if there is one.
     pub(crate) fn address_towards(&self, port: PortId, peer: Addr) -> Option<Addr> {
         let mine = || {
@@ -507,6 +547,23 @@ impl Network {
             Some(Snat::Pool(pool)) => pool.iter().map(|a| v6(*a)).collect::<Result<_, _>>()?,
         };
 
+        let nptv6 = match settings.nptv6 {
+            None => None,
+            Some(pair) => {
+                let (inside, outside) = (pair.inside, pair.outside);
+                let usable = |net: Ipv6Net| {
+                    let a = Addr::from(IpAddr::from(net.addr()));
+                    net.prefix_len() <= MAX_LEN && !a.is_link_local6() && !a.is_multicast()
+                };
+                let apart =
+                    !inside.contains(&outside.network()) && !outside.contains(&inside.network());
+                if !(usable(inside) && usable(outside) && apart) {
+                    return Err(SettingsError::Nptv6Prefix(pair));
+                }
+                Some(PrefixPair::new(inside, outside))
+            }
+        };
+
         let t = &settings.timeouts;
         let idle = IdleTicks {
             syn_sent: ticks(t.tcp_syn_sent),
@@ -538,6 +595,7 @@ impl Network {
             internal,
             nat4,
             nat6,
+            nptv6,
             services,
         })
     }
@@ -629,6 +687,17 @@ mod tests {
             |s| s.nat66 = Some(Snat::Auto),
             SettingsError::NoNat66Address,
         );
+        for (inside, outside) in [
+            ("fd00::/48", "2001:db8::/65"),
+            ("fd00::/48", "fd00:0:0:1::/64"),
+            ("fd00::/48", "fe80::/64"),
+        ] {
+            let pair = Nptv6 {
+                inside: inside.parse().unwrap(),
+                outside: outside.parse().unwrap(),
+            };
+            check(|s| s.nptv6 = Some(pair), SettingsError::Nptv6Prefix(pair));
+        }
         check(
             |s| s.nat66 = Some(Snat::Static(ip("fe80::1"))),
             SettingsError::Nat66Address(ip("fe80::1")),

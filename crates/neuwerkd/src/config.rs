@@ -35,7 +35,7 @@ use sha2::{Digest, Sha256};
 
 pub use bootstrap::{Bootstrap, CloudProvider, DataPlaneMode};
 pub use cluster::{Backup, Cluster, JoinApproval};
-pub use dataplane::{Admission, Dataplane, EncapMode, Port, Ports};
+pub use dataplane::{Admission, Dataplane, EncapMode, NatMapping, Port, Ports};
 pub use dns::Dns;
 pub use dpdk::Dpdk;
 pub use flags::Flags;
@@ -271,6 +271,7 @@ impl Config {
         {
             let key = match error {
                 SettingsError::NoNat66Address | SettingsError::Nat66Address(_) => "dataplane.nat66",
+                SettingsError::Nptv6Prefix(_) => "dataplane.nptv6.outside",
                 SettingsError::RouteFamily { .. } => "dataplane.ports",
                 _ => "dataplane.snat",
             };

@@ -127,7 +127,8 @@ impl Pipeline {
     fn take_over(&mut self, now: Now, mut flow: Flow, imported: &mut Imported) {
         // Whoever owns the port gives it out, so it must know of this binding. Without one every worker takes the flow,
         // since only the first packet tells whose it is; where none comes it ends by its idle time.
-        if flow.is_translated() && self.partition.owner(flow.nat_port) != self.partition.index {
+        let by_port = flow.is_translated() && self.snapshot.translate_prefix(flow.client).is_none();
+        if by_port && self.partition.owner(flow.nat_port) != self.partition.index {
             imported.elsewhere += 1;
         } else if flow.has_expired(now.tick(), self.snapshot.idle()) {
             imported.expired += 1;
@@ -137,7 +138,9 @@ impl Pipeline {
                 .insert_at(flow, now.tick(), self.snapshot.idle())
                 .is_some()
         {
-            self.nat_active += u32::from(flow.is_translated());
+            if flow.is_translated() {
+                self.bound(&flow);
+            }
             imported.taken += 1;
         } else {
             imported.refused += 1;
@@ -158,9 +161,11 @@ impl Pipeline {
             true => snapshot.nat_addresses(flow.client.is_v4()),
             false => &[],
         };
-        let translated_as_now = match nat {
-            [] => !flow.is_translated(),
-            addresses => addresses.contains(&flow.nat),
+        let prefix = snapshot.translate_prefix(flow.client);
+        let translated_as_now = match (prefix.filter(|_| outwards), nat) {
+            (Some(prefix), _) => prefix == Some(flow.nat) && flow.nat_port == flow.client_port,
+            (None, []) => !flow.is_translated(),
+            (None, addresses) => addresses.contains(&flow.nat),
         };
         let has_room = self.flows.active() < limits.max_flows
             && (!flow.is_translated() || self.nat_active < limits.max_nat_bindings);

@@ -1,12 +1,12 @@
 //! Source NAT: the way out and the way back.
 
 use std::collections::HashSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use super::bench::*;
 use engine::DropReason;
 use engine::port::{Checksum, Gso, GsoKind, Meta, Packet};
-use engine::snapshot::Snat;
+use engine::snapshot::{NatMapping, Nptv6, Settings, Snat};
 use proptest::prelude::*;
 use sim::frame::{ACK, Body, Frame, SYN};
 
@@ -76,6 +76,128 @@ fn nat66_by_key() {
         let answer = Frame::udp(server, source(&out), b"");
         assert_eq!(bench.one(OUTSIDE, answer).1.dst, client.ip());
     }
+}
+
+fn prefixes(mut settings: Settings) -> Settings {
+    settings.nptv6 = Some(Nptv6 {
+        inside: "fd00::/48".parse().expect("a constant"),
+        outside: "2001:db8:9::/48".parse().expect("a constant"),
+    });
+    settings
+}
+
+#[test]
+fn nptv6_keeps_ports_and_checksums() {
+    let mut bench = Bench::new(&allow_all(), prefixes(two_arms()));
+    let (client, server) = (at("[fd00::2]:5000"), at("[2001:db8:1::1]:53"));
+    let question = Frame::udp(client, server, b"x").between(PEER, MACS[INSIDE]);
+    let (sum, sent) = (
+        question.emit()[60..62].to_vec(),
+        bench.send_packet(
+            INSIDE,
+            engine::port::memory::MemoryPacket::new(question.emit()),
+        ),
+    );
+    assert_eq!(sent[0].1.bytes()[60..62], sum, "checksum-neutral");
+    let out = Frame::parse(sent[0].1.bytes()).expect("right in every checksum");
+    let shown = source(&out);
+    assert_eq!(shown.port(), 5000);
+    assert!(shown.to_string().starts_with("[2001:db8:9:"), "{shown}");
+    assert_eq!(
+        bench.moved(),
+        ["active +1", "allow out udp +1", "nat +1", "opened +1"]
+    );
+    let (port, back) = bench.one(OUTSIDE, Frame::udp(server, shown, b"y"));
+    assert_eq!((port, back.dst), (INSIDE, client.ip()));
+    // Mapped without state, but not open: what begins outside stays outside.
+    let other = SocketAddr::new(shown.ip(), 5001);
+    bench.dropped(
+        OUTSIDE,
+        Frame::udp(server, other, b""),
+        DropReason::FromOutside,
+    );
+
+    // An error from a router outside comes back with both addresses translated.
+    let error = Frame::icmp(ip("2001:db8::fe"), shown.ip(), 1, 3, 0, &out.emit()[14..]);
+    let (port, error) = bench.one(OUTSIDE, error);
+    assert_eq!((port, error.dst), (INSIDE, client.ip()));
+    let Body::Icmp { payload, .. } = error.body else {
+        panic!("{error:?}")
+    };
+    let quoted: [u8; 16] = payload[8..24].try_into().expect("as long as the array");
+    assert_eq!(IpAddr::from(quoted), client.ip());
+}
+
+#[test]
+fn what_nptv6_leaves_out_is_refused_with_an_error() {
+    let mut bench = Bench::new(&allow_all(), prefixes(two_arms()));
+    let client = at("[fd00:0:0:ffff::2]:5000");
+    let sent = bench.send(INSIDE, Frame::udp(client, at("[2001:db8:1::1]:53"), b""));
+    assert!(
+        matches!(
+            sent[0].1.body,
+            Body::Icmp {
+                icmp_type: 1,
+                code: 0,
+                ..
+            }
+        ),
+        "{sent:?}"
+    );
+    assert_eq!(
+        bench.moved(),
+        ["drop prefix_translation +1", "icmp_sent +1"]
+    );
+    // Between two insides nothing is translated.
+    let (_, out) = bench.one(
+        INSIDE,
+        Frame::udp(at("[fd00::2]:5"), at("[fd00::3]:6"), b""),
+    );
+    assert_eq!(out.src, ip("fd00::2"));
+}
+
+#[test]
+fn a_prefix_goes_before_one_address_for_many() {
+    let mut settings = prefixes(two_arms());
+    settings.nat66 = Some(Snat::Auto);
+    let mut bench = Bench::new(&allow_all(), settings);
+    let mut shown = |client: &str| {
+        let (_, out) = bench.one(
+            INSIDE,
+            Frame::udp(at(client), at("[2001:db8:1::1]:53"), b""),
+        );
+        out.src.to_string()
+    };
+    assert!(shown("[fd00::2]:1").starts_with("2001:db8:9:"));
+    assert_eq!(shown("[fd00:1::2]:1"), "2001:db8::1");
+}
+
+#[test]
+fn a_mapping_that_is_endpoint_independent_lasts_as_long_as_its_flows() {
+    let mut settings = two_arms();
+    settings.nat_mapping = NatMapping::EndpointIndependent;
+    let mut bench = Bench::new(&allow_all(), settings);
+    let shown = |bench: &mut Bench, client: &str, server: &str| {
+        let (_, out) = bench.one(INSIDE, Frame::udp(at(client), at(server), b""));
+        source(&out)
+    };
+    let first = shown(&mut bench, "10.0.0.2:5000", "198.51.100.1:53");
+    assert_eq!(first, at("192.0.2.1:5000"));
+    assert_eq!(shown(&mut bench, "10.0.0.2:5000", "198.51.100.2:99"), first);
+    // Nobody else gets the port, wherever to.
+    let other = shown(&mut bench, "10.0.0.3:5000", "198.51.100.3:7");
+    assert_ne!(other, first);
+    assert_eq!(shown(&mut bench, "10.0.0.3:5000", "198.51.100.1:53"), other);
+    let uses: Vec<_> = bench.counters.nat_use.addresses().collect();
+    assert_eq!(uses, [(ip("192.0.2.1"), 4)]);
+    // Filtering is by address and port.
+    let stranger = Frame::udp(at("198.51.100.9:53"), first, b"");
+    bench.dropped(OUTSIDE, stranger, DropReason::FromOutside);
+
+    bench.pass(std::time::Duration::from_secs(301));
+    let uses: Vec<_> = bench.counters.nat_use.addresses().collect();
+    assert_eq!(uses, [(ip("192.0.2.1"), 0)]);
+    assert_eq!(shown(&mut bench, "10.0.0.3:5000", "198.51.100.3:7"), first);
 }
 
 #[test]
@@ -252,10 +374,20 @@ proptest! {
     fn out_and_back_is_the_identity(
         flows in proptest::collection::vec((2u8..6, 1u16..2000, 1u8..4, 53u16..55, 0u8..3), 1..60),
         v6: bool,
+        by_prefix: bool,
+        independent: bool,
         payload in proptest::collection::vec(any::<u8>(), 0..40),
     ) {
         let mut settings = two_arms();
         settings.nat66 = Some(Snat::Auto);
+        if by_prefix {
+            settings = prefixes(settings);
+        }
+        if independent {
+            settings.nat_mapping = NatMapping::EndpointIndependent;
+        }
+        let mut shown_by = std::collections::HashMap::new();
+        let mut shows = std::collections::HashMap::new();
         let mut bench = Bench::new(&allow_all(), settings);
         let mut bindings = HashSet::new();
         let mut seen = HashSet::new();
@@ -278,6 +410,11 @@ proptest! {
             let shown = source(&out);
             let remote: SocketAddr = if kind == 2 { (server, 0).into() } else { s };
             prop_assert!(bindings.insert((kind, remote, shown)), "{:?} twice", shown);
+            prop_assert_ne!(shown.ip(), c.ip(), "nothing leaves as it came");
+            if independent {
+                prop_assert_eq!(*shows.entry((kind, c)).or_insert(shown), shown);
+                prop_assert_eq!(*shown_by.entry((kind, shown)).or_insert(c), c);
+            }
 
             let reply = match kind {
                 0 => Frame::udp(s, shown, &payload),

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 
 use super::key::{Part, section};
 use super::net::{Route, SourceNat};
@@ -36,6 +36,10 @@ section! {
     snat: SourceNat = SourceNat::Auto, flag("snat"), default_is("auto; none with an encap_mode");
     /// Translation of IPv6 sources on the way out.
     nat66: SourceNat = SourceNat::None;
+    /// Which port a translated flow shows: one that flows to other servers may show too, or the same one to every
+    /// server as long as the client's port is in use (RFC 4787), which suits programs that tell others their address
+    /// and needs more ports. What may come back is decided by server and port either way.
+    nat_mapping: NatMapping = NatMapping::AddressAndPortDependent;
     /// Tunnel in which traffic arrives and leaves.
     encap_mode: EncapMode = EncapMode::None, flag("encap"), part(Part::Overlay);
     /// VXLAN network, of both directions.
@@ -75,8 +79,20 @@ section! {
     /// More metrics, at a cost.
     detailed_observability: bool = false, part(Part::DataplaneTuning);
 
+    group nptv6: Nptv6;
     group admission: Admission;
     group ports: Ports;
+}
+
+section! {
+    /// Translation of IPv6 prefixes (NPTv6, RFC 6296): a client keeps its host part and appears under another prefix.
+    /// Goes before `nat66`. The outside prefix must be routed to this node, and both directions of a flow must pass it.
+    Nptv6, Part::Node;
+
+    /// Prefix that the clients have, at most 64 bits long.
+    inside: Option<IpNet> = None;
+    /// Prefix that servers see, at most 64 bits long.
+    outside: Option<IpNet> = None;
 }
 
 section! {
@@ -125,6 +141,16 @@ section! {
     gateway: Vec<IpAddr> = Vec::new();
     /// Further routes through this port. In the file also as a mapping of `to` and `via`.
     routes: Vec<Route> = Vec::new();
+}
+
+choice! {
+    /// Which flows of a client show the same port.
+    NatMapping {
+        /// Those to one server and port.
+        AddressAndPortDependent = "address-and-port-dependent",
+        /// All.
+        EndpointIndependent = "endpoint-independent",
+    }
 }
 
 choice! {
@@ -193,6 +219,7 @@ impl Dataplane {
                 );
             }
         }
+        self.nptv6.check(reader);
         self.check_overlay(reader);
         self.ports.inside.check("dataplane.ports.inside", reader);
         self.ports.outside.check("dataplane.ports.outside", reader);
@@ -261,6 +288,33 @@ impl Dataplane {
                 }
             }
             _ => {}
+        }
+    }
+}
+
+impl Nptv6 {
+    /// Both prefixes, if there are any.
+    pub fn prefixes(&self) -> Option<(Ipv6Net, Ipv6Net)> {
+        match (self.inside, self.outside) {
+            (Some(IpNet::V6(inside)), Some(IpNet::V6(outside))) => Some((inside, outside)),
+            _ => None,
+        }
+    }
+
+    fn check(&self, reader: &mut Reader) {
+        let sides = [("inside", self.inside), ("outside", self.outside)];
+        for (key, prefix) in sides {
+            let path = format!("dataplane.nptv6.{key}");
+            match prefix {
+                None if sides.iter().any(|(_, other)| other.is_some()) => reader.problem(
+                    &path,
+                    "is required beside the other dataplane.nptv6 key; give both or none".into(),
+                ),
+                Some(net) if net.addr().is_ipv4() => {
+                    reader.problem(&path, format!("{net} is not an IPv6 prefix; write one"));
+                }
+                _ => {}
+            }
         }
     }
 }

@@ -179,6 +179,8 @@ fn sample(key: &Key) -> String {
         (path, _) if path.ends_with(".routes") => "fd00::/8 via fe80::1".into(),
         ("dataplane.snat", _) => "192.0.2.1".into(),
         ("dataplane.nat66", _) => "2001:db8::1".into(),
+        ("dataplane.nptv6.inside", _) => "fd00:1::/48".into(),
+        ("dataplane.nptv6.outside", _) => "2001:db8:1::/48".into(),
         (_, "true or false") => if key.default == "true" {
             "false"
         } else {
@@ -615,6 +617,25 @@ fn the_published_static_keys_spell_the_inside_port() {
             "dpdk: {{{four}}}\ndataplane: {{ports: {{inside: {{addresses: 10.1.0.6/24}}}}}}"
         )),
         &[("dpdk.static_ip", "keep one of the two")],
+    );
+}
+
+#[test]
+fn prefixes_are_translated_in_pairs() {
+    let config = |nptv6: &str| file(&format!("dataplane: {{nptv6: {{{nptv6}}}}}"));
+    let both = config("inside: \"fd00:1::/48\", outside: \"2001:db8:1::/48\"").unwrap();
+    assert!(both.dataplane.nptv6.prefixes().is_some());
+    check(
+        config("inside: \"fd00:1::/48\""),
+        &[("dataplane.nptv6.outside", "is required")],
+    );
+    check(
+        config("inside: 10.0.0.0/8, outside: \"2001:db8:1::/48\""),
+        &[("dataplane.nptv6.inside", "is not an IPv6 prefix")],
+    );
+    check(
+        config("inside: \"fd00:1::/48\", outside: \"2001:db8:1::/80\""),
+        &[("dataplane.nptv6.outside", "at most 64 bits")],
     );
 }
 

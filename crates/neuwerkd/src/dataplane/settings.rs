@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine::snapshot::{
-    Limits, LocalService, PortSettings, Route, Settings, SettingsError, Snat, Timeouts,
+    Limits, LocalService, NatMapping, Nptv6, PortSettings, Route, Settings, SettingsError, Snat,
+    Timeouts,
 };
 use engine::{Now, Snapshot};
 use policy::Compiled;
@@ -42,6 +43,14 @@ pub(super) fn settings(config: &Config, now: Now) -> Settings {
         internal: config.policy.internal_cidr.clone(),
         snat: snat(dataplane.snat),
         nat66: Some(snat(dataplane.nat66)),
+        nat_mapping: match dataplane.nat_mapping {
+            config::NatMapping::AddressAndPortDependent => NatMapping::AddressAndPortDependent,
+            config::NatMapping::EndpointIndependent => NatMapping::EndpointIndependent,
+        },
+        nptv6: dataplane
+            .nptv6
+            .prefixes()
+            .map(|(inside, outside)| Nptv6 { inside, outside }),
         timeouts: idle.map_or_else(Timeouts::default, Timeouts::uniform),
         limits: Limits {
             max_flows: dataplane.max_active_flows(),

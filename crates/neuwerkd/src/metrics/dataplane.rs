@@ -1,5 +1,6 @@
 //! The packet workers' counters as metrics, summed over the workers at every scrape.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use engine::counters::{CloseReason, Direction, PortCounters, Protocol, Volume};
@@ -101,6 +102,12 @@ const PORT_UP: (&str, &str, &str) = (
     "Whether a data port has a link, 1 or 0",
 );
 
+const NAT_BINDINGS: (&str, &str, &str) = (
+    "neuwerk_dp_nat_bindings",
+    "address",
+    "Translations that a NAT address holds now; a port counts once for each server that it is used for",
+);
+
 /// Name, labels and help of every counter.
 pub(super) fn counters() -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
     let plain = COUNTERS.iter().map(|(name, help, _)| (*name, "", *help));
@@ -111,7 +118,7 @@ pub(super) fn counters() -> impl Iterator<Item = (&'static str, &'static str, &'
 pub(super) fn gauges() -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
     let plain = GAUGES.iter().map(|(name, help, _)| (*name, "", *help));
     let ratios = RATIOS.iter().map(|(name, help, ..)| (*name, "", *help));
-    plain.chain(ratios).chain([PORT_UP])
+    plain.chain(ratios).chain([PORT_UP, NAT_BINDINGS])
 }
 
 fn encode(
@@ -163,7 +170,26 @@ fn encode(
         let value = sum(&|w| w.dropped(*reason).packets.get());
         ConstCounter::new(value).encode(drops.encode_family(&labels)?)?;
     }
+    nat_bindings(&mut encoder, workers)?;
     ports(&mut encoder, lost, workers)
+}
+
+/// How many translations each NAT address holds.
+fn nat_bindings(
+    encoder: &mut DescriptorEncoder,
+    workers: &[Arc<WorkerCounters>],
+) -> Result<(), std::fmt::Error> {
+    let mut bindings = BTreeMap::new();
+    for (address, count) in workers.iter().flat_map(|w| w.nat_use.addresses()) {
+        *bindings.entry(address).or_insert(0) += count;
+    }
+    let (name, _, help) = NAT_BINDINGS;
+    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    for (address, count) in bindings {
+        let labels = [("address", address.to_string())];
+        ConstGauge::new(count).encode(family.encode_family(&labels)?)?;
+    }
+    Ok(())
 }
 
 /// Whether the data ports are up, and what they have lost outside the engine.
