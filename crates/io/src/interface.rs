@@ -89,6 +89,28 @@ impl Interface {
         Ok(())
     }
 
+    /// Has it let frames in for any address, since the engine's own is not always the interface's, as long as this
+    /// packet socket is open: it ends with the socket, whatever becomes of the process.
+    pub(crate) fn set_promiscuous(&self, packet_socket: impl AsFd) -> io::Result<()> {
+        let membership = libc::packet_mreq {
+            mr_ifindex: self.index as i32,
+            mr_type: libc::PACKET_MR_PROMISC as u16,
+            mr_alen: 0,
+            mr_address: [0; 8],
+        };
+        sys::set_option(
+            packet_socket,
+            libc::SOL_PACKET,
+            libc::PACKET_ADD_MEMBERSHIP,
+            &membership,
+        )
+    }
+
+    /// Asks ethtool's interface of the kernel; see [`sys::ethtool`].
+    pub(crate) fn ethtool<const N: usize>(&self, words: [u32; N]) -> io::Result<[u32; N]> {
+        sys::ethtool(&self.control, &self.name()?, words)
+    }
+
     /// Whether frames can pass.
     pub(crate) fn link(&self) -> Link {
         const READY: i32 = libc::IFF_UP | libc::IFF_RUNNING;

@@ -1,4 +1,4 @@
-//! Ports of the engine: AF_PACKET, TUN and memory.
+//! Ports of the engine: AF_PACKET, AF_XDP, TUN and memory.
 //!
 //! Whatever moves frames between the engine and the machine lives here, with the unsafe code that
 //! it takes, and passes one conformance suite (`tests/conformance.rs`).
@@ -11,6 +11,7 @@ pub mod packet;
 mod sys;
 pub mod tun;
 mod vnet;
+pub mod xdp;
 
 pub use buffer::{FRAME_LEN_MAX, Frame};
 pub use engine::port::memory;

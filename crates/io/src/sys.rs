@@ -87,14 +87,14 @@ pub(crate) fn set_closed(fd: impl AsFd, closed: bool) -> io::Result<()> {
     check(result)
 }
 
-/// `bind` of a packet socket.
-pub(crate) fn bind_packet(fd: impl AsFd, address: &libc::sockaddr_ll) -> io::Result<()> {
+/// `bind` to an address of a family that rustix does not know.
+pub(crate) fn bind<T: Plain>(fd: impl AsFd, address: &T) -> io::Result<()> {
     // SAFETY: the pointer and the length describe `address`, which the kernel only reads.
     let result = unsafe {
         libc::bind(
             fd.as_fd().as_raw_fd(),
             std::ptr::from_ref(address).cast(),
-            size_of::<libc::sockaddr_ll>() as libc::socklen_t,
+            size_of::<T>() as libc::socklen_t,
         )
     };
     check(result)
@@ -109,7 +109,7 @@ struct InterfaceRequest {
 }
 const _: () = assert!(size_of::<InterfaceRequest>() == size_of::<libc::ifreq>());
 
-/// An `ioctl` that takes an interface's name and exchanges up to sixteen bytes.
+/// An `ioctl` that takes an interface's name and exchanges up to sixteen bytes, or the address of more.
 pub(crate) fn interface_ioctl(
     fd: impl AsFd,
     request: libc::Ioctl,
@@ -132,6 +132,23 @@ pub(crate) fn interface_ioctl(
     let mut answer = [0; 16];
     answer.copy_from_slice(&exchanged.value[..16]);
     Ok(answer)
+}
+
+/// An `ioctl` of ethtool: a structure of 32-bit words, of which the first is the command, is sent and overwritten by
+/// the answer.
+pub(crate) fn ethtool<const N: usize>(
+    fd: impl AsFd,
+    name: &str,
+    mut words: [u32; N],
+) -> io::Result<[u32; N]> {
+    let address = (&raw mut words) as usize;
+    interface_ioctl(
+        fd,
+        libc::SIOCETHTOOL as libc::Ioctl,
+        name,
+        &address.to_ne_bytes(),
+    )?;
+    Ok(words)
 }
 
 /// An `ioctl` whose argument is a number.

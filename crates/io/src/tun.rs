@@ -106,6 +106,28 @@ impl TunDevice {
     }
 }
 
+/// What the host may hand over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Segments {
+    /// Super-packets, for data ports that can cut them.
+    Super,
+    /// Packets of the device's MTU, for those that cannot.
+    Plain,
+}
+
+impl TunDevice {
+    /// Says what the host may hand over; super-packets, unless told otherwise.
+    ///
+    /// # Errors
+    /// Those of the kernel.
+    pub fn set_segments(&self, segments: Segments) -> io::Result<()> {
+        match segments {
+            Segments::Super => Ok(()),
+            Segments::Plain => sys::number_ioctl(&self.file, libc::TUNSETOFFLOAD, libc::TUN_F_CSUM),
+        }
+    }
+}
+
 /// The engine's end of a TUN device.
 pub struct Tun {
     device: TunDevice,

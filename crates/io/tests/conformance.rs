@@ -12,6 +12,7 @@ mod wired;
 
 use io::packet::{PacketConfig, PacketPort};
 use io::tun::{Tun, TunConfig};
+use io::xdp::{Attach, XdpConfig, XdpPort};
 use namespace::{sh, with_namespace};
 use suite::Wire;
 
@@ -22,24 +23,28 @@ fn config(interface: &str) -> PacketConfig {
     }
 }
 
+/// What can be done to an interface.
+fn wire(interface: &'static str) -> Wire<'static> {
+    let set_link = move |up| {
+        let state = if up { "up" } else { "down" };
+        sh(&format!("ip link set {interface} {state}"));
+    };
+    let remove = move || {
+        sh(&format!("ip link del {interface}"));
+    };
+    Wire {
+        set_link: Some(Box::new(set_link)),
+        remove: Some(Box::new(remove)),
+    }
+}
+
 fn packet_pair(name: &'static str, set_up: &'static str) {
     with_namespace(name, move || {
         sh("ip link add left type veth peer name right; ip link set left up; ip link set right up");
         sh(set_up);
         let mut left = PacketPort::open(&config("left")).expect("left opens");
         let mut right = PacketPort::open(&config("right")).expect("right opens");
-        let wire = Wire {
-            set_link: Some(&|up| {
-                sh(&format!(
-                    "ip link set left {}",
-                    if up { "up" } else { "down" }
-                ));
-            }),
-            remove: Some(&|| {
-                sh("ip link del left");
-            }),
-        };
-        suite::run(&mut left, &mut right, &wire);
+        suite::run(&mut left, &mut right, &wire("left"));
     });
 }
 
@@ -64,6 +69,51 @@ fn packet_with_long_frames() {
     );
 }
 
+fn xdp_pair(name: &'static str, attach: Attach, set_up: &'static str) {
+    with_namespace(name, move || {
+        sh("ip link add left type veth peer name right");
+        sh(set_up);
+        sh("ip link set left up; ip link set right up");
+        let config = XdpConfig {
+            attach,
+            ..XdpConfig::default()
+        };
+        let mut left = XdpPort::open("left", &config).expect("left opens");
+        let mut right = XdpPort::open("right", &config).expect("right opens");
+        suite::run(&mut left, &mut right, &wire("left"));
+    });
+}
+
+#[test]
+fn xdp() {
+    xdp_pair("xdp", Attach::Native, "true");
+}
+
+#[test]
+fn xdp_behind_the_driver() {
+    xdp_pair("xdp_behind_the_driver", Attach::Generic, "true");
+}
+
+#[test]
+fn xdp_with_long_frames() {
+    xdp_pair(
+        "xdp_with_long_frames",
+        Attach::Native,
+        "for i in left right; do ip link set $i mtu 3400; done",
+    );
+}
+
+/// The other end has the offloads that a host has: checksums are left to the device.
+#[test]
+fn xdp_from_a_packet_socket() {
+    with_namespace("xdp_from_a_packet_socket", || {
+        sh("ip link add left type veth peer name right; ip link set left up; ip link set right up");
+        let mut left = XdpPort::open("left", &XdpConfig::default()).expect("left opens");
+        let mut right = PacketPort::open(&config("right")).expect("right opens");
+        suite::run(&mut left, &mut right, &wire("left"));
+    });
+}
+
 /// The other end is a packet socket on the device, in the place of the host's stack.
 #[test]
 #[ignore = "needs root; make test runs it"]
@@ -71,18 +121,7 @@ fn tun() {
     with_namespace("tun", || {
         let mut lane = Tun::open(&TunConfig::host_lane(Vec::new())).expect("the device opens");
         let mut host = PacketPort::open(&config("svc0")).expect("svc0 opens");
-        let wire = Wire {
-            set_link: Some(&|up| {
-                sh(&format!(
-                    "ip link set svc0 {}",
-                    if up { "up" } else { "down" }
-                ));
-            }),
-            remove: Some(&|| {
-                sh("ip link del svc0");
-            }),
-        };
-        suite::run(&mut lane, &mut host, &wire);
+        suite::run(&mut lane, &mut host, &wire("svc0"));
     });
 }
 

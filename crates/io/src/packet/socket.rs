@@ -184,22 +184,11 @@ impl Socket {
             sll_halen: 0,
             sll_addr: [0; 8],
         };
-        sys::bind_packet(&socket.fd, &address).map_err(step("bind to"))?;
-        // Frames for any address: the engine's own is not always the interface's. Ends with the
-        // socket, whatever becomes of the process.
-        let membership = libc::packet_mreq {
-            mr_ifindex: socket.interface.index() as i32,
-            mr_type: libc::PACKET_MR_PROMISC as u16,
-            mr_alen: 0,
-            mr_address: [0; 8],
-        };
-        sys::set_option(
-            &socket.fd,
-            libc::SOL_PACKET,
-            libc::PACKET_ADD_MEMBERSHIP,
-            &membership,
-        )
-        .map_err(step("set promiscuous mode on"))?;
+        sys::bind(&socket.fd, &address).map_err(step("bind to"))?;
+        socket
+            .interface
+            .set_promiscuous(&socket.fd)
+            .map_err(step("set promiscuous mode on"))?;
         Ok(socket)
     }
 

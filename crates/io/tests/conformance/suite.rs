@@ -15,9 +15,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Default)]
 pub(crate) struct Wire<'a> {
     /// Takes the link down and up again.
-    pub(crate) set_link: Option<&'a dyn Fn(bool)>,
+    pub(crate) set_link: Option<Box<dyn Fn(bool) + 'a>>,
     /// Removes the device.
-    pub(crate) remove: Option<&'a dyn Fn()>,
+    pub(crate) remove: Option<Box<dyn Fn() + 'a>>,
 }
 
 /// Runs the whole suite; `a` and `b` are the ends of a wire.
@@ -31,10 +31,10 @@ pub(crate) fn run<A: Port, B: Port>(a: &mut A, b: &mut B, wire: &Wire<'_>) {
     vlan(a, b);
     back_pressure(a, b);
     back_pressure(b, a);
-    if let Some(set_link) = wire.set_link {
+    if let Some(set_link) = &wire.set_link {
         link_down_and_up(a, b, set_link);
     }
-    if let Some(remove) = wire.remove {
+    if let Some(remove) = &wire.remove {
         removal(a, remove);
     }
 }
