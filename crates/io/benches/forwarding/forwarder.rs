@@ -17,6 +17,7 @@ use engine::{DropReason, Now, Snapshot, Worker, WorkerConfig, WorkerCounters};
 use io::idle::{PollIdle, Waker};
 use io::packet::{Hold, HoldConfig, PacketConfig, PacketPort};
 use io::tun::Tun;
+use io::xdp::{XdpConfig, XdpPort};
 use policy::{Compiled, Document};
 use serde_json::json;
 
@@ -79,7 +80,14 @@ pub(crate) struct Account {
     pub(crate) drops: Vec<(DropReason, u64)>,
 }
 
-/// A worker with two packet ports on a core of its own, until stopped.
+/// What the engine's ports are made of.
+#[derive(Clone, Copy)]
+pub(crate) enum Backend {
+    Packet,
+    Xdp,
+}
+
+/// A worker with two ports on a core of its own, until stopped.
 pub(crate) struct Engine {
     stop: Arc<AtomicBool>,
     waker: Waker,
@@ -88,14 +96,41 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    pub(crate) fn start(space: &Space, core: usize, state_dir: PathBuf) -> Result<Self> {
+    pub(crate) fn start(
+        space: &Space,
+        core: usize,
+        state_dir: PathBuf,
+        backend: Backend,
+    ) -> Result<Self> {
         let snapshot = Arc::new(ArcSwap::from_pointee(snapshot()?));
         let counters = Arc::new(WorkerCounters::default());
         let stop = Arc::new(AtomicBool::new(false));
         let (ready, started) = channel();
         let thread = {
             let (counters, stop) = (Arc::clone(&counters), Arc::clone(&stop));
-            space.spawn(move || work(core, state_dir, snapshot, counters, &stop, &ready))?
+            space.spawn(move || {
+                pin(core)?;
+                let hold = |interface: &str| {
+                    Hold::open(&HoldConfig {
+                        interface: interface.to_owned(),
+                        management_interface: None,
+                        state_dir: state_dir.clone(),
+                    })
+                };
+                let _held = [hold("left")?, hold("right")?];
+                match backend {
+                    Backend::Packet => {
+                        let open = |interface| PacketPort::open(&PacketConfig::new(interface));
+                        let ports = vec![open("left")?, open("right")?];
+                        work(ports, snapshot, counters, &stop, &ready)
+                    }
+                    Backend::Xdp => {
+                        let interfaces = ["left".to_owned(), "right".to_owned()];
+                        let ports = XdpPort::open_all(&interfaces, &XdpConfig::default())?;
+                        work(ports, snapshot, counters, &stop, &ready)
+                    }
+                }
+            })?
         };
         let Ok(waker) = started.recv() else {
             let failed = thread.join().ok().context("the engine panicked")?;
@@ -138,25 +173,13 @@ impl Drop for Engine {
     }
 }
 
-fn work(
-    core: usize,
-    state_dir: PathBuf,
+fn work<P: Port>(
+    ports: Vec<P>,
     snapshot: Arc<ArcSwap<Snapshot>>,
     counters: Arc<WorkerCounters>,
     stop: &AtomicBool,
     ready: &Sender<Waker>,
 ) -> Result<[PortStats; 2]> {
-    pin(core)?;
-    let hold = |interface: &str| {
-        Hold::open(&HoldConfig {
-            interface: interface.to_owned(),
-            management_interface: None,
-            state_dir: state_dir.clone(),
-        })
-    };
-    let _held = [hold("left")?, hold("right")?];
-    let open = |interface| PacketPort::open(&PacketConfig::new(interface));
-    let ports = vec![open("left")?, open("right")?];
     let config = WorkerConfig {
         index: 0,
         count: 1,
@@ -164,7 +187,7 @@ fn work(
         flow_capacity: 1 << 20,
         events: None,
     };
-    let mut worker = Worker::<PacketPort, Tun>::new(ports, None, snapshot, config, counters)?;
+    let mut worker = Worker::<P, Tun>::new(ports, None, snapshot, config, counters)?;
     let idle = PollIdle::new()?;
     ready.send(idle.waker())?;
     let origin = Instant::now();

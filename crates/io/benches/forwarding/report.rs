@@ -44,7 +44,7 @@ impl Line {
             None => "",
         };
         format!(
-            "{:<44} {:>10.2} {:>10.2} {:<12} {:>6.2} {}",
+            "{:<52} {:>10.2} {:>10.2} {:<12} {:>6.2} {}",
             self.what,
             self.value,
             self.yardstick,
@@ -58,7 +58,7 @@ impl Line {
 /// The heading over [`Line::to_text`].
 pub(crate) fn heading() -> String {
     format!(
-        "{:<44} {:>10} {:>10} {:<12} {:>6}",
+        "{:<52} {:>10} {:>10} {:<12} {:>6}",
         "median", "engine", "kernel", "unit", "ratio"
     )
 }
