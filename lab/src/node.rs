@@ -153,6 +153,17 @@ impl Node {
         Ok(fs::write(config, one + &gateways)?)
     }
 
+    /// From the next start on, frames reach it another way: the value of `bootstrap.data_plane_mode`.
+    ///
+    /// # Errors
+    /// When its configuration cannot be rewritten.
+    pub fn set_mode(&self, mode: &str) -> Result<()> {
+        self.rewrite(|line| {
+            line.starts_with("  data_plane_mode:")
+                .then(|| format!("  data_plane_mode: {mode}"))
+        })
+    }
+
     /// Gives it, while it does not run, another list of join listeners: addresses or names, with or without a port.
     ///
     /// # Errors

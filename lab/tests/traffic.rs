@@ -143,6 +143,44 @@ fn a_node_with_one_arm_forwards_translates_and_denies() {
     }
 }
 
+/// With checksums that the clients' and servers' kernels leave to their devices, as they do by default.
+#[test]
+#[ignore = "needs root; make test runs it"]
+fn a_node_by_af_xdp_carries_ordinary_tools_with_two_arms_and_with_one() {
+    tool::require(&["curl", "ping"]).unwrap();
+    for arms in [2, 1] {
+        let mut cluster = Cluster::lay_out(1).unwrap();
+        cluster.node(1).set_mode("xdp").unwrap();
+        if arms == 1 {
+            cluster.topology.join_sides().unwrap();
+            cluster.node(1).take_one_arm().unwrap();
+        }
+        cluster.node(1).start().unwrap();
+        cluster.wait_ready().unwrap();
+        let links = cluster
+            .topology
+            .node(1)
+            .command("ip")
+            .args(["link"])
+            .output();
+        let links = String::from_utf8(links.unwrap().stdout).unwrap();
+        assert_eq!(links.matches("prog/xdp").count(), arms, "{links}");
+        let policy = policy_allowing(&allowed_servers());
+        cluster.api(1).unwrap().put_policy(&policy).unwrap();
+        for family in FAMILIES {
+            let (allowed, denied) = (
+                address::allowed_server(family),
+                address::denied_server(family),
+            );
+            let seen = [address::inside, address::outside][arms - 1](1, family);
+            assert_eq!(curl_body(&cluster, allowed, "/who"), seen.to_string());
+            curl(&cluster, allowed);
+            assert!(ping(&cluster, allowed), "{allowed}");
+            assert_eq!(cluster.probe(1, denied), Outcome::Silent);
+        }
+    }
+}
+
 #[test]
 #[ignore = "needs root; make test runs it"]
 fn nothing_is_opened_from_outside() {

@@ -21,6 +21,7 @@ mod reference;
 mod runtime;
 mod tls_intercept;
 mod value;
+mod xdp;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -49,6 +50,7 @@ pub use reference::reference;
 pub use runtime::{KubernetesRuntime, Runtime};
 pub use tls_intercept::TlsIntercept;
 pub use value::Auto;
+pub use xdp::{Xdp, XdpAttach, XdpZeroCopy};
 
 use read::Reader;
 
@@ -258,6 +260,8 @@ impl Config {
     /// What no key can tell by itself.
     fn check(&self, reader: &mut Reader) {
         self.bootstrap.check(reader);
+        let mode = self.bootstrap.data_plane_mode;
+        self.dataplane.xdp.check(mode, reader);
         self.http.check(reader);
         self.metrics.check(reader);
         self.cluster.check(reader);

@@ -16,8 +16,8 @@ section! {
     data_interface: DataInterface = DataInterface::default(), flag("data-plane-interface"), required();
     /// Second data port, towards the internet. Without it the node has one arm.
     outside_interface: Option<DataInterface> = None, flag("outside-interface");
-    /// How packets reach the node. `soft` is another name of `tun`. This release has `packet`; under any other mode
-    /// it runs `packet` on the same interface and says so.
+    /// How packets reach the node. `soft` is another name of `tun`. This release has `packet` and `xdp`; under any other
+    /// mode it runs `packet` on the same interface and says so.
     data_plane_mode: DataPlaneMode = DataPlaneMode::Packet, flag("data-plane-mode");
     /// Cloud that the node runs in.
     cloud_provider: CloudProvider = CloudProvider::None, flag("cloud-provider"), part(Part::Cloud);
@@ -91,7 +91,10 @@ impl Bootstrap {
                 reader.problem(path, reason);
             }
         }
-        if self.data_plane_mode != DataPlaneMode::Packet {
+        if !matches!(
+            self.data_plane_mode,
+            DataPlaneMode::Packet | DataPlaneMode::Xdp
+        ) {
             reader.has_no_effect("bootstrap.data_plane_mode");
         }
     }

@@ -8,6 +8,7 @@ use super::key::{Part, section};
 use super::net::{Route, SourceNat};
 use super::read::Reader;
 use super::value::choice;
+use super::xdp::Xdp;
 
 /// Flows that a node tracks, and bindings that it translates, unless told otherwise.
 const TABLE_CAPACITY: u32 = 1 << 20;
@@ -82,6 +83,7 @@ section! {
     group nptv6: Nptv6;
     group admission: Admission;
     group ports: Ports;
+    group xdp: Xdp;
 }
 
 section! {

@@ -487,6 +487,35 @@ fn interfaces_do_not_double() {
 }
 
 #[test]
+fn settings_of_af_xdp_are_for_its_mode_and_fit_together() {
+    let xdp = |keys: &str| {
+        let text = format!("dataplane: {{xdp: {{{keys}}}}}");
+        Config::parse(
+            Some(&format!("version: 1\n{text}")),
+            &flags(&[NEEDED, &["--data-plane-mode=xdp"]].concat()),
+        )
+    };
+    let config = xdp("attach: native, zero_copy: on, rx_frames: 256").unwrap();
+    assert_eq!(config.bootstrap.data_plane_mode, DataPlaneMode::Xdp);
+    assert_eq!(config.without_effect, Vec::<String>::new());
+    check(
+        with(&["--dataplane-xdp-attach=native"]),
+        &[(
+            "--dataplane-xdp-attach",
+            "is for data_plane_mode xdp, and the mode is packet",
+        )],
+    );
+    check(
+        xdp("rx_frames: 1000"),
+        &[("dataplane.xdp.rx_frames", "not a power of two; take 1024")],
+    );
+    check(
+        xdp("attach: generic, zero_copy: on"),
+        &[("dataplane.xdp.zero_copy", "needs the program in the driver")],
+    );
+}
+
+#[test]
 fn cluster_addresses_must_be_reachable() {
     check(
         with(&["--cluster-bind=0.0.0.0:9600"]),

@@ -4,13 +4,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
+use engine::port::Port;
 use io::packet::{Hold, HoldConfig, PacketConfig, PacketPort, Socket};
-use io::tun::{Tun, TunConfig, TunDevice};
+use io::tun::{Segments, Tun, TunConfig, TunDevice};
+use io::xdp::WorkerQueues;
 use policy::Compiled;
 
 use super::settings::settings;
 use super::{Dataplane, Opened, monotonic};
-use crate::config::{Config, DataInterface};
+use crate::config::{Config, DataInterface, DataPlaneMode};
 
 /// Everything that holds a node's data ports: the packet workers, and what keeps the kernel off
 /// the interfaces as long as they run.
@@ -42,32 +44,31 @@ impl HeldDataplane {
         if let Some(outside) = &bootstrap.outside_interface {
             interfaces.push(("bootstrap.outside_interface", interface(outside)?));
         }
-        let management = bootstrap.management_interface.as_str();
-        let hold = |(key, interface): &(&'static str, String)| {
-            Hold::open(&HoldConfig {
-                interface: interface.clone(),
-                management_interface: Some(management.to_owned()),
-                state_dir: PathBuf::from(&config.runtime.run_dir),
-            })
-            .context(*key)
+        let mut holds = Vec::new();
+        for (key, interface) in &interfaces {
+            holds.push(hold(config, interface).context(*key)?);
+        }
+        let dataplane = match bootstrap.data_plane_mode {
+            DataPlaneMode::Xdp => {
+                let names: Vec<String> = interfaces.into_iter().map(|(_, name)| name).collect();
+                let mut workers = WorkerQueues::open(&names, 1, &config.dataplane.xdp.to_backend())
+                    .context("bootstrap.data_plane_mode")?;
+                let queues = workers.pop().context("one worker was asked for")?;
+                launch(config, policy, Segments::Plain, move || {
+                    Ok(queues.into_ports()?)
+                })?
+            }
+            _ => {
+                let open = |(key, interface): &(&'static str, String)| {
+                    Socket::open(&PacketConfig::new(interface)).context(*key)
+                };
+                let sockets: Vec<Socket> =
+                    interfaces.iter().map(open).collect::<anyhow::Result<_>>()?;
+                launch(config, policy, Segments::Super, move || {
+                    Ok(sockets.into_iter().map(PacketPort::new).collect())
+                })?
+            }
         };
-        let holds = interfaces.iter().map(hold).collect::<Result<Vec<_>, _>>()?;
-        let sockets = interfaces
-            .iter()
-            .map(|(key, interface)| Socket::open(&PacketConfig::new(interface)).context(*key))
-            .collect::<Result<Vec<_>, _>>()?;
-        let lane = TunDevice::open(&TunConfig::host_lane(config.dns.served().to_vec()))?;
-        let open = move || {
-            let ports = sockets.into_iter().map(PacketPort::new).collect();
-            Ok(Opened {
-                ports,
-                lane: Some(Tun::new(lane)),
-            })
-        };
-        let capacity = config.dataplane.flow_table_capacity;
-        let dataplane =
-            Dataplane::start(settings(config, monotonic()), policy, capacity, vec![open])
-                .context("the dataplane cannot start")?;
         Ok(HeldDataplane {
             dataplane: Arc::new(dataplane),
             _holds: holds,
@@ -78,6 +79,35 @@ impl HeldDataplane {
     pub fn dataplane(&self) -> &Arc<Dataplane> {
         &self.dataplane
     }
+}
+
+/// Starts the packet worker on the ports that `make` makes, on the worker's thread.
+fn launch<P: Port + 'static>(
+    config: &Config,
+    policy: Arc<Compiled>,
+    from_host: Segments,
+    make: impl FnOnce() -> anyhow::Result<Vec<P>> + Send + 'static,
+) -> anyhow::Result<Dataplane> {
+    let lane = TunDevice::open(&TunConfig::host_lane(config.dns.served().to_vec()))?;
+    lane.set_segments(from_host)
+        .context("cannot configure the host lane")?;
+    let open = move || {
+        Ok(Opened {
+            ports: make()?,
+            lane: Some(Tun::new(lane)),
+        })
+    };
+    let capacity = config.dataplane.flow_table_capacity;
+    Dataplane::start(settings(config, monotonic()), policy, capacity, vec![open])
+        .context("the dataplane cannot start")
+}
+
+fn hold(config: &Config, interface: &str) -> Result<Hold, io::packet::HoldError> {
+    Hold::open(&HoldConfig {
+        interface: interface.to_owned(),
+        management_interface: Some(config.bootstrap.management_interface.as_str().to_owned()),
+        state_dir: PathBuf::from(&config.runtime.run_dir),
+    })
 }
 
 fn interface(interface: &DataInterface) -> anyhow::Result<String> {
