@@ -81,6 +81,7 @@ impl Real {
         let config = WorkerConfig {
             index: 0,
             count: 1,
+            peers: None,
             seed: 11,
             flow_capacity: 4096,
             events: None,

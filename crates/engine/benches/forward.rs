@@ -156,6 +156,7 @@ fn measure(flows: u32) {
         let config = WorkerConfig {
             index: 0,
             count: 1,
+            peers: None,
             seed,
             flow_capacity: flows.max(1024),
             events: None,

@@ -221,6 +221,8 @@ pub struct WorkerCounters {
     port_count: Counter,
     /// Frames handed to the host over the lane.
     pub local: Volume,
+    /// Frames handed over to the workers that own their flows.
+    pub handed_over: Volume,
     /// Frames consumed and answered by the engine itself.
     pub replied: Counter,
     /// Flows opened.
@@ -282,6 +284,7 @@ impl Default for WorkerCounters {
             ports: Default::default(),
             port_count: Counter::default(),
             local: Volume::default(),
+            handed_over: Volume::default(),
             replied: Counter::default(),
             flows_opened: Counter::default(),
             flows_active: Counter::default(),

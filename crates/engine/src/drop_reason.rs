@@ -80,6 +80,8 @@ drop_reasons! {
     Draining = "draining",
     /// TTL or hop limit has run out.
     TtlExceeded = "ttl_exceeded",
+    /// Received by another worker than the one that owns its flow, which had no room for it.
+    WorkerQueueFull = "worker_queue_full",
     /// Larger than the next link carries, and not to be fragmented.
     TooBig = "too_big",
     /// A super-packet for a port that cannot segment it.

@@ -26,7 +26,7 @@ const ADDRESSES: usize = 4;
 const FIRST_PORT: u16 = 1024;
 
 /// The share of the ports that one worker gives out: those that leave its index when divided by
-/// the number of workers, so that the owner of an answer can be read off its port.
+/// the number of workers, so that the owner of an answer can be read off its port ([`crate::steer`]).
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Partition {
     pub(crate) index: u16,

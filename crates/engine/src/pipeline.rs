@@ -18,6 +18,8 @@ mod link;
 mod local;
 mod reset;
 
+pub(crate) use icmp_error::quoted_key;
+
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 
@@ -173,6 +175,10 @@ impl Pipeline {
         &self.counters
     }
 
+    pub(crate) fn snapshot(&self) -> &Snapshot {
+        &self.snapshot
+    }
+
     pub(crate) fn capabilities(&self, port: PortId) -> &Capabilities {
         &self.ports[usize::from(port.0)]
     }
@@ -217,8 +223,8 @@ impl Pipeline {
         let step = match p.content {
             Content::Flow => self.handle_packet(now, port, frame, p, hash, &mut direction),
             Content::IcmpError => self.handle_icmp_error(now, port, frame, p, &mut direction),
-            Content::Neighbor => self.handle_neighbor(now, port, frame.bytes(), p),
-            Content::Arp => self.handle_arp(now, port, frame.bytes()),
+            Content::Neighbor => self.handle_neighbor(now, port, frame.bytes(), p, true),
+            Content::Arp => self.handle_arp(now, port, frame.bytes(), true),
         }
         .unwrap_or_else(Step::Drop);
         self.counters

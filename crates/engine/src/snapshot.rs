@@ -381,6 +381,11 @@ impl Snapshot {
             || n.services.iter().any(|(s, _)| *s == a)
     }
 
+    /// Whether the host serves this address.
+    pub(crate) fn is_service(&self, a: Addr) -> bool {
+        self.network.services.iter().any(|(s, _)| *s == a)
+    }
+
     /// Whether it is a service address; if so, whether this port of it is served.
     pub(crate) fn service(&self, a: Addr, port: u16) -> Option<bool> {
         let (_, ports) = self.network.services.iter().find(|(s, _)| *s == a)?;

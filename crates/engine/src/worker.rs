@@ -11,11 +11,13 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 
 use crate::event::Event;
+use crate::mesh::{Handed, Peers};
 use crate::neighbor::NeighborId;
 use crate::parse::{Content, Parsed, Station, parse};
 use crate::pipeline::{Pipeline, Step};
 use crate::port::{GsoKind, Idle, Packet, Port, PortId};
 use crate::rewrite;
+use crate::steer::{Owner, Steering};
 use crate::wire::ethernet;
 use crate::{DropReason, Imported, MalformedFlows, Now, Snapshot, WorkerCounters};
 
@@ -38,9 +40,12 @@ const LOOK_AT_PORTS: Duration = Duration::from_millis(250);
 pub struct WorkerConfig {
     /// Which worker this is, from 0.
     pub index: u16,
-    /// How many workers share the node's NAT ports, 1..=1024.
+    /// How many workers share the node's flows and NAT ports, 1..=1024.
     pub count: u16,
-    /// Key of the flow hash and of all random choices; secret, from the system's random source.
+    /// The ways to the others, of [`mesh`](crate::mesh::mesh); none for a lone worker.
+    pub peers: Option<Peers>,
+    /// Key of the flow hash, of steering and of all random choices; secret, from the system's random source, and the same
+    /// for all workers of a node.
     pub seed: u64,
     /// Flows that its table can hold, 1..=2^26. Memory is touched only as it fills.
     pub flow_capacity: u32,
@@ -63,6 +68,10 @@ pub struct Worker<P: Port, L: Port> {
     tx: Vec<Vec<P::Packet>>,
     lane_tx: Vec<L::Packet>,
     waiting: VecDeque<(PortId, NeighborId, P::Packet)>,
+    steering: Steering,
+    peers: Option<Peers>,
+    /// Frames from other workers, and from which; empty between turns, kept for its memory.
+    handed: Vec<(usize, Handed)>,
     next_look: Now,
 }
 
@@ -75,9 +84,11 @@ impl<P: Port, L: Port> Worker<P, L> {
         ports: Vec<P>,
         lane: Option<L>,
         snapshot: Arc<ArcSwap<Snapshot>>,
-        config: WorkerConfig,
+        mut config: WorkerConfig,
         counters: Arc<WorkerCounters>,
     ) -> io::Result<Worker<P, L>> {
+        let steering = Steering::new(config.seed, config.index, config.count.max(1));
+        let peers = config.peers.take();
         let capabilities = ports.iter().map(|p| p.capabilities().clone()).collect();
         counters.set_port_count(ports.len());
         let pipeline = Pipeline::new(snapshot.load_full(), capabilities, config, counters)?;
@@ -96,6 +107,9 @@ impl<P: Port, L: Port> Worker<P, L> {
             tx,
             lane_tx: Vec::with_capacity(BURST),
             waiting: VecDeque::with_capacity(MAX_WAITING),
+            steering,
+            handed: Vec::with_capacity(if peers.is_some() { 4 * BURST } else { 0 }),
+            peers,
             next_look: Now(0),
         })
     }
@@ -115,11 +129,15 @@ impl<P: Port, L: Port> Worker<P, L> {
         for i in 0..self.ports.len() {
             taken += self.poll_port(now, PortId(i as u8));
         }
+        taken += self.poll_peers(now);
         taken += self.poll_lane(now);
         self.pipeline.handle_timeout(now);
         self.release_settled();
         self.send_originated();
         self.transmit();
+        if let Some(peers) = &mut self.peers {
+            peers.wake();
+        }
         taken
     }
 
@@ -157,7 +175,11 @@ impl<P: Port, L: Port> Worker<P, L> {
         }
 
         // Decide and rewrite, in order.
-        for (mut frame, parsed) in self.rx.drain(..).zip(&self.parsed) {
+        let (mut rx, parsed) = (
+            std::mem::take(&mut self.rx),
+            std::mem::take(&mut self.parsed),
+        );
+        for (mut frame, parsed) in rx.drain(..).zip(&parsed) {
             let (p, hash) = match parsed {
                 Ok(ok) => ok,
                 Err(reason) => {
@@ -165,18 +187,92 @@ impl<P: Port, L: Port> Worker<P, L> {
                     continue;
                 }
             };
-            match self.pipeline.process(now, port, &mut frame, p, *hash) {
-                Step::Send(out) => self.tx[usize::from(out.0)].push(frame),
-                Step::Await(out, id) => wait(&mut self.waiting, &mut self.pipeline, out, id, frame),
-                Step::Lane => {
-                    if !hand_over(&frame, self.lane.as_mut(), &mut self.lane_tx) {
-                        self.pipeline.refuse_lane(frame.bytes().len());
-                    }
+            if self.peers.is_some() && !self.is_mine(port, &frame, p) {
+                continue;
+            }
+            let step = self.pipeline.process(now, port, &mut frame, p, *hash);
+            self.settle(step, frame);
+        }
+        (self.rx, self.parsed) = (rx, parsed);
+        taken
+    }
+
+    /// Whether a frame is for this worker. If not, its owner has it now, or it was dropped for want of room; what all are
+    /// to know they have been told.
+    fn is_mine(&mut self, port: PortId, frame: &P::Packet, p: &Parsed) -> bool {
+        let Some(peers) = &mut self.peers else {
+            return true;
+        };
+        let owner = match self
+            .steering
+            .owner(self.pipeline.snapshot(), frame.bytes(), p)
+        {
+            Owner::One(owner) if self.steering.is_mine(owner) => return true,
+            Owner::One(owner) => owner,
+            Owner::Everyone => {
+                peers.tell_all(port, frame, p);
+                return true;
+            }
+        };
+        let bytes = frame.bytes().len();
+        if peers.hand_over(owner, port, frame, p, false) {
+            self.pipeline.counters().handed_over.count(bytes);
+        } else {
+            self.pipeline.refuse(DropReason::WorkerQueueFull, bytes);
+        }
+        false
+    }
+
+    /// Sends a decided frame on its way.
+    fn settle(&mut self, step: Step, frame: P::Packet) {
+        match step {
+            Step::Send(out) => self.tx[usize::from(out.0)].push(frame),
+            Step::Await(out, id) => wait(&mut self.waiting, &mut self.pipeline, out, id, frame),
+            Step::Lane => {
+                if !hand_over(&frame, self.lane.as_mut(), &mut self.lane_tx) {
+                    self.pipeline.refuse_lane(frame.bytes().len());
                 }
-                Step::Consumed | Step::Drop(_) => {}
+            }
+            Step::Consumed | Step::Drop(_) => {}
+        }
+    }
+
+    /// Takes what other workers have received for this one.
+    fn poll_peers(&mut self, now: Now) -> usize {
+        let Some(peers) = &mut self.peers else {
+            return 0;
+        };
+        let mut handed = std::mem::take(&mut self.handed);
+        peers.take(BURST, &mut handed);
+        let taken = handed.len();
+        for (_, handed) in &handed {
+            self.pipeline.prefetch_bucket(&handed.parsed);
+        }
+        for (from, handed) in handed.drain(..) {
+            self.process_handed(now, &handed);
+            if let Some(peers) = &mut self.peers {
+                peers.give_back(from, handed.bytes);
             }
         }
+        self.handed = handed;
         taken
+    }
+
+    fn process_handed(&mut self, now: Now, handed: &Handed) {
+        let (port, p, bytes) = (handed.port, &handed.parsed, &handed.bytes);
+        if handed.copy {
+            return self.pipeline.learn_from(now, port, bytes, p);
+        }
+        let Some(mut frame) = self.ports[usize::from(port.0)].alloc(bytes.len()) else {
+            return self
+                .pipeline
+                .refuse(DropReason::WorkerQueueFull, bytes.len());
+        };
+        frame.bytes_mut()[..bytes.len()].copy_from_slice(bytes);
+        *frame.meta_mut() = handed.meta;
+        let hash = self.pipeline.prefetch_bucket(p);
+        let step = self.pipeline.process(now, port, &mut frame, p, hash);
+        self.settle(step, frame);
     }
 
     /// Takes a burst from the host.
@@ -348,9 +444,19 @@ impl<P: Port, L: Port> Worker<P, L> {
                 .next_deadline(now)
                 .map_or(MAX_SLEEP, |d| now.until(d))
                 .min(MAX_SLEEP);
+            if self
+                .peers
+                .as_ref()
+                .is_some_and(|peers| !peers.fall_asleep())
+            {
+                continue;
+            }
             match &fds {
                 Some(fds) => idle.wait(fds, due),
                 None => idle.wait(&[], due.min(Duration::from_millis(1))),
+            }
+            if let Some(peers) = &self.peers {
+                peers.wake_up();
             }
         }
     }

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use arc_swap::ArcSwap;
+use engine::mesh::mesh;
 use engine::port::{Link, Port};
 use engine::snapshot::Settings;
 use engine::{Now, Snapshot, Worker, WorkerConfig, WorkerCounters};
@@ -101,27 +102,42 @@ impl Dataplane {
         aws_lc_rs::rand::fill(&mut seed)
             .ok()
             .context("the system has no randomness")?;
-        for (index, open) in (0..count).zip(open) {
+        let idles = open
+            .iter()
+            .map(|_| PollIdle::new().context("cannot make an eventfd"))
+            .collect::<Result<Vec<_>, _>>()?;
+        let wake = |idle: &PollIdle| {
+            let waker = idle.waker();
+            Box::new(move || waker.wake()) as engine::mesh::Wake
+        };
+        let peers = mesh(idles.iter().map(wake).collect());
+        for (index, ((open, idle), peers)) in (0..count).zip(open.into_iter().zip(idles).zip(peers))
+        {
             let config = WorkerConfig {
                 index,
                 count,
+                peers: (count > 1).then_some(peers),
                 seed: u64::from_ne_bytes(seed),
                 flow_capacity,
                 events: None,
             };
-            dataplane.spawn(config, open)?;
+            dataplane.spawn(config, idle, open)?;
         }
         Ok(dataplane)
     }
 
-    fn spawn<P, L, O>(&mut self, config: WorkerConfig, open: O) -> anyhow::Result<()>
+    fn spawn<P, L, O>(
+        &mut self,
+        config: WorkerConfig,
+        idle: PollIdle,
+        open: O,
+    ) -> anyhow::Result<()>
     where
         P: Port + 'static,
         L: Port + 'static,
         O: FnOnce() -> anyhow::Result<Opened<P, L>> + Send + 'static,
     {
         let counters = Arc::new(WorkerCounters::default());
-        let idle = PollIdle::new().context("cannot make an eventfd")?;
         let waker = idle.waker();
         let (opened, result) = std::sync::mpsc::sync_channel(1);
         let thread = {

@@ -144,6 +144,11 @@ impl Pipeline {
     }
 }
 
+/// The key of the packet that an ICMP error quotes, if it quotes one that belongs to a flow.
+pub(crate) fn quoted_key(frame: &[u8], p: &Parsed) -> Option<Key> {
+    parse_quoted(frame, p).ok().map(|quoted| quoted.key)
+}
+
 /// Finds the tuple in the packet that an error quotes: its IP header and at least eight bytes.
 fn parse_quoted(frame: &[u8], p: &Parsed) -> Result<Quoted, DropReason> {
     let ip = usize::from(p.l4) + icmp::LEN;

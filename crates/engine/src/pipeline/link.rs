@@ -6,7 +6,7 @@ use crate::address::Addr;
 use crate::clock::Now;
 use crate::neighbor::{Due, NeighborId};
 use crate::outbox::Link;
-use crate::parse::Parsed;
+use crate::parse::{Content, Parsed};
 use crate::port::PortId;
 use crate::route::Hop;
 use crate::wire::arp::{Arp, Operation};
@@ -15,13 +15,27 @@ use crate::wire::ndp::{self, Message};
 use crate::wire::{checksum, proto};
 
 impl Pipeline {
+    /// Learns from a frame that another worker has received and answered.
+    pub(crate) fn learn_from(&mut self, now: Now, port: PortId, frame: &[u8], p: &Parsed) {
+        let learned = match p.content {
+            Content::Arp => self.handle_arp(now, port, frame, false),
+            Content::Neighbor => self.handle_neighbor(now, port, frame, p, false),
+            Content::Flow | Content::IcmpError => return,
+        };
+        // Refused and counted where it was received.
+        let _: Result<Step, DropReason> = learned;
+    }
+
     pub(super) fn handle_arp(
         &mut self,
         now: Now,
         port: PortId,
         frame: &[u8],
+        answer: bool,
     ) -> Result<Step, DropReason> {
-        self.counters.arp_handled.inc();
+        if answer {
+            self.counters.arp_handled.inc();
+        }
         let arp = Arp::parse(&frame[ethernet::LEN..])?;
         if ethernet::is_group(arp.sender_mac) || self.snapshot.is_ours(arp.sender) {
             return Err(DropReason::Arp);
@@ -41,21 +55,21 @@ impl Pipeline {
                 answers || for_us,
             );
         }
-        if arp.operation != Operation::Request {
+        if arp.operation != Operation::Request || !answer {
             return Ok(Step::Consumed);
         }
         if !for_us {
             return Err(DropReason::Arp);
         }
         let link = Link::new(port, mac, arp.sender_mac);
-        let answer = Arp {
+        let reply = Arp {
             operation: Operation::Reply,
             sender_mac: mac,
             sender: arp.target,
             target_mac: arp.sender_mac,
             target: arp.sender,
         };
-        self.outbox.arp(link, answer);
+        self.outbox.arp(link, reply);
         Ok(Step::Consumed)
     }
 
@@ -65,8 +79,11 @@ impl Pipeline {
         port: PortId,
         frame: &[u8],
         p: &Parsed,
+        answer: bool,
     ) -> Result<Step, DropReason> {
-        self.counters.nd_handled.inc();
+        if answer {
+            self.counters.nd_handled.inc();
+        }
         let message = &frame[usize::from(p.l4)..p.end as usize];
         // RFC 4861 §7.1: a hop limit of 255 proves that it comes from this link.
         if p.ttl != 255 {
@@ -91,6 +108,9 @@ impl Pipeline {
                 {
                     self.learn(port, p.key.src, source, now, true, true);
                 }
+                if !answer {
+                    return Ok(Step::Consumed);
+                }
                 let asker = ethernet::Header::parse(frame)
                     .map(|h| h.src)
                     .unwrap_or_default();
@@ -98,14 +118,14 @@ impl Pipeline {
                     true => (ndp::ALL_NODES, ndp::multicast_mac(ndp::ALL_NODES)),
                     false => (p.key.src, source.unwrap_or(asker)),
                 };
-                let answer = Message::Advertisement {
+                let reply = Message::Advertisement {
                     target,
                     mac: Some(mac),
                     solicited: !probing,
                     overriding: true,
                 };
                 self.outbox
-                    .neighbor(Link::new(port, mac, dst), target, to, answer);
+                    .neighbor(Link::new(port, mac, dst), target, to, reply);
             }
             Message::Advertisement {
                 target,

@@ -61,6 +61,7 @@ fn sound(input: &[u8]) {
     let config = WorkerConfig {
         index: 0,
         count: 1,
+        peers: None,
         seed: 1,
         flow_capacity: 64,
         events: None,

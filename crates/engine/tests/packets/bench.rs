@@ -141,6 +141,7 @@ impl Bench {
         let config = WorkerConfig {
             index: 0,
             count: 1,
+            peers: None,
             seed: 7,
             flow_capacity,
             events: Some(sender),
@@ -364,7 +365,7 @@ impl Bench {
 }
 
 /// The answer of a neighbour if this asks for one; `Some(None)` for what needs no answer.
-fn neighbor_answer(frame: &[u8]) -> Option<Option<Vec<u8>>> {
+pub(crate) fn neighbor_answer(frame: &[u8]) -> Option<Option<Vec<u8>>> {
     match (&frame[12..14], frame.get(20)) {
         ([8, 6], _) => {
             if frame[28..32] == frame[38..42] || frame[21] == 2 {

@@ -7,6 +7,7 @@ mod link;
 mod nat;
 mod policy;
 mod tcp;
+mod workers;
 
 use bench::*;
 use engine::DropReason;

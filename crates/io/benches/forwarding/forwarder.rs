@@ -183,6 +183,7 @@ fn work<P: Port>(
     let config = WorkerConfig {
         index: 0,
         count: 1,
+        peers: None,
         seed: 0x6e65_7577_6572_6b21,
         flow_capacity: 1 << 20,
         events: None,

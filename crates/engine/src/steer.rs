@@ -1,0 +1,152 @@
+//! Which worker a packet belongs to, when there are several.
+//!
+//! Each flow has one owner, and both of its directions lead to it: an answer to one of our NAT addresses by its port,
+//! since each worker gives out ports of its own share; everything else by a hash that is the same both ways. What has no
+//! ports, and what the host serves, is the first worker's. A backend that can steer by the same rule saves the hand-over
+//! ([`Steering::hash_keys`]); one that cannot is only slower.
+
+use crate::address::Addr;
+use crate::flow::Key;
+use crate::flow::key::Random;
+use crate::nat::{Partition, has_ports};
+use crate::parse::{Content, Parsed};
+use crate::pipeline::quoted_key;
+use crate::snapshot::Snapshot;
+
+/// Who is to process a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Owner {
+    /// This worker.
+    One(u16),
+    /// Whoever receives it, and all others learn from it.
+    Everyone,
+}
+
+/// The rule by which the workers of one node share packets.
+#[derive(Clone, Debug)]
+pub struct Steering {
+    partition: Partition,
+    keys: [u32; 5],
+}
+
+impl Steering {
+    /// The rule for worker `index` of `count` (1..=1024); all workers of a node have the same `seed`.
+    pub fn new(seed: u64, index: u16, count: u16) -> Steering {
+        // Apart from the generator that the flow table's keys come from.
+        let mut random = Random::new(!seed);
+        Steering {
+            partition: Partition { index, count },
+            // Odd: multiplication by it loses nothing.
+            keys: std::array::from_fn(|_| random.next() as u32 | 1),
+        }
+    }
+
+    /// The factors of the symmetric hash, for a backend that computes it before a frame gets here: four for the words of
+    /// source plus destination address (each as wrapping 32-bit sums, the most significant first; IPv4 has the last word
+    /// only), one for source plus destination port. The products are added, wrapping; the upper 16 bits of the sum, modulo
+    /// the number of workers, name the worker.
+    pub fn hash_keys(&self) -> [u32; 5] {
+        self.keys
+    }
+
+    /// How many workers there are.
+    pub fn count(&self) -> u16 {
+        self.partition.count
+    }
+
+    /// Whether this worker is the one.
+    pub(crate) fn is_mine(&self, owner: u16) -> bool {
+        owner == self.partition.index
+    }
+
+    #[inline]
+    pub(crate) fn owner(&self, snapshot: &Snapshot, frame: &[u8], p: &Parsed) -> Owner {
+        match p.content {
+            Content::Arp | Content::Neighbor => Owner::Everyone,
+            Content::Flow => Owner::One(self.owner_of(snapshot, &p.key)),
+            // The quoted packet went the other way. What quotes nothing sensible is refused by whoever has it.
+            Content::IcmpError => {
+                Owner::One(quoted_key(frame, p).map_or(self.partition.index, |quoted| {
+                    self.owner_of(snapshot, &quoted.reversed())
+                }))
+            }
+        }
+    }
+
+    fn owner_of(&self, snapshot: &Snapshot, key: &Key) -> u16 {
+        if !has_ports(key.proto) || snapshot.is_service(key.dst) {
+            return 0;
+        }
+        if snapshot.nat_addresses(key.dst.is_v4()).contains(&key.dst) {
+            return self.partition.owner(key.dst_port);
+        }
+        (self.symmetric_hash(key) >> 16) as u16 % self.partition.count
+    }
+
+    #[inline]
+    fn symmetric_hash(&self, key: &Key) -> u32 {
+        let k = &self.keys;
+        let word = |a: Addr, i: u32| (a.0 >> (96 - 32 * i)) as u32;
+        let sum = |i| word(key.src, i).wrapping_add(word(key.dst, i));
+        let ports = u32::from(key.src_port) + u32::from(key.dst_port);
+        let mut hash = sum(3)
+            .wrapping_mul(k[3])
+            .wrapping_add(ports.wrapping_mul(k[4]));
+        if !key.src.is_v4() {
+            for i in 0..3 {
+                hash = hash.wrapping_add(sum(i).wrapping_mul(k[i as usize]));
+            }
+        }
+        hash
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::proto;
+    use proptest::prelude::*;
+
+    fn key(src: u128, dst: u128, ports: (u16, u16)) -> Key {
+        Key {
+            src: Addr(src),
+            dst: Addr(dst),
+            src_port: ports.0,
+            dst_port: ports.1,
+            proto: proto::TCP,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn both_directions_have_one_hash(src: u128, dst: u128, ports: (u16, u16), seed: u64) {
+            let steering = Steering::new(seed, 0, 4);
+            let key = key(src, dst, ports);
+            prop_assert_eq!(steering.symmetric_hash(&key), steering.symmetric_hash(&key.reversed()));
+        }
+    }
+
+    #[test]
+    fn clients_and_their_ports_spread_over_the_workers() {
+        for seed in 1..20 {
+            let steering = Steering::new(seed, 0, 4);
+            let mut by_port = [0; 4];
+            let mut by_client = [0; 4];
+            let server = Addr::v4(0xc633_6401);
+            for n in 0..10_000u32 {
+                let worker = |client: u32, port: u16| {
+                    let key = key(Addr::v4(client).0, server.0, (port, 443));
+                    usize::from((steering.symmetric_hash(&key) >> 16) as u16 % 4)
+                };
+                by_port[worker(0x0a00_0002, 32_768 + n as u16)] += 1;
+                by_client[worker(0x0a00_0000 + n, 40_000)] += 1;
+            }
+            for share in by_port.into_iter().chain(by_client) {
+                assert!(
+                    (1_500..=3_500).contains(&share),
+                    "{by_port:?} {by_client:?}"
+                );
+            }
+        }
+    }
+}

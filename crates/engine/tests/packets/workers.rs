@@ -1,0 +1,281 @@
+//! Several workers of one node: each flow has one owner, whoever receives its packets.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use engine::mesh::mesh;
+use engine::port::Packet;
+use engine::port::memory::{MemoryPacket, MemoryPort};
+use engine::snapshot::Settings;
+use engine::{DropReason, Now, Snapshot, Worker, WorkerConfig, WorkerCounters};
+use sim::frame::{ACK, Body, Frame, SYN};
+
+use crate::bench::*;
+
+struct Team {
+    workers: Vec<Worker<MemoryPort, MemoryPort>>,
+    counters: Vec<Arc<WorkerCounters>>,
+    now: Now,
+    /// Who receives the next frame: a linear congruence, so that every run is the same.
+    draw: u32,
+}
+
+impl Team {
+    fn new(count: u16, settings: Settings) -> Team {
+        let snapshot =
+            Snapshot::new(1, compile(&allow_all(), 1), settings).expect("valid by construction");
+        let published = Arc::new(ArcSwap::from_pointee(snapshot));
+        let peers = mesh((0..count).map(|_| Box::new(|| ()) as _).collect());
+        let mut counters = Vec::new();
+        let workers = (0..count).zip(peers).map(|(index, peers)| {
+            counters.push(Arc::new(WorkerCounters::default()));
+            let config = WorkerConfig {
+                index,
+                count,
+                peers: Some(peers),
+                seed: 7,
+                flow_capacity: 4096,
+                events: None,
+            };
+            Worker::new(
+                MACS.map(|mac| MemoryPort::new(mac, 1500)).into(),
+                Some(MemoryPort::new([0; 6], 65_535)),
+                Arc::clone(&published),
+                config,
+                Arc::clone(&counters[usize::from(index)]),
+            )
+            .expect("valid by construction")
+        });
+        let workers = workers.collect();
+        let mut team = Team {
+            workers,
+            counters,
+            now: Now(1_000_000_000),
+            draw: 1,
+        };
+        team.exchange();
+        team
+    }
+
+    /// Some worker.
+    fn any(&mut self) -> usize {
+        self.draw = self
+            .draw
+            .wrapping_mul(1_664_525)
+            .wrapping_add(1_013_904_223);
+        (self.draw >> 16) as usize % self.workers.len()
+    }
+
+    fn receive(&mut self, worker: usize, port: usize, frame: Frame) {
+        let bytes = frame.between(PEER, MACS[port]).emit();
+        self.workers[worker].ports_mut()[port]
+            .rx
+            .push_back(MemoryPacket::new(bytes));
+    }
+
+    /// Gives a frame to some worker and returns what comes out anywhere.
+    fn send(&mut self, port: usize, frame: Frame) -> Vec<(usize, Frame)> {
+        let worker = self.any();
+        self.receive(worker, port, frame);
+        self.exchange()
+    }
+
+    fn one(&mut self, port: usize, frame: Frame) -> (usize, Frame) {
+        let mut sent = self.send(port, frame);
+        assert_eq!(sent.len(), 1, "{sent:?}");
+        sent.pop().expect("valid by construction")
+    }
+
+    /// Polls all until nothing moves; neighbours answer to some worker, not always to the one that asked.
+    fn exchange(&mut self) -> Vec<(usize, Frame)> {
+        let mut sent = Vec::new();
+        loop {
+            let mut moved = false;
+            for worker in 0..self.workers.len() {
+                moved |= self.workers[worker].poll(self.now) > 0;
+                for port in 0..MACS.len() {
+                    while let Some(packet) = self.workers[worker].ports_mut()[port].tx.pop_front() {
+                        moved = true;
+                        let Some(answer) = neighbor_answer(packet.bytes()) else {
+                            sent.push((
+                                port,
+                                Frame::parse(packet.bytes()).expect("valid by construction"),
+                            ));
+                            continue;
+                        };
+                        let receiver = self.any();
+                        self.workers[receiver].ports_mut()[port]
+                            .rx
+                            .extend(answer.map(MemoryPacket::new));
+                    }
+                }
+            }
+            if !moved {
+                return sent;
+            }
+        }
+    }
+
+    fn dropped(&self, reason: DropReason) -> u64 {
+        self.counters
+            .iter()
+            .map(|c| c.dropped(reason).packets.get())
+            .sum()
+    }
+
+    fn active(&self) -> Vec<u64> {
+        self.counters.iter().map(|c| c.flows_active.get()).collect()
+    }
+}
+
+fn ports(frame: &Frame) -> (u16, u16) {
+    match frame.body {
+        Body::Tcp {
+            src_port, dst_port, ..
+        }
+        | Body::Udp {
+            src_port, dst_port, ..
+        } => (src_port, dst_port),
+        _ => panic!("{frame:?}"),
+    }
+}
+
+#[test]
+fn an_answer_finds_its_flow_whoever_receives_it() {
+    for (client, server) in [
+        ("10.0.0.2", "198.51.100.1"),
+        ("fd00::2", "2001:db8:1::1"),
+        // From inside to inside: not translated, both directions by the same port.
+        ("10.0.0.2", "10.0.0.3"),
+    ] {
+        let mut team = Team::new(5, two_arms());
+        let (client, server) = (ip(client), ip(server));
+        let back_by = if server == ip("10.0.0.3") {
+            INSIDE
+        } else {
+            OUTSIDE
+        };
+        for port in 2000..2300 {
+            let question = Frame::udp((client, port).into(), (server, 53).into(), b"q");
+            let (_, out) = team.one(INSIDE, question);
+            let (shown, _) = ports(&out);
+            let answer = Frame::udp((server, 53).into(), (out.src, shown).into(), b"a");
+            let (by, back) = team.one(back_by, answer);
+            assert_eq!((by, back.dst, ports(&back)), (INSIDE, client, (53, port)));
+        }
+        let active = team.active();
+        assert_eq!(
+            active.iter().sum::<u64>(),
+            300,
+            "one owner each: {active:?}"
+        );
+        assert!(active.iter().all(|n| *n > 20), "all take part: {active:?}");
+    }
+}
+
+#[test]
+fn a_connection_is_followed_whoever_receives_its_segments() {
+    let settings = Settings {
+        tcp_window_check: true,
+        ..two_arms()
+    };
+    let mut team = Team::new(3, settings);
+    for port in 3000..3050 {
+        let client = at(&format!("10.0.0.2:{port}"));
+        let server = at("198.51.100.1:443");
+        let (_, out) = team.one(INSIDE, Frame::tcp(client, server, SYN, 100, 0, b""));
+        let shown = (out.src, ports(&out).0).into();
+        let (_, back) = team.one(OUTSIDE, Frame::tcp(server, shown, SYN | ACK, 500, 101, b""));
+        assert_eq!(ports(&back).1, port);
+        team.one(INSIDE, Frame::tcp(client, server, ACK, 101, 501, b"hello"));
+        team.one(OUTSIDE, Frame::tcp(server, shown, ACK, 501, 106, b"world"));
+        // Nobody else's.
+        let stray = Frame::tcp(server, shown, ACK, 9_000_501, 106, b"");
+        assert_eq!(team.send(OUTSIDE, stray), []);
+    }
+    assert_eq!(team.dropped(DropReason::TcpWindow), 50);
+}
+
+#[test]
+fn an_icmp_error_finds_the_flow_that_it_is_about() {
+    let mut team = Team::new(4, two_arms());
+    for port in 4000..4040 {
+        let client = at(&format!("10.0.0.2:{port}"));
+        let (_, out) = team.one(
+            INSIDE,
+            Frame::udp(client, at("198.51.100.1:53"), b"question"),
+        );
+        let quoted = &out.emit()[14..];
+        let error = Frame::icmp(ip("198.51.100.7"), out.src, 3, 1, 0, quoted);
+        let (by, back) = team.one(OUTSIDE, error);
+        assert_eq!((by, back.dst), (INSIDE, client.ip()));
+    }
+}
+
+#[test]
+fn echo_goes_out_and_back_and_our_own_address_answers() {
+    let mut team = Team::new(4, two_arms());
+    for id in 1..40u32 {
+        let client = ip("10.0.0.2");
+        let server = ip("198.51.100.1");
+        let (_, out) = team.one(
+            INSIDE,
+            Frame::icmp(client, server, 8, 0, id << 16 | 1, b"x"),
+        );
+        let Body::Icmp { rest, .. } = out.body else {
+            panic!("{out:?}")
+        };
+        let (by, back) = team.one(OUTSIDE, Frame::icmp(server, out.src, 0, 0, rest, b"x"));
+        assert_eq!((by, back.dst), (INSIDE, client));
+        let (by, back) = team.one(
+            INSIDE,
+            Frame::icmp(client, ip("10.0.0.1"), 8, 0, id << 16, b""),
+        );
+        assert_eq!((by, back.dst), (INSIDE, client));
+    }
+}
+
+#[test]
+fn what_the_host_serves_goes_through_the_worker_with_the_lane() {
+    let mut team = Team::new(3, two_arms());
+    for port in 5000..5020 {
+        let worker = team.any();
+        let client = at(&format!("10.0.0.2:{port}"));
+        team.receive(worker, INSIDE, Frame::udp(client, at("10.0.0.53:53"), b"q"));
+        assert_eq!(team.exchange(), []);
+    }
+    let lane = |worker: &mut Worker<MemoryPort, MemoryPort>| {
+        worker.lane_mut().expect("valid by construction").tx.len()
+    };
+    let lanes: Vec<usize> = team.workers.iter_mut().map(lane).collect();
+    assert_eq!(lanes, [20, 0, 0]);
+}
+
+#[test]
+fn a_worker_that_is_too_slow_loses_frames_and_they_are_counted() {
+    let mut team = Team::new(2, two_arms());
+    // So that no frame waits for its next hop below.
+    for port in 1..=20 {
+        team.send(
+            INSIDE,
+            Frame::udp((ip("fd00::3"), port).into(), at("[2001:db8:1::1]:53"), b"q"),
+        );
+    }
+    // Frames of flows of either worker, all received by the first, while the second does nothing.
+    for port in 1..=2000 {
+        let frame = Frame::udp((ip("fd00::2"), port).into(), at("[2001:db8:1::1]:53"), b"q");
+        team.receive(0, INSIDE, frame);
+        team.workers[0].poll(team.now);
+    }
+    let handed = team.counters[0].handed_over.packets.get();
+    let lost = team.dropped(DropReason::WorkerQueueFull);
+    assert!(handed > 256 && lost > 256, "{handed} {lost}");
+    let sent = team.exchange();
+    assert_eq!(sent.len() as u64, 2000 - lost, "the rest arrives");
+    // There is room again.
+    team.one(
+        INSIDE,
+        Frame::udp(at("[fd00::2]:1"), at("[2001:db8:1::1]:53"), b"q"),
+    );
+    assert_eq!(team.dropped(DropReason::WorkerQueueFull), lost);
+}
