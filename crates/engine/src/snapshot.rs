@@ -427,6 +427,12 @@ impl Snapshot {
         }
     }
 
+    /// The addresses to which sources are translated together with their ports, of both families.
+    pub fn translated(&self) -> Vec<IpAddr> {
+        let both = self.network.nat4.iter().chain(&self.network.nat6);
+        both.map(|a| a.ip()).collect()
+    }
+
     /// Whether the source of a new flow to the outside is translated by prefix; if so, to what. None
     /// where it cannot be.
     pub(crate) fn translate_prefix(&self, client: Addr) -> Option<Option<Addr>> {
@@ -435,6 +441,19 @@ impl Snapshot {
             pair.translate_outgoing(client)
                 .filter(|a| !self.is_ours(*a)),
         )
+    }
+
+    /// The inside address that a destination stands for by its prefix; any other as it is.
+    pub(crate) fn inside_of(&self, a: Addr) -> Addr {
+        self.network.nptv6.map_or(a, |pair| pair.inside_of(a))
+    }
+
+    /// Whether a packet to this address is translated by a mapping that all its client's flows share.
+    pub(crate) fn shares_mapping(&self, to: Addr) -> bool {
+        let outwards = |hop: Hop| self.destination_side(hop.port, to) == Side::Outside;
+        self.network.settings.nat_mapping == NatMapping::EndpointIndependent
+            && !self.nat_addresses(to.is_v4()).is_empty()
+            && self.route(to).is_some_and(outwards)
     }
 
     /// Our address on a port to speak from to `peer`: on the same prefix if there is one.

@@ -1,9 +1,12 @@
 //! Which worker a packet belongs to, when there are several.
 //!
 //! Each flow has one owner, and both of its directions lead to it: an answer to one of our NAT addresses by its port,
-//! since each worker gives out ports of its own share; everything else by a hash that is the same both ways. What has no
+//! since each worker gives out ports of its own share; everything else by a hash that is the same both ways (of the client
+//! alone where its flows share one mapping). What has no
 //! ports, and what the host serves, is the first worker's. A backend that can steer by the same rule saves the hand-over
 //! ([`Steering::hash_keys`]); one that cannot is only slower.
+
+use std::net::SocketAddr;
 
 use crate::address::Addr;
 use crate::flow::Key;
@@ -54,6 +57,24 @@ impl Steering {
         self.partition.count
     }
 
+    /// Whose a TCP or UDP packet is, by its addresses and ports as on the wire.
+    pub fn worker_of(
+        &self,
+        snapshot: &Snapshot,
+        src: SocketAddr,
+        dst: SocketAddr,
+        protocol: u8,
+    ) -> u16 {
+        let key = Key {
+            src: src.ip().into(),
+            dst: dst.ip().into(),
+            src_port: src.port(),
+            dst_port: dst.port(),
+            proto: protocol,
+        };
+        self.owner_of(snapshot, &key)
+    }
+
     /// Whether this worker is the one.
     pub(crate) fn is_mine(&self, owner: u16) -> bool {
         owner == self.partition.index
@@ -80,7 +101,19 @@ impl Steering {
         if snapshot.nat_addresses(key.dst.is_v4()).contains(&key.dst) {
             return self.partition.owner(key.dst_port);
         }
-        (self.symmetric_hash(key) >> 16) as u16 % self.partition.count
+        let key = match snapshot.shares_mapping(key.dst) {
+            // All flows of a client's port go through the worker that has its mapping.
+            true => Key {
+                dst: Addr::default(),
+                dst_port: 0,
+                ..*key
+            },
+            false => Key {
+                dst: snapshot.inside_of(key.dst),
+                ..*key
+            },
+        };
+        (self.symmetric_hash(&key) >> 16) as u16 % self.partition.count
     }
 
     #[inline]

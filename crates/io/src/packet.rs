@@ -8,6 +8,7 @@ mod batch;
 mod hold;
 mod ring;
 mod socket;
+mod steer;
 
 use std::cell::Cell;
 use std::io;
@@ -22,6 +23,7 @@ use batch::{Received, RxBatch, TxBatch};
 pub use hold::{Hold, HoldConfig, HoldError};
 use ring::Slot;
 pub use socket::{OpenError, PacketConfig, Socket};
+pub use steer::Fanout;
 
 /// Most frames in one system call.
 const BATCH: usize = 64;

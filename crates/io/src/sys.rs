@@ -63,23 +63,33 @@ pub(crate) fn set_closed(fd: impl AsFd, closed: bool) -> io::Result<()> {
     if !closed {
         return set_option(fd, libc::SOL_SOCKET, libc::SO_DETACH_FILTER, &0);
     }
-    let mut reject = libc::sock_filter {
+    let reject = libc::sock_filter {
         code: (libc::BPF_RET | libc::BPF_K) as u16,
         jt: 0,
         jf: 0,
         k: 0,
     };
+    set_program(fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &[reject])
+}
+
+/// `setsockopt` of a classic BPF program.
+pub(crate) fn set_program(
+    fd: impl AsFd,
+    level: i32,
+    name: i32,
+    program: &[libc::sock_filter],
+) -> io::Result<()> {
     let program = libc::sock_fprog {
-        len: 1,
-        filter: &raw mut reject,
+        len: u16::try_from(program.len()).map_err(|_| io::ErrorKind::InvalidInput)?,
+        filter: program.as_ptr().cast_mut(),
     };
-    // SAFETY: `program` points at one instruction; both live until the call, which copies them,
-    // returns.
+    // SAFETY: `program` points at as many instructions as it says; they live until the call, which
+    // copies them and writes nothing, returns.
     let result = unsafe {
         libc::setsockopt(
             fd.as_fd().as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_ATTACH_FILTER,
+            level,
+            name,
             (&raw const program).cast(),
             size_of::<libc::sock_fprog>() as libc::socklen_t,
         )

@@ -49,8 +49,20 @@ impl PrefixPair {
         self.exchange(a, self.outside, self.adjustment)
     }
 
+    /// Whether an address may stand for an inside one.
+    fn is_outside(&self, a: Addr) -> bool {
+        a.0 & self.mask == self.outside
+    }
+
+    /// The inside address that an outside one stands for; any other as it is.
+    pub(crate) fn inside_of(&self, a: Addr) -> Addr {
+        match self.is_outside(a) {
+            true => self.translate_incoming(a).unwrap_or(a),
+            false => a,
+        }
+    }
+
     /// What an outside address is inside.
-    #[cfg(test)]
     fn translate_incoming(&self, a: Addr) -> Option<Addr> {
         self.exchange(a, self.inside, !self.adjustment)
     }

@@ -1,12 +1,13 @@
 //! Several workers of one node: each flow has one owner, whoever receives its packets.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use engine::mesh::mesh;
 use engine::port::Packet;
 use engine::port::memory::{MemoryPacket, MemoryPort};
-use engine::snapshot::Settings;
+use engine::snapshot::{NatMapping, Nptv6, Settings};
 use engine::{DropReason, Now, Snapshot, Worker, WorkerConfig, WorkerCounters};
 use sim::frame::{ACK, Body, Frame, SYN};
 
@@ -170,6 +171,47 @@ fn an_answer_finds_its_flow_whoever_receives_it() {
             "one owner each: {active:?}"
         );
         assert!(active.iter().all(|n| *n > 20), "all take part: {active:?}");
+    }
+}
+
+#[test]
+fn a_shared_mapping_shows_every_server_one_port() {
+    let settings = Settings {
+        nat_mapping: NatMapping::EndpointIndependent,
+        ..two_arms()
+    };
+    let mut team = Team::new(4, settings);
+    for port in 2000..2100 {
+        let shown = (1..=8).map(|n| {
+            let server = at(&format!("198.51.100.{n}:53"));
+            let client = at(&format!("10.0.0.2:{port}"));
+            let (_, out) = team.one(INSIDE, Frame::udp(client, server, b"q"));
+            let shown = ports(&out).0;
+            let answer = Frame::udp(server, (out.src, shown).into(), b"a");
+            assert_eq!(team.one(OUTSIDE, answer).1.dst, client.ip());
+            shown
+        });
+        assert_eq!(shown.collect::<BTreeSet<u16>>().len(), 1);
+    }
+}
+
+#[test]
+fn a_translated_prefix_leads_back_to_the_owner() {
+    let settings = Settings {
+        nptv6: Some(Nptv6 {
+            inside: "fd00::/64".parse().expect("valid by construction"),
+            outside: "2001:db8:77::/64".parse().expect("valid by construction"),
+        }),
+        ..two_arms()
+    };
+    let mut team = Team::new(4, settings);
+    for port in 2000..2100 {
+        let client = at(&format!("[fd00::2]:{port}"));
+        let server = at("[2001:db8:1::1]:53");
+        let (_, out) = team.one(INSIDE, Frame::udp(client, server, b"q"));
+        assert_ne!(out.src, client.ip());
+        let answer = Frame::udp(server, (out.src, port).into(), b"a");
+        assert_eq!(team.one(OUTSIDE, answer).1.dst, client.ip());
     }
 }
 

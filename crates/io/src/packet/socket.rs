@@ -7,6 +7,7 @@ use engine::port::{Capabilities, Link};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 use super::ring::RxRing;
+use super::steer::Fanout;
 use crate::interface::Interface;
 use crate::sys;
 
@@ -107,9 +108,12 @@ impl Socket {
         Ok(socket)
     }
 
-    /// Opens `count` (1..=256) queues of an interface. Both directions of a flow, as long as no
-    /// address is translated, come to the same queue.
-    pub fn open_queues(config: &PacketConfig, count: usize) -> Result<Vec<Self>, OpenError> {
+    /// Opens `count` (1..=256) queues of an interface. All frames come to the first until the
+    /// [`Fanout`] knows better.
+    pub fn open_queues(
+        config: &PacketConfig,
+        count: usize,
+    ) -> Result<(Vec<Self>, Option<Fanout>), OpenError> {
         let refused = |source| {
             OpenError::new(
                 "spread frames over the queues of",
@@ -120,11 +124,12 @@ impl Socket {
         let sockets: Vec<Self> = (0..count)
             .map(|_| Self::open_closed(config))
             .collect::<Result<_, _>>()?;
+        let mut fanout = None;
         if let [first, others @ ..] = &sockets[..]
             && !others.is_empty()
         {
             // The kernel picks an identifier that is free in this namespace.
-            let method = libc::PACKET_FANOUT_HASH as i32;
+            let method = libc::PACKET_FANOUT_CBPF as i32;
             let unique = libc::PACKET_FANOUT_FLAG_UNIQUEID as i32;
             let set = |socket: &Self, value: i32| {
                 sys::set_option(&socket.fd, libc::SOL_PACKET, libc::PACKET_FANOUT, &value)
@@ -135,11 +140,13 @@ impl Socket {
             for other in others {
                 set(other, (method << 16) | (group & 0xffff)).map_err(refused)?;
             }
+            let socket = first.fd.try_clone().map_err(refused)?;
+            fanout = Some(Fanout { socket });
         }
         for socket in &sockets {
             socket.let_in(config)?;
         }
-        Ok(sockets)
+        Ok((sockets, fanout))
     }
 
     /// Opens a socket that gets no frame yet: a member of a group would get those of the others

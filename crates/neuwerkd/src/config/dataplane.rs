@@ -7,7 +7,7 @@ use ipnet::{IpNet, Ipv6Net};
 use super::key::{Part, section};
 use super::net::{Route, SourceNat};
 use super::read::Reader;
-use super::value::choice;
+use super::value::{Auto, choice};
 use super::xdp::Xdp;
 
 /// Flows that a node tracks, and bindings that it translates, unless told otherwise.
@@ -70,6 +70,9 @@ section! {
     /// Idle time of a TCP connection of which only the first segment was seen.
     flow_incomplete_tcp_syn_sent_idle_timeout_secs: Option<u32> = None, unit("s"), range(1..=31_536_000),
         part(Part::DataplaneTuning);
+    /// Packet workers, each with a thread, a flow table and a queue of every data port of its own. auto: one for each
+    /// processor but the first, eight at most.
+    workers: Auto<u32> = Auto::Auto, range(1..=64);
     /// Drops TCP segments that lie outside what the ends of their connection have shown each other.
     tcp_window_check: bool = true;
     /// How long after its start a node takes TCP connections over in their midst, as far as they begin inside and the
