@@ -35,6 +35,34 @@ fn ordinary_tools_work_through_a_node_and_are_denied_by_it() {
 
 #[test]
 #[ignore = "needs root; make test runs it"]
+fn several_workers_share_the_traffic_and_the_kernel_knows_whose_it_is() {
+    let cluster = one_node_with(&["--dataplane-workers=3"]);
+    for family in FAMILIES {
+        let server = SocketAddr::new(address::allowed_server(family), PORT);
+        for size_bytes in 0..40 {
+            let source = address::client(1, family);
+            client::fetch(&cluster.topology.client, source, server, size_bytes * 1_000).unwrap();
+        }
+        assert!(ping(&cluster, server.ip()), "{server}");
+        traceroute(&cluster, server.ip());
+        iperf3(&cluster, server.ip());
+        assert_eq!(
+            cluster.probe(1, address::denied_server(family)),
+            Outcome::Silent
+        );
+    }
+    let page = management::metrics(&cluster.topology.operator, address::metrics(1)).unwrap();
+    let value = |name: &str| -> f64 {
+        let line = page.lines().find_map(|line| line.strip_prefix(name));
+        line.unwrap().trim().parse().unwrap()
+    };
+    // Only what the kernel's rule leaves out: echo, errors, what neighbours say.
+    let handed = value("neuwerk_dp_handed_over_total ");
+    assert!((1.0..500.0).contains(&handed), "{handed}");
+}
+
+#[test]
+#[ignore = "needs root; make test runs it"]
 fn bodies_and_datagrams_arrive_unchanged_and_translated() {
     let cluster = one_node();
     let netns = &cluster.topology.client;
@@ -237,7 +265,15 @@ fn the_api_is_not_on_the_data_ports() {
 
 /// A single node with the usual policy.
 fn one_node() -> Cluster {
-    let mut cluster = Cluster::start(1).unwrap();
+    one_node_with(&[])
+}
+
+fn one_node_with(flags: &[&str]) -> Cluster {
+    let mut cluster = Cluster::lay_out(1).unwrap();
+    let program = lab::node::binary().unwrap();
+    cluster.node(1).set_program(&program, flags);
+    cluster.node(1).start().unwrap();
+    cluster.wait_ready().unwrap();
     cluster
         .api(1)
         .unwrap()

@@ -213,6 +213,10 @@ mod tests {
 
     /// Sleeps without a limit: a wake that is lost would hang it.
     #[test]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the point is that there are two threads"
+    )]
     fn whatever_is_handed_over_wakes_the_other_and_arrives_in_order() {
         const FRAMES: u32 = 50_000;
         let consumer = thread::current();

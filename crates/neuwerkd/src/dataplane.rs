@@ -7,6 +7,7 @@
 mod ports;
 mod settings;
 
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -17,6 +18,7 @@ use arc_swap::ArcSwap;
 use engine::mesh::mesh;
 use engine::port::{Link, Port};
 use engine::snapshot::Settings;
+use engine::steer::Steering;
 use engine::{Now, Snapshot, Worker, WorkerConfig, WorkerCounters};
 use io::idle::{PollIdle, Waker};
 use policy::Compiled;
@@ -49,6 +51,8 @@ pub struct Dataplane {
     /// another changed.
     withheld: Mutex<Option<Arc<Compiled>>>,
     workers: Vec<WorkerThread>,
+    /// Whose a packet is.
+    steering: Steering,
     stop: Arc<AtomicBool>,
 }
 
@@ -92,16 +96,18 @@ impl Dataplane {
     {
         let snapshot = Snapshot::new(1, policy, settings)?;
         let count = u16::try_from(open.len()).context("too many packet workers")?;
-        let mut dataplane = Dataplane {
-            published: Arc::new(ArcSwap::from_pointee(snapshot)),
-            withheld: Mutex::new(None),
-            workers: Vec::new(),
-            stop: Arc::new(AtomicBool::new(false)),
-        };
         let mut seed = [0; 8];
         aws_lc_rs::rand::fill(&mut seed)
             .ok()
             .context("the system has no randomness")?;
+        let seed = u64::from_ne_bytes(seed);
+        let mut dataplane = Dataplane {
+            published: Arc::new(ArcSwap::from_pointee(snapshot)),
+            withheld: Mutex::new(None),
+            workers: Vec::new(),
+            steering: Steering::new(seed, 0, count),
+            stop: Arc::new(AtomicBool::new(false)),
+        };
         let idles = open
             .iter()
             .map(|_| PollIdle::new().context("cannot make an eventfd"))
@@ -117,7 +123,7 @@ impl Dataplane {
                 index,
                 count,
                 peers: (count > 1).then_some(peers),
-                seed: u64::from_ne_bytes(seed),
+                seed,
                 flow_capacity,
                 events: None,
             };
@@ -227,6 +233,12 @@ impl Dataplane {
     /// The policy that is published.
     pub fn policy(&self) -> Arc<Compiled> {
         Arc::clone(self.published.load().policy())
+    }
+
+    /// By which rule the workers share packets, and the addresses whose ports have a part in it: what a backend that can
+    /// steer by itself has to know.
+    pub(crate) fn steering(&self) -> (&Steering, Vec<IpAddr>) {
+        (&self.steering, self.published.load().translated())
     }
 
     /// The counters of every worker.

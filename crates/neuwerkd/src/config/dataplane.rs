@@ -181,6 +181,14 @@ impl Dataplane {
         }
     }
 
+    /// How many packet workers there are, on a machine with so many processors.
+    pub fn workers(&self, processors: usize) -> usize {
+        match self.workers {
+            Auto::Auto => processors.saturating_sub(1).clamp(1, 8),
+            Auto::Fixed(workers) => workers as usize,
+        }
+    }
+
     /// Flows that may be open at a time.
     pub fn max_active_flows(&self) -> u32 {
         self.admission

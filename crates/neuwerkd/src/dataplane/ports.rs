@@ -7,12 +7,12 @@ use anyhow::{Context, anyhow};
 use engine::port::Port;
 use io::packet::{Hold, HoldConfig, PacketConfig, PacketPort, Socket};
 use io::tun::{Segments, Tun, TunConfig, TunDevice};
-use io::xdp::WorkerQueues;
+use io::xdp::{OpenError, WorkerQueues};
 use policy::Compiled;
 
-use super::settings::settings;
+use super::settings::{settings, share};
 use super::{Dataplane, Opened, monotonic};
-use crate::config::{Config, DataInterface, DataPlaneMode};
+use crate::config::{Auto, Config, DataInterface, DataPlaneMode};
 
 /// Everything that holds a node's data ports: the packet workers, and what keeps the kernel off
 /// the interfaces as long as they run.
@@ -29,7 +29,7 @@ impl Drop for HeldDataplane {
 }
 
 impl HeldDataplane {
-    /// Takes the data ports from the kernel and starts the packet worker on them, under `policy`
+    /// Takes the data ports from the kernel and starts the packet workers on them, under `policy`
     /// from the first packet on.
     ///
     /// # Errors
@@ -48,25 +48,52 @@ impl HeldDataplane {
         for (key, interface) in &interfaces {
             holds.push(hold(config, interface).context(*key)?);
         }
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let workers = config.dataplane.workers(processors);
         let dataplane = match bootstrap.data_plane_mode {
             DataPlaneMode::Xdp => {
                 let names: Vec<String> = interfaces.into_iter().map(|(_, name)| name).collect();
-                let mut workers = WorkerQueues::open(&names, 1, &config.dataplane.xdp.to_backend())
-                    .context("bootstrap.data_plane_mode")?;
-                let queues = workers.pop().context("one worker was asked for")?;
-                launch(config, policy, Segments::Plain, move || {
-                    Ok(queues.into_ports()?)
-                })?
+                let open = |workers| {
+                    WorkerQueues::open(&names, workers, &config.dataplane.xdp.to_backend())
+                };
+                let queues = match open(workers) {
+                    // As many as there are queues, if the number is left to us.
+                    Err(OpenError::TooFewQueues { queues, .. })
+                        if queues > 0 && config.dataplane.workers == Auto::Auto =>
+                    {
+                        open(queues as usize)
+                    }
+                    opened => opened,
+                };
+                let queues = queues.context("bootstrap.data_plane_mode")?;
+                let make = |queues: WorkerQueues| move || Ok(queues.into_ports()?);
+                let makes = queues.into_iter().map(make).collect();
+                launch(config, policy, Segments::Plain, makes)?
             }
             _ => {
-                let open = |(key, interface): &(&'static str, String)| {
-                    Socket::open(&PacketConfig::new(interface)).context(*key)
+                // By worker, its queue of each interface.
+                let mut queues: Vec<Vec<Socket>> = (0..workers).map(|_| Vec::new()).collect();
+                let mut fanouts = Vec::new();
+                for (key, interface) in &interfaces {
+                    let opened = Socket::open_queues(&PacketConfig::new(interface), workers);
+                    let (sockets, fanout) = opened.context(*key)?;
+                    for (queues, socket) in queues.iter_mut().zip(sockets) {
+                        queues.push(socket);
+                    }
+                    fanouts.extend(fanout);
+                }
+                let make = |sockets: Vec<Socket>| {
+                    move || Ok(sockets.into_iter().map(PacketPort::new).collect())
                 };
-                let sockets: Vec<Socket> =
-                    interfaces.iter().map(open).collect::<anyhow::Result<_>>()?;
-                launch(config, policy, Segments::Super, move || {
-                    Ok(sockets.into_iter().map(PacketPort::new).collect())
-                })?
+                let makes = queues.into_iter().map(make).collect();
+                let dataplane = launch(config, policy, Segments::Super, makes)?;
+                let (steering, translated) = dataplane.steering();
+                for fanout in fanouts {
+                    if let Err(error) = fanout.steer(steering, &translated) {
+                        tracing::warn!(%error, "the kernel does not steer packets: their workers hand them over");
+                    }
+                }
+                dataplane
             }
         };
         Ok(HeldDataplane {
@@ -81,24 +108,30 @@ impl HeldDataplane {
     }
 }
 
-/// Starts the packet worker on the ports that `make` makes, on the worker's thread.
+/// Starts a packet worker for each of `makes`, on the ports that it makes on the worker's thread.
 fn launch<P: Port + 'static>(
     config: &Config,
     policy: Arc<Compiled>,
     from_host: Segments,
-    make: impl FnOnce() -> anyhow::Result<Vec<P>> + Send + 'static,
+    makes: Vec<impl FnOnce() -> anyhow::Result<Vec<P>> + Send + 'static>,
 ) -> anyhow::Result<Dataplane> {
     let lane = TunDevice::open(&TunConfig::host_lane(config.dns.served().to_vec()))?;
     lane.set_segments(from_host)
         .context("cannot configure the host lane")?;
-    let open = move || {
-        Ok(Opened {
-            ports: make()?,
-            lane: Some(Tun::new(lane)),
-        })
-    };
-    let capacity = config.dataplane.flow_table_capacity;
-    Dataplane::start(settings(config, monotonic()), policy, capacity, vec![open])
+    let workers = makes.len();
+    // What is for the host is the first worker's.
+    let lanes = std::iter::once(Some(lane)).chain(std::iter::repeat_with(|| None));
+    let open = makes.into_iter().zip(lanes).map(|(make, lane)| {
+        move || {
+            Ok(Opened {
+                ports: make()?,
+                lane: lane.map(Tun::new),
+            })
+        }
+    });
+    let capacity = share(config.dataplane.flow_table_capacity, workers);
+    let settings = settings(config, monotonic(), workers);
+    Dataplane::start(settings, policy, capacity, open.collect())
         .context("the dataplane cannot start")
 }
 

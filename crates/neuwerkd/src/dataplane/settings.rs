@@ -20,12 +20,17 @@ const DNS_PORT: u16 = 53;
 /// # Errors
 /// They contradict each other.
 pub(crate) fn check(config: &Config) -> Result<(), SettingsError> {
-    let settings = settings(config, Now(0));
+    let settings = settings(config, Now(0), 1);
     Snapshot::new(1, Arc::new(Compiled::deny_all()), settings).map(|_| ())
 }
 
-/// The engine's settings, apart from the policy, of a node that starts `now`.
-pub(super) fn settings(config: &Config, now: Now) -> Settings {
+/// What each of so many workers has of what a node may have in all.
+pub(super) fn share(of: u32, workers: usize) -> u32 {
+    of.div_ceil(workers.max(1) as u32)
+}
+
+/// The engine's settings, apart from the policy, of a node that starts `now` with so many workers.
+pub(super) fn settings(config: &Config, now: Now, workers: usize) -> Settings {
     let dataplane = &config.dataplane;
     let mut ports = vec![port(&dataplane.ports.inside)];
     if config.bootstrap.outside_interface.is_some() {
@@ -53,8 +58,8 @@ pub(super) fn settings(config: &Config, now: Now) -> Settings {
             .map(|(inside, outside)| Nptv6 { inside, outside }),
         timeouts: idle.map_or_else(Timeouts::default, Timeouts::uniform),
         limits: Limits {
-            max_flows: dataplane.max_active_flows(),
-            max_nat_bindings: dataplane.max_active_nat_entries(),
+            max_flows: share(dataplane.max_active_flows(), workers),
+            max_nat_bindings: share(dataplane.max_active_nat_entries(), workers),
             ..Limits::default()
         },
         tcp_window_check: dataplane.tcp_window_check,
