@@ -164,6 +164,42 @@ impl Node {
         })
     }
 
+    /// Has it run, from the next start on, on two TAP devices.
+    ///
+    /// # Errors
+    /// When its configuration cannot be rewritten.
+    pub fn take_taps(&self, inside: &str, outside: &str) -> Result<()> {
+        self.set_keys(&[
+            ("data_plane_mode", "tap"),
+            ("data_interface", inside),
+            ("outside_interface", outside),
+        ])
+    }
+
+    /// Has it run, from the next start on, on one TUN device that it makes, with these addresses of its own and of the
+    /// host on the other end.
+    ///
+    /// # Errors
+    /// When its configuration cannot be rewritten.
+    pub fn take_tun(&self, device: &str, ours: &[&str], hosts: &[&str]) -> Result<()> {
+        self.take_one_arm()?;
+        self.set_keys(&[
+            ("data_plane_mode", "soft"),
+            ("data_interface", device),
+            ("addresses", &format!("{ours:?}")),
+            ("gateway", &format!("{hosts:?}")),
+        ])
+    }
+
+    /// Gives keys, each of which stands in its configuration once, other values.
+    fn set_keys(&self, keys: &[(&str, &str)]) -> Result<()> {
+        self.rewrite(|line| {
+            let (name, _) = line.split_once(": ")?;
+            let (_, value) = keys.iter().find(|(key, _)| name.trim_start() == *key)?;
+            Some(format!("{name}: {value}"))
+        })
+    }
+
     /// Gives it, while it does not run, another list of join listeners: addresses or names, with or without a port.
     ///
     /// # Errors

@@ -209,6 +209,90 @@ fn a_node_by_af_xdp_carries_ordinary_tools_with_two_arms_and_with_one() {
     }
 }
 
+/// As on a container host: the kernel keeps its interfaces and routes what comes in by them into the device that the node
+/// has made; what the node sends goes its usual way.
+#[test]
+#[ignore = "needs root; make test runs it"]
+fn a_node_with_a_tun_device_judges_what_its_host_routes_into_it() {
+    tool::require(&["curl", "ping"]).unwrap();
+    let mut cluster = Cluster::lay_out(1).unwrap();
+    let (ours, hosts) = (["10.64.0.2", "fd64::2"], ["10.64.0.1", "fd64::1"]);
+    let node = cluster.node(1);
+    node.take_tun("nw0", &["10.64.0.2/30", "fd64::2/64"], &hosts)
+        .unwrap();
+    node.configure("policy", &format!("internal_cidr: {:?}", address::INSIDE))
+        .unwrap();
+    for (family, net) in FAMILIES.into_iter().zip(["10.64.0.0/30", "fd64::/64"]) {
+        let [inside, outside] = [address::inside, address::outside].map(|of| of(1, family));
+        let nodad = if family == Family::V6 { "nodad" } else { "" };
+        let host = cluster.topology.node(1);
+        let commands = format!(
+            "addr add {} dev in0 {nodad}\n\
+             addr add {} dev out0 {nodad}\n\
+             route add default via {} dev out0\n\
+             rule add iif in0 table 100\n\
+             rule add iif out0 table 100",
+            address::with_length(inside),
+            address::with_length(outside),
+            address::router(family),
+        );
+        host.ip_of(family, &commands).unwrap();
+        let back = format!("route add {net} via {outside} dev out0");
+        let internet = &cluster.topology.internet;
+        internet.ip_of(family, &back).unwrap();
+        let forwarding = ["ipv4/ip_forward", "ipv6/conf/all/forwarding"][family as usize];
+        host.sysctl(forwarding, "1").unwrap();
+    }
+    cluster.node(1).start().unwrap();
+    cluster.wait_ready().unwrap();
+    for family in FAMILIES {
+        let host = cluster.topology.node(1);
+        let into = "route add default dev nw0 table 100";
+        host.ip_of(family, into).unwrap();
+    }
+    check_soft_mode(&mut cluster, ours);
+}
+
+/// As with virtual machines: the devices are there before the node, as ports of bridges.
+#[test]
+#[ignore = "needs root; make test runs it"]
+fn a_node_with_tap_devices_in_bridges_forwards_translates_and_denies() {
+    tool::require(&["curl", "ping"]).unwrap();
+    let mut cluster = Cluster::lay_out(1).unwrap();
+    cluster.node(1).take_taps("tap-in", "tap-out").unwrap();
+    let host = cluster.topology.node(1);
+    for (port, side) in [("in0", "in"), ("out0", "out")] {
+        let commands = format!(
+            "tuntap add tap-{side} mode tap multi_queue\n\
+             link add br-{side} type bridge mcast_snooping 0\n\
+             link set {port} master br-{side}\n\
+             link set tap-{side} master br-{side}\n\
+             link set br-{side} up"
+        );
+        host.ip(&commands).unwrap();
+    }
+    cluster.node(1).start().unwrap();
+    cluster.wait_ready().unwrap();
+    check_soft_mode(
+        &mut cluster,
+        FAMILIES.map(|family| address::outside(1, family).to_string()),
+    );
+}
+
+/// Traffic through node 1 is judged, arrives whole, and is seen to come from these addresses.
+fn check_soft_mode(cluster: &mut Cluster, seen: [impl AsRef<str>; 2]) {
+    let policy = policy_allowing(&allowed_servers());
+    cluster.api(1).unwrap().put_policy(&policy).unwrap();
+    for (family, seen) in FAMILIES.into_iter().zip(seen) {
+        let allowed = address::allowed_server(family);
+        let denied = address::denied_server(family);
+        assert_eq!(curl_body(cluster, allowed, "/who"), seen.as_ref());
+        curl(cluster, allowed);
+        assert!(ping(cluster, allowed), "{allowed}");
+        assert_eq!(cluster.probe(1, denied), Outcome::Silent);
+    }
+}
+
 #[test]
 #[ignore = "needs root; make test runs it"]
 fn nothing_is_opened_from_outside() {

@@ -9,7 +9,7 @@ use std::cell::RefCell;
 use std::ptr::NonNull;
 use std::rc::Rc;
 
-use engine::port::{Meta, Packet};
+use engine::port::{Checksum, Meta, Packet};
 
 use crate::vnet;
 
@@ -171,6 +171,26 @@ impl Frame {
         };
         bytes[12..14].copy_from_slice(&protocol.to_be_bytes());
         true
+    }
+
+    /// Moves the VLAN tag of a received frame, at least [`ETHERNET_LEN`] long, to its metadata,
+    /// whose offsets counted it.
+    pub(crate) fn strip_tag(&mut self, meta: &mut Meta) {
+        let bytes = self.bytes_mut();
+        if bytes[12..14] != TPID_8021Q.to_be_bytes() || bytes.len() < ETHERNET_LEN + TAG_LEN {
+            return;
+        }
+        meta.vlan = Some(u16::from_be_bytes([bytes[14], bytes[15]]));
+        bytes.copy_within(12 + TAG_LEN.., 12);
+        let len = bytes.len() - TAG_LEN;
+        self.set_len(len);
+        let tag = TAG_LEN as u16;
+        if let Checksum::Partial { start, .. } = &mut meta.checksum {
+            *start = start.saturating_sub(tag);
+        }
+        if let Some(gso) = &mut meta.gso {
+            gso.header_len = gso.header_len.saturating_sub(tag);
+        }
     }
 
     pub(crate) fn set_meta(&mut self, meta: Meta) {

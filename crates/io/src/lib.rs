@@ -1,4 +1,4 @@
-//! Ports of the engine: AF_PACKET, AF_XDP, TUN and memory.
+//! Ports of the engine: AF_PACKET, AF_XDP, TUN and TAP, memory.
 //!
 //! Whatever moves frames between the engine and the machine lives here, with the unsafe code that
 //! it takes, and passes one conformance suite (`tests/conformance.rs`).

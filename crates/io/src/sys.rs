@@ -167,6 +167,12 @@ pub(crate) fn number_ioctl(fd: impl AsFd, request: libc::Ioctl, value: u32) -> i
     check(unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), request, libc::c_ulong::from(value)) })
 }
 
+/// An `ioctl` whose argument points to an integer that the kernel reads.
+pub(crate) fn pointed_ioctl(fd: impl AsFd, request: libc::Ioctl, value: i32) -> io::Result<()> {
+    // SAFETY: the requests passed here read one `int`, which lives until the call returns.
+    check(unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), request, &raw const value) })
+}
+
 fn check(result: libc::c_int) -> io::Result<()> {
     if result < 0 {
         Err(io::Error::last_os_error())

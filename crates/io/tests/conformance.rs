@@ -11,7 +11,7 @@ mod suite;
 mod wired;
 
 use io::packet::{PacketConfig, PacketPort};
-use io::tun::{Tun, TunConfig};
+use io::tun::{Kind, Tun, TunConfig};
 use io::xdp::{Attach, XdpConfig, XdpPort};
 use namespace::{sh, with_namespace};
 use suite::Wire;
@@ -24,10 +24,11 @@ fn config(interface: &str) -> PacketConfig {
 }
 
 /// What can be done to an interface.
-fn wire(interface: &'static str) -> Wire<'static> {
+fn wire(interface: &str) -> Wire<'static> {
+    let (interface, same) = (interface.to_owned(), interface.to_owned());
     let set_link = move |up| {
         let state = if up { "up" } else { "down" };
-        sh(&format!("ip link set {interface} {state}"));
+        sh(&format!("ip link set {same} {state}"));
     };
     let remove = move || {
         sh(&format!("ip link del {interface}"));
@@ -115,14 +116,38 @@ fn xdp_from_a_packet_socket() {
 }
 
 /// The other end is a packet socket on the device, in the place of the host's stack.
-#[test]
-#[ignore = "needs root; make test runs it"]
-fn tun() {
-    with_namespace("tun", || {
-        let mut lane = Tun::open(&TunConfig::host_lane(Vec::new())).expect("the device opens");
-        let mut host = PacketPort::open(&config("svc0")).expect("svc0 opens");
-        suite::run(&mut lane, &mut host, &wire("svc0"));
+fn device(name: &'static str, config: TunConfig) {
+    with_namespace(name, move || {
+        let mut ours = Tun::open(&config).expect("the device opens");
+        let mut host = PacketPort::open(&self::config(&config.name)).expect("its host side opens");
+        suite::run(&mut ours, &mut host, &wire(&config.name));
     });
+}
+
+#[test]
+fn tun_as_host_lane() {
+    device("tun_as_host_lane", TunConfig::host_lane(Vec::new()));
+}
+
+#[test]
+fn tun() {
+    device("tun", TunConfig::data_port("nw0", Kind::Tun, Vec::new()));
+}
+
+#[test]
+fn tap() {
+    device("tap", TunConfig::data_port("nw0", Kind::Tap, Vec::new()));
+}
+
+#[test]
+fn tun_and_tap_with_long_packets() {
+    for (kind, mtu) in [(Kind::Tun, 65_535), (Kind::Tap, 65_521)] {
+        let config = TunConfig {
+            mtu,
+            ..TunConfig::data_port("nw0", kind, Vec::new())
+        };
+        device("tun_and_tap_with_long_packets", config);
+    }
 }
 
 #[test]

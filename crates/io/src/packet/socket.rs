@@ -63,6 +63,22 @@ pub enum OpenError {
         /// The name asked for.
         interface: String,
     },
+    /// A TUN or TAP device is asked for, and something else has its name.
+    #[error(
+        "{interface} is there already and is no {kind} device that fits: remove it (ip link del {interface}) or name another"
+    )]
+    OtherKind {
+        /// The name asked for.
+        interface: String,
+        /// What it should be.
+        kind: &'static str,
+    },
+    /// A TUN or TAP device has another user.
+    #[error("{interface} is in use by another process: stop that, or name another device")]
+    InUse {
+        /// The name asked for.
+        interface: String,
+    },
     /// The kernel refused a step.
     #[error("cannot {step} {interface}")]
     Refused {

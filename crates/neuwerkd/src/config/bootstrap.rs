@@ -12,12 +12,13 @@ section! {
     /// Interface of the management API, the metrics and the cluster. It keeps its addresses in the kernel.
     management_interface: Interface = Interface::default(), flag("management-interface"), required();
     /// Data port: the only one (traffic enters and leaves by it), or the inside one when there is an outside
-    /// interface too. The node takes it over from the kernel while it runs. `pci:` and `mac:` need the mode `dpdk`.
+    /// interface too. The node takes it over from the kernel while it runs; in the modes `tun` and `tap` it is a device
+    /// that the node makes if it is not there. `pci:` and `mac:` need the mode `dpdk`.
     data_interface: DataInterface = DataInterface::default(), flag("data-plane-interface"), required();
     /// Second data port, towards the internet. Without it the node has one arm.
     outside_interface: Option<DataInterface> = None, flag("outside-interface");
-    /// How packets reach the node. `soft` is another name of `tun`. This release has `packet` and `xdp`; under any other
-    /// mode it runs `packet` on the same interface and says so.
+    /// How packets reach the node. `soft` is another name of `tun`. Under `dpdk`, which this release does not have, it
+    /// runs `packet` on the same interface and says so.
     data_plane_mode: DataPlaneMode = DataPlaneMode::Packet, flag("data-plane-mode");
     /// Cloud that the node runs in.
     cloud_provider: CloudProvider = CloudProvider::None, flag("cloud-provider"), part(Part::Cloud);
@@ -91,10 +92,7 @@ impl Bootstrap {
                 reader.problem(path, reason);
             }
         }
-        if !matches!(
-            self.data_plane_mode,
-            DataPlaneMode::Packet | DataPlaneMode::Xdp
-        ) {
+        if self.data_plane_mode == DataPlaneMode::Dpdk {
             reader.has_no_effect("bootstrap.data_plane_mode");
         }
     }

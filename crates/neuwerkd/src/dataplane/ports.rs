@@ -6,13 +6,14 @@ use std::sync::Arc;
 use anyhow::{Context, anyhow};
 use engine::port::Port;
 use io::packet::{Hold, HoldConfig, PacketConfig, PacketPort, Socket};
-use io::tun::{Segments, Tun, TunConfig, TunDevice};
+use io::tun::{Kind, Segments, Tun, TunConfig, TunDevice};
 use io::xdp::{OpenError, WorkerQueues};
+use ipnet::IpNet;
 use policy::Compiled;
 
 use super::settings::{settings, share};
 use super::{Dataplane, Opened, monotonic};
-use crate::config::{Auto, Config, DataInterface, DataPlaneMode};
+use crate::config::{self, Auto, Config, DataInterface, DataPlaneMode};
 
 /// Everything that holds a node's data ports: the packet workers, and what keeps the kernel off
 /// the interfaces as long as they run.
@@ -29,8 +30,8 @@ impl Drop for HeldDataplane {
 }
 
 impl HeldDataplane {
-    /// Takes the data ports from the kernel and starts the packet workers on them, under `policy`
-    /// from the first packet on.
+    /// Takes the data ports from the kernel, or makes them, and starts the packet workers on them,
+    /// under `policy` from the first packet on.
     ///
     /// # Errors
     /// An interface is missing, in use or not permitted, or settings contradict each other.
@@ -45,14 +46,26 @@ impl HeldDataplane {
             interfaces.push(("bootstrap.outside_interface", interface(outside)?));
         }
         let mut holds = Vec::new();
-        for (key, interface) in &interfaces {
-            holds.push(hold(config, interface).context(*key)?);
-        }
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let workers = config.dataplane.workers(processors);
-        let dataplane = match bootstrap.data_plane_mode {
+        let soft = |kind| {
+            let queues = soft_devices(config, &interfaces, kind, workers)?;
+            let make =
+                |devices: Vec<TunDevice>| move || Ok(devices.into_iter().map(Tun::new).collect());
+            let makes = queues.into_iter().map(make).collect();
+            launch(config, Arc::clone(&policy), Segments::Super, makes)
+        };
+        let mode = bootstrap.data_plane_mode;
+        if !matches!(mode, DataPlaneMode::Tun | DataPlaneMode::Tap) {
+            for (key, interface) in &interfaces {
+                holds.push(hold(config, interface).context(*key)?);
+            }
+        }
+        let dataplane = match mode {
+            DataPlaneMode::Tun => soft(Kind::Tun)?,
+            DataPlaneMode::Tap => soft(Kind::Tap)?,
             DataPlaneMode::Xdp => {
-                let names: Vec<String> = interfaces.into_iter().map(|(_, name)| name).collect();
+                let names: Vec<String> = interfaces.iter().map(|(_, name)| name.clone()).collect();
                 let open = |workers| {
                     WorkerQueues::open(&names, workers, &config.dataplane.xdp.to_backend())
                 };
@@ -143,9 +156,64 @@ fn hold(config: &Config, interface: &str) -> Result<Hold, io::packet::HoldError>
     })
 }
 
+/// By worker, its queue of each device of the modes `tun` and `tap`.
+fn soft_devices(
+    config: &Config,
+    interfaces: &[(&'static str, String)],
+    kind: Kind,
+    workers: usize,
+) -> anyhow::Result<Vec<Vec<TunDevice>>> {
+    let ports = &config.dataplane.ports;
+    let mut queues: Vec<Vec<TunDevice>> = (0..workers).map(|_| Vec::new()).collect();
+    for ((key, interface), port) in interfaces.iter().zip([&ports.inside, &ports.outside]) {
+        let device = TunConfig::data_port(interface, kind, host_addresses(port));
+        let opened = TunDevice::open_queues(&device, workers).context(*key)?;
+        for (queues, device) in queues.iter_mut().zip(opened) {
+            queues.push(device);
+        }
+    }
+    Ok(queues)
+}
+
+/// What the host is called on a device that is made for it: the port's gateway.
+fn host_addresses(port: &config::Port) -> Vec<IpNet> {
+    let on_link = |gateway: &std::net::IpAddr| {
+        let network = port.addresses.iter().find(|own| own.contains(gateway));
+        // A link-local gateway is in no network of ours, but in one of every link (RFC 4291, 2.5.6).
+        let length = network.map_or(64, IpNet::prefix_len);
+        IpNet::new(*gateway, length).ok()
+    };
+    port.gateway.iter().filter_map(on_link).collect()
+}
+
 fn interface(interface: &DataInterface) -> anyhow::Result<String> {
     let name = interface.name().ok_or_else(|| {
         anyhow!("{interface} can only be opened by DPDK, which this build does not have: name a kernel interface")
     })?;
     Ok(name.as_str().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_host_is_the_gateway_of_a_device_that_is_made() {
+        let check = |addresses: &[&str], gateways: &[&str], expected: &[&str]| {
+            let port = config::Port {
+                addresses: addresses.iter().map(|a| a.parse().expect("test")).collect(),
+                gateway: gateways.iter().map(|g| g.parse().expect("test")).collect(),
+                routes: Vec::new(),
+            };
+            let found: Vec<String> = host_addresses(&port).iter().map(IpNet::to_string).collect();
+            assert_eq!(found, expected);
+        };
+        check(&["10.64.0.2/30"], &[], &[]);
+        check(
+            &["10.64.0.2/30", "fd64::2/64"],
+            &["10.64.0.1", "fd64::1"],
+            &["10.64.0.1/30", "fd64::1/64"],
+        );
+        check(&["fd64::2/80"], &["fe80::1"], &["fe80::1/64"]);
+    }
 }

@@ -1,14 +1,12 @@
-//! The host's side of a TUN device: addresses, routes, and the rules that send what comes from a
-//! target address back into it.
+//! The host's side of a TUN or TAP device: addresses, routes, and for the lane the rules that send
+//! what comes from a target address back into it.
 
 use std::cell::{Cell, RefCell};
 use std::fs;
 use std::io;
 use std::net::IpAddr;
 
-use engine::port::Link;
-
-use super::TunConfig;
+use super::{Kind, TunConfig};
 use crate::interface::Interface;
 use crate::netlink::{Message, Netlink, attributes, family_and_bytes};
 
@@ -26,56 +24,82 @@ const FR_ACT_TO_TBL: u8 = 1;
 const FIXED_RULE_LEN: usize = 12;
 const FIXED_LINK_LEN: usize = 16;
 
-/// A configured device. Rules do not end with it as addresses and routes do: they go at the drop.
-pub(super) struct Lane {
+/// Frames that the host may have sent and we not yet read, of a device that we made.
+const QUEUE_LEN: u32 = 2048;
+
+/// A device as the host sees it. Rules do not end with it as addresses and routes do: they go at
+/// the drop.
+pub(super) struct HostSide {
     interface: Interface,
     route: RefCell<Netlink>,
+    has_rules: bool,
     /// The last count of lost packets; stays when the device has gone.
     dropped: Cell<u64>,
 }
 
-impl Lane {
-    pub(super) fn set_up(interface: Interface, config: &TunConfig) -> io::Result<Self> {
-        let lane = Self {
+impl HostSide {
+    pub(super) fn new(interface: Interface) -> io::Result<Self> {
+        Ok(Self {
             interface,
             route: RefCell::new(Netlink::route()?),
+            has_rules: false,
             dropped: Cell::new(0),
-        };
-        lane.quiet(&config.name);
-        // Those of a killed process.
-        lane.remove_rules()?;
-        lane.set_mtu(config.mtu)?;
-        for network in &config.addresses {
-            lane.add_address(network.addr(), network.prefix_len())?;
-        }
-        for address in &config.target_ips {
-            lane.add_address(*address, if address.is_ipv4() { 32 } else { 128 })?;
-        }
-        lane.interface.set_up(true)?;
-        for address in &config.target_ips {
-            lane.add_rule(*address)?;
-        }
-        for ipv4 in [true, false] {
-            if config.target_ips.iter().any(|a| a.is_ipv4() == ipv4) {
-                lane.add_default_route(ipv4)?;
-            }
-        }
-        Ok(lane)
+        })
     }
 
-    /// No link-local address, no router solicitations, and no check of the reverse path, by
-    /// which a client would have to be routed through this device. A file that is missing
-    /// belongs to a kernel without that family.
-    fn quiet(&self, name: &str) {
+    /// Gives a device that we have made what the host needs to use it, and sets it up.
+    pub(super) fn set_up(&mut self, config: &TunConfig) -> io::Result<()> {
+        self.quiet(config);
+        self.set_link(config.mtu)?;
+        for network in &config.addresses {
+            self.add_address(network.addr(), network.prefix_len())?;
+        }
+        for address in config.target_ips.iter().flatten() {
+            self.add_address(*address, if address.is_ipv4() { 32 } else { 128 })?;
+        }
+        self.interface.set_up(true)?;
+        match &config.target_ips {
+            Some(target_ips) => self.lead_back(target_ips),
+            None => Ok(()),
+        }
+    }
+
+    /// Sends what comes from a target address back into the device.
+    fn lead_back(&mut self, target_ips: &[IpAddr]) -> io::Result<()> {
+        // Those of a killed process.
+        self.remove_rules()?;
+        self.has_rules = true;
+        for address in target_ips {
+            self.add_rule(*address)?;
+        }
+        for ipv4 in [true, false] {
+            if target_ips.iter().any(|a| a.is_ipv4() == ipv4) {
+                self.add_default_route(ipv4)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn interface(&self) -> &Interface {
+        &self.interface
+    }
+
+    /// No router solicitations, no link-local address where nobody asks for it, and no check of
+    /// the reverse path, by which a client would have to be routed through this device. A file
+    /// that is missing belongs to a kernel without that family.
+    fn quiet(&self, config: &TunConfig) {
+        let name = &config.name;
+        // 1 makes none; a TAP device keeps it, since neighbours may ask from it (0, EUI-64).
+        let link_local = if config.kind == Kind::Tun { "1" } else { "0" };
         for (family, key, value) in [
             ("ipv4", "rp_filter", "0"),
             ("ipv6", "disable_ipv6", "0"),
-            ("ipv6", "addr_gen_mode", "1"),
+            ("ipv6", "addr_gen_mode", link_local),
             ("ipv6", "accept_ra", "0"),
         ] {
             let path = format!("/proc/sys/net/{family}/conf/{name}/{key}");
             if let Err(error) = fs::write(&path, value) {
-                tracing::debug!(path, %error, "a setting of the host lane was not made");
+                tracing::debug!(path, %error, "a setting of a device was not made");
             }
         }
     }
@@ -88,12 +112,13 @@ impl Lane {
         self.interface.index().to_ne_bytes()
     }
 
-    fn set_mtu(&self, mtu: u16) -> io::Result<()> {
+    fn set_link(&self, mtu: u16) -> io::Result<()> {
         let mut fixed = [0; FIXED_LINK_LEN];
         fixed[4..8].copy_from_slice(&self.index());
         self.request(
             Message::new(libc::RTM_NEWLINK, 0, &fixed)
-                .with(libc::IFLA_MTU, &u32::from(mtu).to_ne_bytes()),
+                .with(libc::IFLA_MTU, &u32::from(mtu).to_ne_bytes())
+                .with(libc::IFLA_TXQLEN, &QUEUE_LEN.to_ne_bytes()),
         )
     }
 
@@ -163,10 +188,6 @@ impl Lane {
         Ok(())
     }
 
-    pub(super) fn link(&self) -> Link {
-        self.interface.link()
-    }
-
     /// Packets that the host sent and that found the device's queue full.
     pub(super) fn dropped(&self) -> u64 {
         let mut fixed = [0; FIXED_LINK_LEN];
@@ -193,9 +214,11 @@ fn tx_dropped(link: &[u8]) -> Option<u64> {
         .map(|bytes| u64::from_ne_bytes(*bytes))
 }
 
-impl Drop for Lane {
+impl Drop for HostSide {
     fn drop(&mut self) {
-        if let Err(error) = self.remove_rules() {
+        if self.has_rules
+            && let Err(error) = self.remove_rules()
+        {
             tracing::warn!(%error, "the rules of the host lane were not removed");
         }
     }
