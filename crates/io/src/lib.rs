@@ -1,4 +1,4 @@
-//! Ports of the engine: AF_PACKET, AF_XDP, TUN and TAP, memory.
+//! Ports of the engine: AF_PACKET, AF_XDP, TUN and TAP, capture files, memory.
 //!
 //! Whatever moves frames between the engine and the machine lives here, with the unsafe code that
 //! it takes, and passes one conformance suite (`tests/conformance.rs`).
@@ -8,6 +8,7 @@ pub mod idle;
 mod interface;
 mod netlink;
 pub mod packet;
+pub mod pcap;
 mod sys;
 pub mod tun;
 mod vnet;
