@@ -1,5 +1,6 @@
 //! The boundary between the engine and whatever moves frames: a NIC, a socket, a file, a test.
 
+pub mod faulty;
 pub mod memory;
 
 use core::fmt;
