@@ -321,7 +321,7 @@ impl Reference {
         if port == 1 {
             return drop(DropReason::FromOutside);
         }
-        if self.is_ours(src.ip()) {
+        if self.is_ours(src.ip()) || !self.is_inside(src.ip()) {
             return drop(DropReason::Martian);
         }
         if proto == 6 && flags(f) & (SYN | ACK) != SYN {

@@ -40,7 +40,8 @@ drop_reasons! {
     UnknownEthertype = "unknown_ethertype",
     /// The frame carries a VLAN tag, and no VLAN is configured.
     VlanTagged = "vlan_tagged",
-    /// A source or destination address that may not be routed (unspecified, loopback, our own, link-local).
+    /// A source or destination address that may not be routed (unspecified, loopback, our own, link-local), or, with two
+    /// arms, a source to which no route leads back by the port that it came from.
     Martian = "martian",
     /// The destination is a multicast or broadcast address.
     Multicast = "multicast",

@@ -381,6 +381,11 @@ impl Pipeline {
         if snapshot.is_ours(key.src) || key.src.is_link_local6() || key.dst.is_link_local6() {
             return Err(DropReason::Martian);
         }
+        // RFC 3704: answers would leave by the other port, and untranslated.
+        let leads_back = |to| snapshot.route(to).is_some_and(|hop| hop.port == port);
+        if snapshot.two_arms() && !leads_back(key.src) {
+            return Err(DropReason::Martian);
+        }
         let is_tcp = key.proto == proto::TCP;
         let picks_up = is_tcp && !p.segment.is_initial();
         if picks_up && (now >= snapshot.settings().pick_up_until || p.segment.has(SYN | RST)) {

@@ -121,6 +121,14 @@ fn verdicts() {
     check(
         &allow,
         INSIDE,
+        "192.0.2.77:53",
+        "198.51.100.1:1",
+        Err(DropReason::Martian),
+        &["drop martian +1"],
+    );
+    check(
+        &allow,
+        INSIDE,
         "10.0.0.2:53",
         "240.0.0.1:1",
         Err(DropReason::Martian),
