@@ -5,4 +5,5 @@
 pub mod cluster;
 pub mod engine;
 pub mod frame;
+pub mod neighbor;
 pub mod policy;

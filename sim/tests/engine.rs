@@ -14,6 +14,7 @@ use policy::{Compiled, Document};
 use proptest::prelude::*;
 use sim::engine::{Expected, MACS, Node, PEER, Reference};
 use sim::frame::{ACK, Body, FIN, Frame, RST, SYN};
+use sim::neighbor;
 
 fn ip(s: &str) -> IpAddr {
     s.parse().expect("a constant")
@@ -143,7 +144,7 @@ impl Real {
             for i in 0..2 {
                 while let Some(packet) = self.worker.ports_mut()[i].tx.pop_front() {
                     quiet = false;
-                    match neighbor_answer(packet.bytes()) {
+                    match neighbor::answer(packet.bytes()) {
                         Some(answer) => {
                             self.worker.ports_mut()[i]
                                 .rx
@@ -160,43 +161,6 @@ impl Real {
                 return sent;
             }
         }
-    }
-}
-
-/// The answer of a neighbour if the frame asks for one; `Some(None)` if it needs none.
-fn neighbor_answer(frame: &[u8]) -> Option<Option<Vec<u8>>> {
-    if frame[12..14] == [8, 6] {
-        if frame[21] == 2 || frame[28..32] == frame[38..42] {
-            return Some(None);
-        }
-        let answer = [
-            &frame[6..12],
-            &PEER,
-            &[8, 6, 0, 1, 8, 0, 6, 4, 0, 2],
-            &PEER,
-            &frame[38..42],
-            &frame[22..32],
-        ];
-        return Some(Some(answer.concat()));
-    }
-    match frame.get(54) {
-        Some(135) if frame[20] == 58 => {
-            let part = |at: usize| -> [u8; 16] { frame[at..at + 16].try_into().expect("sixteen") };
-            let payload = [&part(62)[..], &[2, 1], &PEER].concat();
-            let answer = Frame::icmp(
-                part(62).into(),
-                part(22).into(),
-                136,
-                0,
-                0x6000_0000,
-                &payload,
-            )
-            .with_ttl(255);
-            let asker = frame[6..12].try_into().expect("six");
-            Some(Some(answer.between(PEER, asker).emit()))
-        }
-        Some(136) if frame[20] == 58 => Some(None),
-        _ => None,
     }
 }
 
