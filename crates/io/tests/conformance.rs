@@ -10,7 +10,12 @@ mod suite;
 #[path = "conformance/wired.rs"]
 mod wired;
 
+use std::path::Path;
+
+use engine::port::Link;
+use engine::port::faulty::{Faults, Faulty};
 use io::packet::{PacketConfig, PacketPort};
+use io::pcap::{CaptureReader, CaptureWriter, LinkType, Pace, PcapConfig, PcapPort};
 use io::tun::{Kind, Tun, TunConfig};
 use io::xdp::{Attach, XdpConfig, XdpPort};
 use namespace::{sh, with_namespace};
@@ -36,6 +41,7 @@ fn wire(interface: &str) -> Wire<'static> {
     Wire {
         set_link: Some(Box::new(set_link)),
         remove: Some(Box::new(remove)),
+        is_boundless: false,
     }
 }
 
@@ -150,8 +156,59 @@ fn tun_and_tap_with_long_packets() {
     }
 }
 
+/// Each end reads what the other writes.
+#[test]
+fn pcap() {
+    for link_type in [LinkType::Ethernet, LinkType::Raw] {
+        let directory = tempfile::tempdir().expect("a directory");
+        let files = ["left", "right"].map(|name| directory.path().join(name));
+        let [written_left, written_right] =
+            [0, 1].map(|i| CaptureWriter::create(&files[i], link_type).expect("it is made"));
+        let port = |written, read: &Path| {
+            let config = PcapConfig {
+                pace: Pace::Unpaced,
+                link_type,
+                mac: [2, 0, 0, 0, 0, 1],
+                mtu: 65_521,
+                buffers: 256,
+            };
+            let input = CaptureReader::open(read).expect("it is a capture");
+            PcapPort::new(Some(input), Some(written), config).expect("it fits")
+        };
+        let mut left = port(written_left, &files[1]);
+        let mut right = port(written_right, &files[0]);
+        let wire = Wire {
+            is_boundless: true,
+            ..Wire::default()
+        };
+        suite::run(&mut left, &mut right, &wire);
+    }
+}
+
 #[test]
 fn memory() {
-    let (mut left, mut right) = wired::memory_pair();
+    let (mut left, mut right) = wired::memory_pair(1500);
+    let (link, gone) = (left.carrier(), left.carrier());
+    let wire = Wire {
+        set_link: Some(Box::new(move |up| {
+            link.set(if up { Link::Up } else { Link::Down });
+        })),
+        remove: Some(Box::new(move || gone.set(Link::Gone))),
+        ..Wire::default()
+    };
+    suite::run(&mut left, &mut right, &wire);
+}
+
+#[test]
+fn memory_with_long_frames() {
+    let (mut left, mut right) = wired::memory_pair(65_535);
+    suite::run(&mut left, &mut right, &Wire::default());
+}
+
+/// Without faults, a port in faults is the port inside.
+#[test]
+fn faulty() {
+    let (left, right) = wired::memory_pair(1500);
+    let [mut left, mut right] = [left, right].map(|port| Faulty::new(port, 1, Faults::default()));
     suite::run(&mut left, &mut right, &Wire::default());
 }

@@ -3,6 +3,8 @@
 
 use std::collections::VecDeque;
 
+use crate::wire::ethernet;
+
 use super::{Capabilities, Link, Meta, Packet, Port, PortStats};
 
 /// A frame in a growable buffer, up to [`MemoryPacket::CAPACITY`] bytes.
@@ -113,6 +115,10 @@ impl Port for MemoryPort {
     fn tx_burst(&mut self, burst: &mut Vec<MemoryPacket>) -> usize {
         let mut taken = 0;
         for packet in burst.drain(..) {
+            if packet.bytes.len() < ethernet::LEN {
+                self.stats.tx_errors += 1;
+                continue;
+            }
             if self.link != Link::Up || self.tx.len() >= self.tx_capacity {
                 self.stats.tx_dropped += 1;
                 continue;

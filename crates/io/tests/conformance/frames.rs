@@ -30,6 +30,16 @@ impl Shape {
             .flat_map(|family| [false, true].map(|tcp| Self { family, tcp }))
     }
 
+    /// Whether a frame has these headers.
+    pub(crate) fn is_of(self, frame: &[u8]) -> bool {
+        let protocol = match self.family {
+            Family::V4 if frame[12..14] == [0x08, 0x00] => frame[23],
+            Family::V6 if frame[12..14] == [0x86, 0xdd] => frame[20],
+            _ => return false,
+        };
+        protocol == if self.tcp { 6 } else { 17 }
+    }
+
     fn transport(self) -> usize {
         match self.family {
             Family::V4 => 34,

@@ -14,8 +14,8 @@ pub(crate) struct Wired {
 }
 
 /// Both ends of a wire.
-pub(crate) fn memory_pair() -> (Wired, Wired) {
-    let port = |last| Rc::new(RefCell::new(MemoryPort::new([2, 0, 0, 0, 0, last], 1500)));
+pub(crate) fn memory_pair(mtu: u16) -> (Wired, Wired) {
+    let port = |last| Rc::new(RefCell::new(MemoryPort::new([2, 0, 0, 0, 0, last], mtu)));
     let (left, right) = (port(1), port(2));
     let wired = |own: &Rc<RefCell<MemoryPort>>, peer: &Rc<RefCell<MemoryPort>>| Wired {
         own: Rc::clone(own),
@@ -23,6 +23,21 @@ pub(crate) fn memory_pair() -> (Wired, Wired) {
         capabilities: own.borrow().capabilities().clone(),
     };
     (wired(&left, &right), wired(&right, &left))
+}
+
+/// The state of a wire's link, at one end.
+pub(crate) struct Carrier(Rc<RefCell<MemoryPort>>);
+
+impl Carrier {
+    pub(crate) fn set(&self, link: Link) {
+        self.0.borrow_mut().link = link;
+    }
+}
+
+impl Wired {
+    pub(crate) fn carrier(&self) -> Carrier {
+        Carrier(Rc::clone(&self.own))
+    }
 }
 
 impl Port for Wired {
