@@ -249,8 +249,12 @@ pub struct WorkerCounters {
     pub picked_up: Counter,
     /// Flows taken over from the process before this one.
     pub taken_over: Counter,
-    /// Fragments seen (dropped under [`DropReason::Fragment`]).
+    /// Fragments dropped because they made no datagram, under any of the reasons for that.
     pub fragments: Counter,
+    /// Datagrams made whole of their fragments.
+    pub reassembled: Counter,
+    /// Packets cut into fragments for a link that carries less.
+    pub fragmented: Counter,
     /// ICMP errors translated and passed on.
     pub icmp_errors_translated: Counter,
     /// ICMP errors originated: time exceeded, packet too big, unreachable.
@@ -299,6 +303,8 @@ impl Default for WorkerCounters {
             picked_up: Counter::default(),
             taken_over: Counter::default(),
             fragments: Counter::default(),
+            reassembled: Counter::default(),
+            fragmented: Counter::default(),
             icmp_errors_translated: Counter::default(),
             icmp_errors_sent: Counter::default(),
             replies_limited: Counter::default(),
@@ -361,6 +367,12 @@ impl WorkerCounters {
 
     pub(crate) fn count_closed(&self, reason: CloseReason) {
         self.closed[reason as usize].inc();
+    }
+
+    /// Counts frames that were kept and have to be dropped.
+    pub(crate) fn count_dropped(&self, reason: DropReason, packets: u64, bytes: u64) {
+        self.drops[reason as usize].packets.add(packets);
+        self.drops[reason as usize].bytes.add(bytes);
     }
 
     /// Counts the fate of one frame.

@@ -47,8 +47,12 @@ drop_reasons! {
     Multicast = "multicast",
     /// IPv4 source routing, or an IPv6 routing header of a deprecated type.
     SourceRoute = "source_route",
-    /// A fragment; fragments are not forwarded.
+    /// A fragment that makes no datagram: malformed, without its others in time, repeated, or with headers cut apart.
     Fragment = "fragment",
+    /// A fragment of a datagram whose fragments overlap or contradict each other.
+    FragmentOverlap = "fragment_overlap",
+    /// A fragment for which there is no room, by source or in all.
+    FragmentLimit = "fragment_limit",
     /// A TCP flag combination that no stack sends (SYN with FIN or RST, or no flag at all).
     BadTcpFlags = "bad_tcp_flags",
     /// An ARP packet that is malformed, or asks for an address that is not ours.

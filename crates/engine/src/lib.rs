@@ -13,6 +13,7 @@ pub mod counters;
 mod drop_reason;
 pub mod event;
 mod flow;
+mod fragment;
 mod limit;
 pub mod mesh;
 mod nat;

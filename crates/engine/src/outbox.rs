@@ -2,6 +2,7 @@
 //! memory reserved once; the worker copies them into buffers of the port.
 
 use crate::address::Addr;
+use crate::fragment::seal_header;
 use crate::neighbor::NeighborId;
 use crate::port::PortId;
 use crate::wire::arp::{self, Arp, Operation};
@@ -136,6 +137,67 @@ impl Outbox {
             }
             .emit(b);
             Some(&mut b[ipv6::LEN..])
+        }
+    }
+
+    /// Sends a packet in pieces: `head` bytes of `frame` in front of each, in IPv6 with a fragment header at their end,
+    /// and of the rest as many bytes as `cuts` says, which are all. All of it goes, or nothing.
+    pub(crate) fn pieces(
+        &mut self,
+        (port, waits_for): (PortId, Option<NeighborId>),
+        frame: &[u8],
+        head: usize,
+        cuts: impl Iterator<Item = usize> + Clone,
+        id: Option<u32>,
+    ) {
+        let count = cuts.clone().count();
+        let needed = count * head + frame.len();
+        if self.bytes.len() + needed > CAPACITY
+            || self.frames.len() + count > self.frames.capacity()
+        {
+            self.refused += 1;
+            return;
+        }
+        let v4 = u16::from_be_bytes([frame[12], frame[13]]) == ethernet::IPV4;
+        let flags = u16::from_be_bytes([frame[ethernet::LEN + 6], frame[ethernet::LEN + 7]]);
+        let mut at = head;
+        for cut in cuts {
+            let start = self.bytes.len();
+            if v4 && at > head {
+                self.bytes
+                    .extend_from_slice(&frame[..ethernet::LEN + ipv4::MIN_LEN]);
+                let options = &frame[ethernet::LEN + ipv4::MIN_LEN..head];
+                ipv4::copied_options(options, &mut self.bytes);
+            } else {
+                self.bytes.extend_from_slice(&frame[..head]);
+            }
+            let header_len = self.bytes.len() - start - ethernet::LEN;
+            self.bytes.extend_from_slice(&frame[at..at + cut]);
+            let more = at + cut < frame.len();
+            let b = &mut self.bytes[start + ethernet::LEN..];
+            let len = b.len();
+            if v4 {
+                b[0] = 0x40 | (header_len / 4) as u8;
+                put16(b, 2, len as u16);
+                if let Some(id) = id {
+                    put16(b, 4, id as u16);
+                }
+                let offset = ((at - head) / 8) as u16;
+                put16(b, 6, flags & 0x4000 | u16::from(more) << 13 | offset);
+                seal_header(b, header_len);
+            } else {
+                put16(b, 4, (len - ipv6::LEN) as u16);
+                put16(b, header_len - 6, (at - head) as u16 | u16::from(more));
+                if let Some(id) = id {
+                    put(b, header_len - 4, id.to_be_bytes());
+                }
+            }
+            let link = Link {
+                waits_for,
+                ..Link::new(port, Mac::default(), Mac::default())
+            };
+            self.frames.push((link, start, self.bytes.len()));
+            at += cut;
         }
     }
 

@@ -18,6 +18,8 @@ pub(crate) enum Content {
     Neighbor,
     /// An ARP packet.
     Arp,
+    /// A part of a datagram. It has no ports, and its transport header is what follows the IP header.
+    Fragment,
 }
 
 /// A parsed frame: offsets and values, no borrow.
@@ -131,11 +133,12 @@ pub(crate) fn parse(
 fn parse_ipv4(frame: &[u8]) -> Result<Parsed, DropReason> {
     let packet = &frame[ethernet::LEN..];
     let ip = ipv4::Header::parse(packet)?;
-    if ip.fragment {
-        return Err(DropReason::Fragment);
-    }
     let transport = &packet[ip.header_len..ip.total_len];
-    parse_transport(transport, ip.src, ip.dst, ip.proto).map(|t| Parsed {
+    let parsed = match ip.fragment {
+        true => Ok(Transport::fragment(ip.src, ip.dst, ip.proto)),
+        false => parse_transport(transport, ip.src, ip.dst, ip.proto),
+    };
+    parsed.map(|t| Parsed {
         content: t.content,
         key: t.key,
         ttl: ip.ttl,
@@ -150,11 +153,12 @@ fn parse_ipv4(frame: &[u8]) -> Result<Parsed, DropReason> {
 fn parse_ipv6(frame: &[u8]) -> Result<Parsed, DropReason> {
     let packet = &frame[ethernet::LEN..];
     let ip = ipv6::Header::parse(packet)?;
-    if ip.fragment {
-        return Err(DropReason::Fragment);
-    }
     let transport = &packet[ip.header_len..ip.total_len];
-    parse_transport(transport, ip.src, ip.dst, ip.proto).map(|t| Parsed {
+    let parsed = match ip.fragment {
+        true => Ok(Transport::fragment(ip.src, ip.dst, ip.proto)),
+        false => parse_transport(transport, ip.src, ip.dst, ip.proto),
+    };
+    parsed.map(|t| Parsed {
         content: t.content,
         key: t.key,
         ttl: ip.hop_limit,
@@ -171,6 +175,24 @@ struct Transport {
     key: Key,
     icmp: (u8, u8),
     segment: tcp::Segment,
+}
+
+impl Transport {
+    fn fragment(src: Addr, dst: Addr, proto: u8) -> Transport {
+        let key = Key {
+            src,
+            dst,
+            src_port: 0,
+            dst_port: 0,
+            proto,
+        };
+        Transport {
+            content: Content::Fragment,
+            key,
+            icmp: (0, 0),
+            segment: tcp::Segment::default(),
+        }
+    }
 }
 
 #[inline]

@@ -1,7 +1,8 @@
 //! The engine behind the worker: what becomes of one frame.
 //!
 //! A packet's life in [`Pipeline::process`]:
-//! 1. Its kind was parsed: ARP, neighbour discovery, an ICMP error, or a packet of a flow.
+//! 1. Its kind was parsed: ARP, neighbour discovery, an ICMP error, or a packet of a flow. A fragment is kept until
+//!    its datagram is whole, which then is the packet ([`Pipeline::handle_fragment`]).
 //! 2. The flow is looked up by the key as on the wire ([`Pipeline::find_live`]). A flow judged under
 //!    an older snapshot is judged again, by the facts of its first packet.
 //! 3. Without a flow: for one of our own addresses it is answered or handed to the host
@@ -12,6 +13,7 @@
 //!
 //! Direction and NAT are values on this one path; IPv4 and IPv6 share it.
 
+mod fragment;
 pub(crate) mod handover;
 mod icmp_error;
 mod link;
@@ -31,6 +33,7 @@ use crate::counters::{CloseReason, Direction};
 use crate::event::{Event, FlowFacts};
 use crate::flow::key::Random;
 use crate::flow::{Flow, FlowId, FlowTable, NO_GROUP, NO_RULE};
+use crate::fragment::{Fragments, Identifications, Whole};
 use crate::limit::TokenBucket;
 use crate::nat::{self, Mappings, Partition};
 use crate::neighbor::{NeighborId, NeighborTable};
@@ -52,8 +55,12 @@ pub(crate) enum Step {
     Send(PortId),
     /// Out of a port, once this neighbour's address is known.
     Await(PortId, NeighborId),
+    /// Out of a port, but in pieces, which are in the outbox.
+    Cut(PortId),
     /// To the host.
     Lane,
+    /// To the host: not this fragment, but the datagram that it has made whole.
+    Whole,
     /// Nowhere: it was answered or learned from.
     Consumed,
     /// Nowhere.
@@ -63,8 +70,8 @@ pub(crate) enum Step {
 impl Step {
     fn verdict(self) -> Verdict {
         match self {
-            Step::Send(port) | Step::Await(port, _) => Verdict::Forward(port),
-            Step::Lane => Verdict::Local,
+            Step::Send(port) | Step::Await(port, _) | Step::Cut(port) => Verdict::Forward(port),
+            Step::Lane | Step::Whole => Verdict::Local,
             Step::Consumed => Verdict::Reply,
             Step::Drop(reason) => Verdict::Drop(reason),
         }
@@ -102,6 +109,12 @@ pub(crate) struct Pipeline {
     events: Option<SyncSender<Event>>,
     random: Random,
     partition: Partition,
+    fragments: Fragments,
+    identifications: Identifications,
+    /// The datagram made of the last fragments; kept for its memory.
+    whole: Whole,
+    /// Bytes of the largest piece of the datagram in hand; zero for a packet that came in one.
+    largest_piece: usize,
     nat_active: u32,
     mappings: Mappings,
     icmp_limit: TokenBucket,
@@ -125,8 +138,19 @@ impl Pipeline {
             port: PortId(0),
             neighbor: None,
         };
+        let fragments = Fragments::new(flows.hasher().clone())?;
+        let identifications = Identifications::new(
+            flows.hasher().clone(),
+            || random.next(),
+            config.index,
+            config.count.max(1),
+        );
         Ok(Pipeline {
             snapshot,
+            fragments,
+            identifications,
+            whole: Whole::default(),
+            largest_piece: 0,
             flows,
             neighbors: NeighborTable::default(),
             ports,
@@ -225,6 +249,7 @@ impl Pipeline {
             Content::IcmpError => self.handle_icmp_error(now, port, frame, p, &mut direction),
             Content::Neighbor => self.handle_neighbor(now, port, frame.bytes(), p, true),
             Content::Arp => self.handle_arp(now, port, frame.bytes(), true),
+            Content::Fragment => return self.handle_fragment(now, port, frame.bytes(), p),
         }
         .unwrap_or_else(Step::Drop);
         self.counters
@@ -243,7 +268,8 @@ impl Pipeline {
 
     /// Counts a frame that is dropped before or after [`process`](Self::process).
     pub(crate) fn refuse(&mut self, reason: DropReason, bytes: usize) {
-        if reason == DropReason::Fragment {
+        use DropReason::{Fragment, FragmentLimit, FragmentOverlap};
+        if matches!(reason, Fragment | FragmentOverlap | FragmentLimit) {
             self.counters.fragments.inc();
         }
         self.counters
@@ -588,13 +614,18 @@ impl Pipeline {
         flow.packets[from as usize] = flow.packets[from as usize].saturating_add(1);
 
         let hop = self.next_hop(to, now)?;
-        self.check_size(now, port, frame, p, hop.port)?;
+        let fits = self.check_size(now, port, frame, p, hop.port)?;
         if translated {
             let meta = *frame.meta();
             rewrite::translate(frame.bytes_mut(), &meta, p, translation);
         }
         rewrite::decrement_ttl(frame.bytes_mut(), p);
-        self.dispatch(frame, hop)
+        let step = self.dispatch(frame, hop)?;
+        if fits {
+            Ok(step)
+        } else {
+            self.cut(frame, p, step)
+        }
     }
 
     /// Refuses a packet whose TTL or hop limit ends here, and says so to its sender.
@@ -618,7 +649,8 @@ impl Pipeline {
         Err(DropReason::TtlExceeded)
     }
 
-    /// Refuses a packet that the link behind `out` cannot carry, and tells its sender what it can.
+    /// Whether the link behind `out` carries a packet in one; false if it is to be cut. Refuses one that it does not
+    /// carry and that may not be cut, and tells its sender what it carries.
     #[inline]
     fn check_size<K: Packet>(
         &mut self,
@@ -627,7 +659,7 @@ impl Pipeline {
         frame: &mut K,
         p: &Parsed,
         out: PortId,
-    ) -> Result<(), DropReason> {
+    ) -> Result<bool, DropReason> {
         let caps = &self.ports[usize::from(out.0)];
         let size = match frame.meta().gso {
             None => frame.bytes().len() - ethernet::LEN,
@@ -643,8 +675,8 @@ impl Pipeline {
             }
         };
         let mtu = caps.mtu;
-        if size <= usize::from(mtu) {
-            return Ok(());
+        if size <= usize::from(mtu) || (1..=usize::from(mtu)).contains(&self.largest_piece) {
+            return Ok(true);
         }
         if p.dont_fragment {
             let error = if p.is_v4() {
@@ -653,6 +685,8 @@ impl Pipeline {
                 (icmp::TOO_BIG6, 0)
             };
             self.send_icmp_error(now, port, frame.bytes(), p, error, u32::from(mtu));
+        } else if frame.meta().gso.is_none() {
+            return Ok(false);
         }
         Err(DropReason::TooBig)
     }
@@ -726,12 +760,14 @@ impl Pipeline {
             };
             self.closed(&flow, reason);
         }
+        self.expire_fragments(now);
         self.ask_neighbors(now);
     }
 
     /// When [`handle_timeout`](Self::handle_timeout) has something to do, at the latest.
     pub(crate) fn next_deadline(&self, now: Now) -> Option<Now> {
-        let flows = (self.flows.active() > 0).then(|| now + std::time::Duration::from_millis(250));
+        let waiting = self.flows.active() > 0 || !self.fragments.is_empty();
+        let flows = waiting.then(|| now + std::time::Duration::from_millis(250));
         match (flows, self.neighbors.next_deadline()) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),

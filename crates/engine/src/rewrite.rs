@@ -95,6 +95,16 @@ pub(crate) fn translate(frame: &mut [u8], meta: &Meta, p: &Parsed, t: Translatio
     }
 }
 
+/// Whether the IP header has this source address.
+pub(crate) fn has_source(frame: &[u8], address: Addr) -> bool {
+    let ip = ethernet::LEN;
+    if address.is_v4() {
+        frame[ip + 12..ip + 16] == address.octets4()
+    } else {
+        frame[ip + 8..ip + 24] == address.octets16()
+    }
+}
+
 /// Writes an address into the IP header, and no checksum.
 pub(crate) fn put_address(frame: &mut [u8], v4: bool, which: Which, address: Addr) {
     let ip = ethernet::LEN;

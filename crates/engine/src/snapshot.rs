@@ -100,6 +100,8 @@ pub struct Timeouts {
     pub icmp: Duration,
     /// Any other protocol.
     pub other: Duration,
+    /// A datagram of which fragments are missing; zero: fragments are dropped.
+    pub fragment: Duration,
 }
 
 impl Default for Timeouts {
@@ -115,6 +117,7 @@ impl Default for Timeouts {
             udp: s(300),
             icmp: s(60),
             other: s(600),
+            fragment: s(10),
         }
     }
 }
@@ -134,6 +137,7 @@ impl Timeouts {
             udp: idle,
             icmp: idle,
             other: idle,
+            fragment: d.fragment,
         }
     }
 }
@@ -264,6 +268,7 @@ pub(crate) struct IdleTicks {
     pub(crate) udp: u32,
     pub(crate) icmp: u32,
     pub(crate) other: u32,
+    pub(crate) fragment: u32,
 }
 
 #[derive(Debug)]
@@ -599,6 +604,7 @@ impl Network {
             udp: ticks(t.udp),
             icmp: ticks(t.icmp),
             other: ticks(t.other),
+            fragment: ticks(t.fragment),
         };
         let internal = settings
             .internal

@@ -84,7 +84,8 @@ impl Steering {
     pub(crate) fn owner(&self, snapshot: &Snapshot, frame: &[u8], p: &Parsed) -> Owner {
         match p.content {
             Content::Arp | Content::Neighbor => Owner::Everyone,
-            Content::Flow => Owner::One(self.owner_of(snapshot, &p.key)),
+            // All pieces of a datagram have the same addresses and no ports.
+            Content::Flow | Content::Fragment => Owner::One(self.owner_of(snapshot, &p.key)),
             // The quoted packet went the other way. What quotes nothing sensible is refused by whoever has it.
             Content::IcmpError => {
                 Owner::One(quoted_key(frame, p).map_or(self.partition.index, |quoted| {

@@ -233,7 +233,14 @@ impl<P: Port, L: Port> Worker<P, L> {
                     self.pipeline.refuse_lane(frame.bytes().len());
                 }
             }
-            Step::Consumed | Step::Drop(_) => {}
+            Step::Whole => {
+                let whole = self.pipeline.whole();
+                let bytes = whole.bytes.len();
+                if !hand_over(whole, self.lane.as_mut(), &mut self.lane_tx) {
+                    self.pipeline.refuse_lane(bytes);
+                }
+            }
+            Step::Cut(_) | Step::Consumed | Step::Drop(_) => {}
         }
     }
 

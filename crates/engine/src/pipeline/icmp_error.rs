@@ -160,7 +160,13 @@ fn parse_quoted(frame: &[u8], p: &Parsed) -> Result<Quoted, DropReason> {
         let h = ipv6::Header::parse_embedded(packet)?;
         (h.src, h.dst, h.proto, h.header_len, h.fragment)
     };
-    if fragment {
+    // Of fragments only the first tells whose it is.
+    let offset = match p.is_v4() {
+        true => get16(packet, 6) & 0x1fff,
+        false if fragment => get16(packet, header_len - 6) & 0xfff8,
+        false => 0,
+    };
+    if offset != 0 {
         return Err(DropReason::IcmpNoFlow);
     }
     let transport = packet.get(header_len..).unwrap_or_default();

@@ -20,7 +20,7 @@ impl Pipeline {
         let learned = match p.content {
             Content::Arp => self.handle_arp(now, port, frame, false),
             Content::Neighbor => self.handle_neighbor(now, port, frame, p, false),
-            Content::Flow | Content::IcmpError => return,
+            Content::Flow | Content::Fragment | Content::IcmpError => return,
         };
         // Refused and counted where it was received.
         let _: Result<Step, DropReason> = learned;

@@ -82,6 +82,26 @@ impl Header {
     }
 }
 
+/// Appends those options that every fragment carries (RFC 791 §3.1), padded. The options have been checked.
+pub(crate) fn copied_options(mut options: &[u8], to: &mut Vec<u8>) {
+    let start = to.len();
+    while let [kind, rest @ ..] = options {
+        match kind {
+            0 => break,
+            1 => options = rest,
+            kind => {
+                let len = rest.first().map_or(1, |len| usize::from(*len));
+                let (option, behind) = options.split_at(len.clamp(1, options.len()));
+                if kind & 0x80 != 0 {
+                    to.extend_from_slice(option);
+                }
+                options = behind;
+            }
+        }
+    }
+    to.resize(start + (to.len() - start).next_multiple_of(4), 0);
+}
+
 /// Walks the options; source routes are refused (RFC 7126 §4.3).
 fn check_options(mut options: &[u8]) -> Result<(), DropReason> {
     while let [kind, rest @ ..] = options {
@@ -174,6 +194,19 @@ mod tests {
         check(&[7, 0, 0, 0], Err(DropReason::MalformedHeader));
         check(&[7, 9, 0, 0], Err(DropReason::MalformedHeader));
         check(&[1, 1, 1, 7], Err(DropReason::MalformedHeader));
+    }
+
+    #[test]
+    fn fragments_carry_options_that_say_so() {
+        fn check(options: &[u8], expected: &[u8]) {
+            let mut to = vec![0xaa];
+            copied_options(options, &mut to);
+            assert_eq!(to[1..], *expected, "{options:?}");
+        }
+        check(&[148, 4, 0, 0], &[148, 4, 0, 0]);
+        check(&[7, 3, 4, 1, 148, 4, 0, 0], &[148, 4, 0, 0]);
+        check(&[1, 0x86, 3, 9, 0, 148, 4, 0], &[0x86, 3, 9, 0]);
+        check(&[], &[]);
     }
 
     #[test]

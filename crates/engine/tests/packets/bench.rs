@@ -123,6 +123,15 @@ impl Bench {
         Bench::with_ports(policy, settings, 1024, ports, port([0; 6], 65_535))
     }
 
+    /// With links that carry packets of these sizes.
+    pub(crate) fn with_mtus(policy: &str, settings: Settings, mtus: [u16; 2]) -> Bench {
+        let [inside, outside] = MACS;
+        let ports = [(inside, mtus[0]), (outside, mtus[1])];
+        let ports = ports.map(|(mac, mtu)| MemoryPort::new(mac, mtu));
+        let lane = MemoryPort::new([0; 6], 65_535);
+        Bench::with_ports(policy, settings, 1024, ports, lane)
+    }
+
     /// With as many of `ports` as the settings have.
     fn with_ports(
         policy: &str,
@@ -342,6 +351,8 @@ impl Bench {
             ("would_deny", &c.would_deny),
             ("picked_up", &c.picked_up),
             ("fragments", &c.fragments),
+            ("reassembled", &c.reassembled),
+            ("fragmented", &c.fragmented),
             ("icmp_translated", &c.icmp_errors_translated),
             ("icmp_sent", &c.icmp_errors_sent),
             ("limited", &c.replies_limited),

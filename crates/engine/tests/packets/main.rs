@@ -1,6 +1,7 @@
 //! Packet cases: policy and packet in; verdict, packet out, and every counter that moved.
 
 mod bench;
+mod fragments;
 mod handover;
 mod icmp;
 mod link;

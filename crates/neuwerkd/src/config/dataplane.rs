@@ -78,6 +78,9 @@ section! {
     /// How long after its start a node takes TCP connections over in their midst, as far as they begin inside and the
     /// policy allows them, so that a restart does not end them. Otherwise such a segment is answered with a reset.
     tcp_pick_up_secs: u32 = 120, unit("s"), range(0..=86_400);
+    /// How long fragments wait for the others of their datagram, which is judged and sent on when it is whole. Zero: all
+    /// fragments are dropped.
+    fragment_timeout_secs: u32 = 10, unit("s"), range(0..=120);
     /// A table of its own for connections of which only the first segment was seen.
     syn_only_enabled: bool = false, part(Part::DataplaneTuning);
     /// More metrics, at a cost.

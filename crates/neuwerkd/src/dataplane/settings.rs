@@ -56,7 +56,10 @@ pub(super) fn settings(config: &Config, now: Now, workers: usize) -> Settings {
             .nptv6
             .prefixes()
             .map(|(inside, outside)| Nptv6 { inside, outside }),
-        timeouts: idle.map_or_else(Timeouts::default, Timeouts::uniform),
+        timeouts: Timeouts {
+            fragment: Duration::from_secs(u64::from(dataplane.fragment_timeout_secs)),
+            ..idle.map_or_else(Timeouts::default, Timeouts::uniform)
+        },
         limits: Limits {
             max_flows: share(dataplane.max_active_flows(), workers),
             max_nat_bindings: share(dataplane.max_active_nat_entries(), workers),

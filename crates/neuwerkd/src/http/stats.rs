@@ -80,7 +80,7 @@ fn dataplane(workers: &[Arc<WorkerCounters>]) -> DataplaneStats {
         } else {
             nat as f64 / capacity as f64
         },
-        ipv4_fragments_dropped: drops_of(DropReason::Fragment),
+        ipv4_fragments_dropped: sum(&|worker| worker.fragments.get()),
         ipv4_ttl_exceeded: drops_of(DropReason::TtlExceeded),
         packets: decisions(allow.0, deny.0),
         bytes: decisions(allow.1, deny.1),

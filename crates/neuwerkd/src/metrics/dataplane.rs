@@ -46,7 +46,7 @@ type Read = fn(&WorkerCounters) -> u64;
 #[rustfmt::skip] // A table reads better in columns.
 const COUNTERS: &[(&str, &str, Read)] = &[
     ("dp_arp_handled",                   "ARP packets handled",                                   |w| w.arp_handled.get()),
-    ("dp_ipv4_fragments_dropped",        "Fragments dropped",                                     |w| w.dropped(DropReason::Fragment).packets.get()),
+    ("dp_ipv4_fragments_dropped",        "Fragments dropped",                                     |w| w.fragments.get()),
     ("dp_ipv4_ttl_exceeded",             "Packets whose time to live ended here",                 |w| w.dropped(DropReason::TtlExceeded).packets.get()),
     ("dp_flow_cap_rejections",           "Flows refused because the table was full",              |w| w.dropped(DropReason::FlowTableFull).packets.get()),
     ("dp_nat_cap_rejections",            "Flows refused because there was no binding or port left", |w| w.dropped(DropReason::NatTableFull).packets.get() + w.dropped(DropReason::NatPortsExhausted).packets.get()),
@@ -62,6 +62,8 @@ const COUNTERS: &[(&str, &str, Read)] = &[
     ("neuwerk_dp_flows_rejudged",        "Flows judged again because the policy changed",         |w| w.rejudged.get()),
     ("neuwerk_dp_flows_picked_up",       "TCP connections picked up in the middle",               |w| w.picked_up.get()),
     ("neuwerk_dp_would_deny",            "Flows that a policy in audit mode would have denied",   |w| w.would_deny.get()),
+    ("neuwerk_dp_reassembled",           "Datagrams made whole of their fragments",               |w| w.reassembled.get()),
+    ("neuwerk_dp_fragmented",            "Packets cut into fragments for a link that carries less", |w| w.fragmented.get()),
     ("neuwerk_dp_no_buffer",             "Frames that the engine wanted to originate but had no buffer for", |w| w.no_buffer.get()),
 ];
 

@@ -1,0 +1,240 @@
+//! Packets that come in pieces, and those that leave in pieces.
+
+use super::{Pipeline, Step};
+use crate::DropReason;
+use crate::clock::Now;
+use crate::counters::Direction;
+use crate::fragment::{Lost, Whole};
+use crate::neighbor::NeighborId;
+use crate::parse::{Content, Parsed, Station, parse};
+use crate::port::{Checksum, Packet, PortId};
+use crate::rewrite;
+use crate::wire::checksum::{self, Delta};
+use crate::wire::{ethernet, get16, icmp, proto, put16, tcp, udp};
+
+impl Pipeline {
+    /// Keeps a fragment until its datagram is whole, which then goes the way of every packet. All pieces are counted
+    /// when their fate is known.
+    pub(super) fn handle_fragment(
+        &mut self,
+        now: Now,
+        port: PortId,
+        frame: &[u8],
+        p: &Parsed,
+    ) -> Step {
+        if self.snapshot.idle().fragment == 0 {
+            self.refuse(DropReason::Fragment, frame.len());
+            return Step::Drop(DropReason::Fragment);
+        }
+        let mut whole = std::mem::take(&mut self.whole);
+        let mut lost = Lost::default();
+        let taken = self
+            .fragments
+            .take(now.tick(), port, frame, p, &mut whole, &mut lost);
+        let step = match taken {
+            Ok(false) => Step::Consumed,
+            Ok(true) => {
+                self.counters.reassembled.inc();
+                self.handle_whole(now, port, &mut whole)
+            }
+            Err(reason) => {
+                self.refuse(reason, frame.len());
+                Step::Drop(reason)
+            }
+        };
+        self.count_lost(taken.err().unwrap_or(DropReason::FragmentLimit), lost);
+        self.whole = whole;
+        step
+    }
+
+    /// The datagram that is whole since the last fragment came.
+    pub(crate) fn whole(&self) -> &Whole {
+        &self.whole
+    }
+
+    /// Drops what has not become whole in time.
+    pub(super) fn expire_fragments(&mut self, now: Now) {
+        if !self.fragments.is_empty() {
+            let timeout = self.snapshot.idle().fragment;
+            let lost = self.fragments.expire(now.tick(), timeout);
+            self.count_lost(DropReason::Fragment, lost);
+        }
+    }
+
+    fn count_lost(&mut self, reason: DropReason, lost: Lost) {
+        if lost.packets > 0 {
+            self.counters.fragments.add(lost.packets);
+            self.counters
+                .count_dropped(reason, lost.packets, lost.bytes);
+        }
+    }
+
+    fn handle_whole(&mut self, now: Now, port: PortId, whole: &mut Whole) -> Step {
+        let mut direction = match self.snapshot.two_arms() && port.0 > 0 {
+            true => Direction::Inbound,
+            false => Direction::Outbound,
+        };
+        let mut protocol = 0;
+        self.largest_piece = whole.largest();
+        let step = self
+            .send_whole(now, port, whole, &mut direction, &mut protocol)
+            .unwrap_or_else(Step::Drop);
+        self.largest_piece = 0;
+        for cut in &whole.cuts {
+            let bytes = whole.head + usize::from(*cut);
+            self.counters
+                .count_verdict(step.verdict(), direction, protocol, bytes);
+        }
+        if let Step::Drop(DropReason::Fragment) = step {
+            self.counters.fragments.add(whole.cuts.len() as u64);
+        }
+        step
+    }
+
+    fn send_whole(
+        &mut self,
+        now: Now,
+        port: PortId,
+        whole: &mut Whole,
+        direction: &mut Direction,
+        protocol: &mut u8,
+    ) -> Result<Step, DropReason> {
+        let p = parse(&whole.bytes, Station::Any, None)?;
+        *protocol = p.key.proto;
+        // Neighbour discovery never comes in pieces (RFC 6980).
+        if !matches!(p.content, Content::Flow | Content::IcmpError) || !holds_headers(whole, &p) {
+            return Err(DropReason::Fragment);
+        }
+        // A receiver goes by the length of the IP packet, or of the datagram: they must not differ.
+        let l4 = usize::from(p.l4);
+        if p.key.proto == proto::UDP
+            && usize::from(get16(&whole.bytes, l4 + 4)) != p.end as usize - l4
+        {
+            return Err(DropReason::MalformedHeader);
+        }
+        let is_echo = matches!(
+            (p.key.proto, p.icmp.0),
+            (proto::ICMP4, icmp::ECHO) | (proto::ICMP6, icmp::ECHO6)
+        );
+        if is_echo && self.snapshot.is_ours(p.key.dst) {
+            return self.answer_whole_echo(port, whole, &p);
+        }
+        let step = if p.content == Content::Flow {
+            let hash = self.flows.hash(&p.key);
+            self.handle_packet(now, port, whole, &p, hash, direction)?
+        } else {
+            self.handle_icmp_error(now, port, whole, &p, direction)?
+        };
+        let (out, waits_for) = match step {
+            Step::Send(out) => (out, None),
+            Step::Await(out, id) => (out, Some(id)),
+            Step::Lane => return Ok(Step::Whole),
+            step => return Ok(step),
+        };
+        let is_translated = !rewrite::has_source(&whole.bytes, p.key.src);
+        let id = is_translated.then(|| self.identifications.take(p.key.dst));
+        self.cut_whole(whole, out, waits_for, id);
+        Ok(Step::Cut(out))
+    }
+
+    fn cut_whole(
+        &mut self,
+        whole: &Whole,
+        out: PortId,
+        waits_for: Option<NeighborId>,
+        id: Option<u32>,
+    ) {
+        let cuts = whole.cuts.iter().map(|c| usize::from(*c));
+        self.outbox
+            .pieces((out, waits_for), &whole.bytes, whole.head, cuts, id);
+    }
+
+    /// Answers an echo request for one of our addresses in as many pieces as it came in.
+    fn answer_whole_echo(
+        &mut self,
+        port: PortId,
+        whole: &mut Whole,
+        p: &Parsed,
+    ) -> Result<Step, DropReason> {
+        let l4 = usize::from(p.l4);
+        let message = &whole.bytes[l4..];
+        let (sum, reply) = match p.is_v4() {
+            true => (!checksum::fold(checksum::sum(message)), icmp::ECHO_REPLY),
+            false => (
+                checksum::transport(p.key.src, p.key.dst, proto::ICMP6, message),
+                icmp::ECHO_REPLY6,
+            ),
+        };
+        if sum != 0 {
+            return Err(DropReason::BadChecksum);
+        }
+        let (src, mac) = (self.back(port, &whole.bytes), self.capabilities(port).mac);
+        let b = &mut whole.bytes;
+        b[..6].copy_from_slice(&src.dst);
+        b[6..12].copy_from_slice(&mac);
+        rewrite::put_address(b, p.is_v4(), rewrite::Which::Source, p.key.dst);
+        rewrite::put_address(b, p.is_v4(), rewrite::Which::Destination, p.key.src);
+        b[ethernet::LEN + if p.is_v4() { 8 } else { 7 }] = 64;
+        let mut delta = Delta::default();
+        delta.replace16(
+            u16::from_be_bytes([b[l4], b[l4 + 1]]),
+            u16::from_be_bytes([reply, b[l4 + 1]]),
+        );
+        b[l4] = reply;
+        let sum = delta.apply(get16(b, l4 + icmp::CHECKSUM));
+        put16(b, l4 + icmp::CHECKSUM, sum);
+        let id = self.identifications.take(p.key.src);
+        self.cut_whole(whole, port, None, Some(id));
+        Ok(Step::Consumed)
+    }
+
+    /// Sends an IPv4 packet that may be cut in as large pieces as the link behind its port carries.
+    #[cold]
+    pub(super) fn cut<K: Packet>(
+        &mut self,
+        frame: &mut K,
+        p: &Parsed,
+        step: Step,
+    ) -> Result<Step, DropReason> {
+        let (out, waits_for) = match step {
+            Step::Send(out) => (out, None),
+            Step::Await(out, id) => (out, Some(id)),
+            step => return Ok(step),
+        };
+        // The checksum covers all pieces, and no port completes it over more than one.
+        let mut meta = *frame.meta();
+        if matches!(meta.checksum, Checksum::Partial { .. })
+            && !rewrite::complete_checksum(frame.bytes_mut(), &mut meta)
+        {
+            return Err(DropReason::MalformedHeader);
+        }
+        let bytes = &frame.bytes()[..p.end as usize];
+        let head = usize::from(p.l4);
+        let room = (ethernet::LEN + usize::from(self.capabilities(out).mtu)).saturating_sub(head);
+        let room = room & !7;
+        if room == 0 {
+            return Err(DropReason::TooBig);
+        }
+        let has_id = rewrite::has_source(bytes, p.key.src) && get16(bytes, ethernet::LEN + 4) != 0;
+        let id = (!has_id).then(|| self.identifications.take(p.key.dst));
+        let rest = bytes.len() - head;
+        let cuts = (0..rest).step_by(room).map(|at| room.min(rest - at));
+        self.outbox.pieces((out, waits_for), bytes, head, cuts, id);
+        self.counters.fragmented.inc();
+        Ok(Step::Cut(out))
+    }
+}
+
+/// Whether the first piece has all headers, up to that of the transport (RFC 7112, RFC 1858 §4).
+fn holds_headers(whole: &Whole, p: &Parsed) -> bool {
+    let l4 = usize::from(p.l4);
+    let transport = match p.key.proto {
+        proto::TCP => usize::from(whole.bytes[l4 + 12] >> 4) * 4,
+        proto::UDP => udp::LEN,
+        proto::ICMP4 | proto::ICMP6 => icmp::LEN,
+        _ => 0,
+    };
+    debug_assert!(p.key.proto != proto::TCP || transport >= tcp::MIN_LEN);
+    let first = whole.cuts.first().copied().unwrap_or(0);
+    l4 + transport <= whole.head + usize::from(first)
+}
