@@ -75,6 +75,12 @@ drop_reasons! {
     IcmpType = "icmp_type",
     /// The flow table is full and nothing in it could give way.
     FlowTableFull = "flow_table_full",
+    /// The source group has as many flows as one may have.
+    SourceGroupFull = "source_group_full",
+    /// The source (a host, or a /64 in IPv6) has as many flows as one may have.
+    SourceFull = "source_full",
+    /// The source opens flows faster than one may.
+    SourceRate = "source_rate",
     /// The limit on NAT bindings is reached.
     NatTableFull = "nat_table_full",
     /// No free port is left for this destination.

@@ -3,7 +3,7 @@
 //! Fixed capacity, one worker, no lock. Each flow has two entries in the [`index`], one for each
 //! direction as its packets look on the wire, so that either is found by one lookup.
 
-mod index;
+pub(crate) mod index;
 pub(crate) mod key;
 pub(crate) mod record;
 mod wheel;
@@ -64,6 +64,8 @@ pub(crate) struct Flow {
     pub(crate) revision: u32,
     pub(crate) rule: u32,
     pub(crate) group: u16,
+    /// Where it is counted among its group's flows.
+    pub(crate) tally: u16,
     pub(crate) tcp: Connection,
 }
 

@@ -26,6 +26,7 @@ mod rewrite;
 mod route;
 pub mod snapshot;
 pub mod steer;
+mod tally;
 mod tcp;
 mod verdict;
 mod wire;

@@ -42,6 +42,7 @@ use crate::parse::{Content, Parsed};
 use crate::port::{Capabilities, Checksum, GsoKind, Meta, Packet, PortId};
 use crate::rewrite::{self, Translation, Which};
 use crate::snapshot::{NatMapping, Side, Snapshot};
+use crate::tally::{self, Tally};
 use crate::tcp::{Connection, End};
 use crate::wire::ethernet;
 use crate::wire::tcp::{RST, SYN};
@@ -109,6 +110,7 @@ pub(crate) struct Pipeline {
     events: Option<SyncSender<Event>>,
     random: Random,
     partition: Partition,
+    tally: Tally,
     fragments: Fragments,
     identifications: Identifications,
     /// The datagram made of the last fragments; kept for its memory.
@@ -138,6 +140,8 @@ impl Pipeline {
             port: PortId(0),
             neighbor: None,
         };
+        let mut tally = Tally::new(config.flow_capacity, flows.hasher().clone())?;
+        tally.install(snapshot.policy());
         let fragments = Fragments::new(flows.hasher().clone())?;
         let identifications = Identifications::new(
             flows.hasher().clone(),
@@ -147,6 +151,7 @@ impl Pipeline {
         );
         Ok(Pipeline {
             snapshot,
+            tally,
             fragments,
             identifications,
             whole: Whole::default(),
@@ -187,7 +192,11 @@ impl Pipeline {
     }
 
     fn install(&mut self, snapshot: Arc<Snapshot>) {
+        let same_policy = Arc::ptr_eq(self.snapshot.policy(), snapshot.policy());
         self.snapshot = snapshot;
+        if !same_policy {
+            self.tally.install(self.snapshot.policy());
+        }
         self.epoch = self.epoch.wrapping_add(1);
         self.counters
             .nat_capacity
@@ -374,6 +383,9 @@ impl Pipeline {
         flow.revision = snapshot.policy().revision() as u32;
         flow.group = decision.group.map_or(NO_GROUP, |g| g as u16);
         flow.rule = decision.rule.unwrap_or(NO_RULE);
+        let place = self.tally.place(flow.group);
+        self.tally.move_group(flow.tally, place);
+        flow.tally = place;
         self.counters.rejudged.inc();
         if decision.allow {
             return Ok(());
@@ -451,6 +463,7 @@ impl Pipeline {
             revision: snapshot.policy().revision() as u32,
             rule: decision.rule.unwrap_or(NO_RULE),
             group: decision.group.map_or(NO_GROUP, |g| g as u16),
+            tally: tally::NO_PLACE,
             tcp: match (is_tcp, picks_up) {
                 (true, false) => Connection::open(&p.segment),
                 (true, true) => Connection::pick_up(&p.segment),
@@ -469,6 +482,8 @@ impl Pipeline {
         if snapshot.settings().draining {
             return Err(DropReason::Draining);
         }
+        flow.tally = self.tally.place(flow.group);
+        self.tally.admit(now, &flow, limits)?;
         let full = self.flows.active() >= limits.max_flows || self.flows.is_full();
         if full && !self.evict(now.tick()) {
             return Err(DropReason::FlowTableFull);
@@ -484,6 +499,10 @@ impl Pipeline {
             .flows
             .insert(flow, snapshot.idle())
             .ok_or(DropReason::FlowTableFull)?;
+        if !self.tally.enter(&flow) {
+            self.flows.remove(id);
+            return Err(DropReason::FlowTableFull);
+        }
 
         self.counters.flows_opened.inc();
         self.counters
@@ -789,6 +808,7 @@ impl Pipeline {
 
     /// Accounts for a flow that has left the table.
     fn closed(&mut self, flow: &Flow, reason: CloseReason) {
+        self.tally.leave(flow);
         self.counters.count_closed(reason);
         self.counters
             .flows_active

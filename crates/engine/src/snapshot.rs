@@ -147,6 +147,12 @@ impl Timeouts {
 pub struct Limits {
     /// Flows in one worker's table; no more than its capacity.
     pub max_flows: u32,
+    /// Flows of one source group; unset: as many as there are.
+    pub max_flows_per_group: Option<u32>,
+    /// Flows of one source, which is a host or, in IPv6, a /64; unset: as many as there are.
+    pub max_flows_per_source: Option<u32>,
+    /// Flows that one source may open per second, and as many at once; unset: any number.
+    pub new_flows_per_source_per_s: Option<u32>,
     /// Flows with a NAT binding.
     pub max_nat_bindings: u32,
     /// ICMP errors per second that one worker originates.
@@ -159,6 +165,9 @@ impl Default for Limits {
     fn default() -> Self {
         Limits {
             max_flows: 1 << 20,
+            max_flows_per_group: None,
+            max_flows_per_source: None,
+            new_flows_per_source_per_s: None,
             max_nat_bindings: 1 << 20,
             icmp_errors_per_s: 1_000,
             resets_per_s: 1_000,

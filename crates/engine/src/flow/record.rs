@@ -21,6 +21,7 @@ use super::{Flow, Key};
 use crate::address::Addr;
 use crate::clock::{Now, TICK_SHIFT, Tick};
 use crate::port::PortId;
+use crate::tally::NO_PLACE;
 use crate::tcp::Connection;
 use crate::wire::proto;
 
@@ -85,6 +86,8 @@ pub(crate) fn parse(r: &[u8; LEN], now: Now, elapsed_ns: u64) -> Option<Flow> {
         revision: u32_at(112),
         rule: u32_at(116),
         group: u16_at(120),
+        // Counted with its group once it has been judged here.
+        tally: NO_PLACE,
         tcp,
     };
     let one_family =

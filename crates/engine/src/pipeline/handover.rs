@@ -133,11 +133,13 @@ impl Pipeline {
         } else if flow.has_expired(now.tick(), self.snapshot.idle()) {
             imported.expired += 1;
         } else if self.is_possible(&mut flow)
-            && self
-                .flows
-                .insert_at(flow, now.tick(), self.snapshot.idle())
-                .is_some()
+            && let Some(id) = self.flows.insert_at(flow, now.tick(), self.snapshot.idle())
         {
+            if !self.tally.enter(&flow) {
+                self.flows.remove(id);
+                imported.refused += 1;
+                return;
+            }
             if flow.is_translated() {
                 self.bound(&flow);
             }

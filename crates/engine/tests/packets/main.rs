@@ -4,6 +4,7 @@ mod bench;
 mod fragments;
 mod handover;
 mod icmp;
+mod limits;
 mod link;
 mod nat;
 mod policy;

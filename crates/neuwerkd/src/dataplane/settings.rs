@@ -32,6 +32,7 @@ pub(super) fn share(of: u32, workers: usize) -> u32 {
 /// The engine's settings, apart from the policy, of a node that starts `now` with so many workers.
 pub(super) fn settings(config: &Config, now: Now, workers: usize) -> Settings {
     let dataplane = &config.dataplane;
+    let admission = &dataplane.admission;
     let mut ports = vec![port(&dataplane.ports.inside)];
     if config.bootstrap.outside_interface.is_some() {
         ports.push(port(&dataplane.ports.outside));
@@ -62,6 +63,15 @@ pub(super) fn settings(config: &Config, now: Now, workers: usize) -> Settings {
         },
         limits: Limits {
             max_flows: share(dataplane.max_active_flows(), workers),
+            max_flows_per_group: admission
+                .max_active_flows_per_source_group
+                .map(|n| share(n, workers)),
+            max_flows_per_source: admission
+                .max_active_flows_per_source
+                .map(|n| share(n, workers)),
+            new_flows_per_source_per_s: admission
+                .max_new_flows_per_source_per_sec
+                .map(|n| share(n, workers)),
             max_nat_bindings: share(dataplane.max_active_nat_entries(), workers),
             ..Limits::default()
         },

@@ -50,6 +50,7 @@ const COUNTERS: &[(&str, &str, Read)] = &[
     ("dp_ipv4_ttl_exceeded",             "Packets whose time to live ended here",                 |w| w.dropped(DropReason::TtlExceeded).packets.get()),
     ("dp_flow_cap_rejections",           "Flows refused because the table was full",              |w| w.dropped(DropReason::FlowTableFull).packets.get()),
     ("dp_nat_cap_rejections",            "Flows refused because there was no binding or port left", |w| w.dropped(DropReason::NatTableFull).packets.get() + w.dropped(DropReason::NatPortsExhausted).packets.get()),
+    ("dp_source_group_flow_cap_rejections", "Flows refused because their source group had as many as it may have", |w| w.dropped(DropReason::SourceGroupFull).packets.get()),
     ("neuwerk_dp_flow_opens",            "Flows opened",                                          |w| w.flows_opened.get()),
     ("neuwerk_dp_nd_handled",            "Neighbour discovery messages handled",                  |w| w.nd_handled.get()),
     ("neuwerk_dp_local_packets",         "Frames handed to the host",                             |w| w.local.packets.get()),

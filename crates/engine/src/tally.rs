@@ -1,0 +1,448 @@
+//! How many flows each source and each source group has, exactly, and how fast a source opens new ones:
+//! what the limits by source are held against.
+//!
+//! A source is one host in IPv4 and one /64 in IPv6, where a host has as many addresses as it likes. There are never more
+//! sources than flows, so the table of sources is as large as that of flows; and the rates are kept in places shared
+//! by hash, so that no number of addresses makes either grow.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+
+use mem::Slab;
+use policy::Compiled;
+
+use crate::DropReason;
+use crate::address::Addr;
+use crate::clock::Now;
+use crate::flow::index::Index;
+use crate::flow::key::KeyHasher;
+use crate::flow::{Flow, NO_GROUP};
+use crate::fragment::source;
+use crate::snapshot::Limits;
+
+/// The place of flows that no source group decided about.
+pub(crate) const NO_PLACE: u16 = u16::MAX;
+
+/// Places of the rates, a power of two. A source has two, and is refused only if both are used up: with a thousand
+/// sources above their rate, one in 200 of the others would share both its places with them.
+const RATES: usize = 1 << 14;
+/// How much of its rate a source may use at once.
+const BURST_NS: u64 = 1_000_000_000;
+
+#[derive(Clone, Copy, Debug)]
+struct Source {
+    address: Addr,
+    flows: u32,
+    /// The next free place.
+    free: u32,
+}
+
+const NONE: u32 = u32::MAX;
+
+#[derive(Debug)]
+struct Group {
+    flows: u32,
+    /// Whether the policy in force has it.
+    current: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Tally {
+    sources: Slab<Source>,
+    index: Index,
+    free: u32,
+    hasher: KeyHasher,
+    /// When each place will have its whole rate again.
+    rates: Vec<u64>,
+    groups: Vec<Group>,
+    by_id: BTreeMap<Box<str>, u16>,
+    /// Where the groups of the policy in force are counted.
+    places: Vec<u16>,
+}
+
+impl Tally {
+    /// For this many flows.
+    pub(crate) fn new(capacity: u32, hasher: KeyHasher) -> io::Result<Tally> {
+        Ok(Tally {
+            sources: Slab::new(capacity as usize)?,
+            index: Index::new(capacity as usize)?,
+            free: NONE,
+            hasher,
+            rates: vec![0; RATES],
+            groups: Vec::new(),
+            by_id: BTreeMap::new(),
+            places: Vec::new(),
+        })
+    }
+
+    /// Takes over the groups of a policy. Those that it shares with the one before go on being counted, by their id.
+    pub(crate) fn install(&mut self, policy: &Arc<Compiled>) {
+        for group in &mut self.groups {
+            group.current = false;
+        }
+        self.places.clear();
+        for position in 0..policy.group_count() as u32 {
+            let id = policy.group_id(position).unwrap_or_default();
+            let place = match self.by_id.get(id) {
+                Some(place) => *place,
+                None => self.add_group(id),
+            };
+            if let Some(group) = self.groups.get_mut(usize::from(place)) {
+                group.current = true;
+            }
+            self.places.push(place);
+        }
+        let groups = &self.groups;
+        self.by_id.retain(|_, place| {
+            let group = &groups[usize::from(*place)];
+            group.current || group.flows > 0
+        });
+    }
+
+    fn add_group(&mut self, id: &str) -> u16 {
+        let group = Group {
+            flows: 0,
+            current: true,
+        };
+        let unused = |group: &Group| !group.current && group.flows == 0;
+        let place = match self.groups.iter().position(unused) {
+            // Its former id may still lead here.
+            Some(place) => {
+                self.by_id.retain(|_, other| usize::from(*other) != place);
+                self.groups[place] = group;
+                place
+            }
+            None if self.groups.len() < usize::from(NO_PLACE) => {
+                self.groups.push(group);
+                self.groups.len() - 1
+            }
+            None => return NO_PLACE,
+        };
+        self.by_id.insert(id.into(), place as u16);
+        place as u16
+    }
+
+    /// Where the group at this position of the policy in force is counted.
+    pub(crate) fn place(&self, group: u16) -> u16 {
+        if group == NO_GROUP {
+            return NO_PLACE;
+        }
+        *self.places.get(usize::from(group)).unwrap_or(&NO_PLACE)
+    }
+
+    /// Whether a flow may be opened; takes from its source's rate if so.
+    pub(crate) fn admit(
+        &mut self,
+        now: Now,
+        flow: &Flow,
+        limits: &Limits,
+    ) -> Result<(), DropReason> {
+        let of_group = self.groups.get(usize::from(flow.tally));
+        if let (Some(max), Some(group)) = (limits.max_flows_per_group, of_group)
+            && group.flows >= max
+        {
+            return Err(DropReason::SourceGroupFull);
+        }
+        if let Some(max) = limits.max_flows_per_source
+            && self.flows_of(flow.client) >= max
+        {
+            return Err(DropReason::SourceFull);
+        }
+        match limits.new_flows_per_source_per_s {
+            Some(rate) if !self.take(now, flow.client, rate) => Err(DropReason::SourceRate),
+            _ => Ok(()),
+        }
+    }
+
+    /// Counts a flow. False if there is no room for its source.
+    pub(crate) fn enter(&mut self, flow: &Flow) -> bool {
+        let address = source(flow.client);
+        let hash = self.hasher.hash_address(address);
+        match self.find(address, hash) {
+            Some(place) => self.sources[place as usize].flows += 1,
+            None => {
+                let made = Source {
+                    address,
+                    flows: 1,
+                    free: NONE,
+                };
+                let Some(place) = self.put(made) else {
+                    return false;
+                };
+                if !self.index.insert(hash, place) {
+                    self.release(place);
+                    return false;
+                }
+            }
+        }
+        self.enter_group(flow.tally);
+        true
+    }
+
+    /// Counts a flow no more.
+    pub(crate) fn leave(&mut self, flow: &Flow) {
+        self.leave_group(flow.tally);
+        let address = source(flow.client);
+        let hash = self.hasher.hash_address(address);
+        let Some(place) = self.find(address, hash) else {
+            debug_assert!(false, "a flow left that never entered");
+            return;
+        };
+        let left = &mut self.sources[place as usize].flows;
+        *left -= 1;
+        if *left == 0 {
+            self.index.remove(hash, place);
+            self.release(place);
+        }
+    }
+
+    /// Counts a flow in another group.
+    pub(crate) fn move_group(&mut self, from: u16, to: u16) {
+        self.leave_group(from);
+        self.enter_group(to);
+    }
+
+    fn enter_group(&mut self, place: u16) {
+        if let Some(group) = self.groups.get_mut(usize::from(place)) {
+            group.flows += 1;
+        }
+    }
+
+    fn leave_group(&mut self, place: u16) {
+        if let Some(group) = self.groups.get_mut(usize::from(place)) {
+            group.flows -= 1;
+        }
+    }
+
+    fn flows_of(&self, client: Addr) -> u32 {
+        let address = source(client);
+        let place = self.find(address, self.hasher.hash_address(address));
+        place.map_or(0, |place| self.sources[place as usize].flows)
+    }
+
+    fn find(&self, address: Addr, hash: u64) -> Option<u32> {
+        self.index
+            .find(hash, |i| self.sources[i as usize].address == address)
+    }
+
+    fn put(&mut self, made: Source) -> Option<u32> {
+        if self.free == NONE {
+            return self.sources.push(made).map(|place| place as u32);
+        }
+        let place = self.free;
+        self.free = self.sources[place as usize].free;
+        self.sources[place as usize] = made;
+        Some(place)
+    }
+
+    fn release(&mut self, place: u32) {
+        self.sources[place as usize].free = self.free;
+        self.free = place;
+    }
+
+    /// Takes one new flow from what a source may open by now.
+    fn take(&mut self, now: Now, client: Addr, rate: u32) -> bool {
+        let price = 1_000_000_000 / u64::from(rate.max(1));
+        let hash = self.hasher.hash_address(source(client));
+        let first = hash as usize % RATES;
+        let second = match (hash >> 32) as usize % RATES {
+            same if same == first => (first + 1) % RATES,
+            other => other,
+        };
+        let mut admitted = false;
+        for place in [first, second] {
+            let due = self.rates[place].max(now.0) + price;
+            if due <= now.0 + BURST_NS.max(price) {
+                self.rates[place] = due;
+                admitted = true;
+            }
+        }
+        admitted
+    }
+
+    /// That all counts are those of these flows.
+    #[cfg(test)]
+    pub(crate) fn check<'a>(&self, flows: impl Iterator<Item = &'a Flow>) {
+        let mut by_source = BTreeMap::<Addr, u32>::new();
+        let mut by_group = vec![0; self.groups.len()];
+        for flow in flows {
+            *by_source.entry(source(flow.client)).or_default() += 1;
+            if flow.tally != NO_PLACE {
+                by_group[usize::from(flow.tally)] += 1;
+            }
+        }
+        for (address, flows) in &by_source {
+            assert_eq!(self.flows_of(*address), *flows, "{address:?}");
+        }
+        let counted: Vec<u32> = self.groups.iter().map(|g| g.flows).collect();
+        assert_eq!(counted, by_group);
+        let mut free = 0;
+        let mut place = self.free;
+        while place != NONE {
+            free += 1;
+            place = self.sources[place as usize].free;
+        }
+        assert_eq!(self.sources.len() - free, by_source.len());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Tick;
+    use crate::flow::NO_RULE;
+    use crate::port::PortId;
+    use crate::tcp::Connection;
+    use policy::Document;
+    use proptest::prelude::*;
+
+    fn flow(client: Addr, group: u16, tally: u16) -> Flow {
+        Flow {
+            client,
+            server: Addr::v4(1),
+            nat: client,
+            client_port: 0,
+            server_port: 0,
+            nat_port: 0,
+            proto: 17,
+            live: true,
+            icmp: (0, 0),
+            sides: [PortId(0); 2],
+            last_seen: Tick(0),
+            bytes: [0; 2],
+            packets: [0; 2],
+            generation: 0,
+            revision: 0,
+            rule: NO_RULE,
+            group,
+            tally,
+            tcp: Connection::default(),
+        }
+    }
+
+    /// A policy with groups of these names.
+    fn policy(names: &[u8]) -> Arc<Compiled> {
+        let group = |n: &u8| {
+            format!(
+                r#"{{"id":"g{n}","mode":"enforce","default_action":"allow","on_deny":"drop",
+                "sources":{{"cidrs":["10.{n}.0.0/16"]}},"rules":[]}}"#
+            )
+        };
+        let groups: Vec<String> = names.iter().map(group).collect();
+        let json = format!(
+            r#"{{"default_policy":"allow","source_groups":[{}]}}"#,
+            groups.join(",")
+        );
+        let document = Document::parse_json(json.as_bytes()).unwrap();
+        Arc::new(Compiled::compile(&document, 1).unwrap())
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Enter(u8, u16),
+        Leave(prop::sample::Index),
+        Judge(prop::sample::Index, u16),
+        Install(Vec<u8>),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            4 => (any::<u8>(), 0u16..5).prop_map(|(a, g)| Step::Enter(a, g)),
+            3 => any::<prop::sample::Index>().prop_map(Step::Leave),
+            2 => (any::<prop::sample::Index>(), 0u16..5).prop_map(|(i, g)| Step::Judge(i, g)),
+            1 => prop::collection::btree_set(0u8..8, 0..5)
+                .prop_map(|names| Step::Install(names.into_iter().collect())),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn the_counts_are_those_of_the_flows(steps in prop::collection::vec(step(), 1..200)) {
+            let mut tally = tally();
+            let mut flows: Vec<Flow> = Vec::new();
+            for step in steps {
+                match step {
+                    Step::Enter(a, group) if flows.len() < 64 => {
+                        let client = if a < 128 {
+                            Addr::v4(u32::from(a % 16))
+                        } else {
+                            Addr(0x2001_0db8 << 96 | u128::from(a % 4) << 64 | u128::from(a))
+                        };
+                        let new = flow(client, group, tally.place(group));
+                        prop_assert!(tally.enter(&new));
+                        flows.push(new);
+                    }
+                    Step::Leave(i) if !flows.is_empty() => {
+                        let gone = flows.swap_remove(i.index(flows.len()));
+                        tally.leave(&gone);
+                    }
+                    Step::Judge(i, group) if !flows.is_empty() => {
+                        let i = i.index(flows.len());
+                        let place = tally.place(group);
+                        tally.move_group(flows[i].tally, place);
+                        (flows[i].group, flows[i].tally) = (group, place);
+                    }
+                    Step::Install(names) => tally.install(&policy(&names)),
+                    _ => {}
+                }
+                tally.check(flows.iter());
+            }
+        }
+    }
+
+    #[test]
+    fn a_group_is_known_by_its_id_and_not_by_its_position() {
+        let mut tally = tally();
+        tally.install(&policy(&[1, 2]));
+        let of_two = flow(Addr::v4(7), 1, tally.place(1));
+        assert!(tally.enter(&of_two));
+        let limits = Limits {
+            max_flows_per_group: Some(1),
+            ..Limits::default()
+        };
+        let refused = |tally: &mut Tally, group| {
+            let new = flow(Addr::v4(8), group, tally.place(group));
+            tally.admit(Now(0), &new, &limits) == Err(DropReason::SourceGroupFull)
+        };
+        assert!(!refused(&mut tally, 0) && refused(&mut tally, 1));
+        tally.install(&policy(&[2, 3]));
+        assert!(refused(&mut tally, 0) && !refused(&mut tally, 1));
+        // Gone and back while a flow of it lives.
+        tally.install(&policy(&[3]));
+        tally.install(&policy(&[3, 2]));
+        assert!(!refused(&mut tally, 0) && refused(&mut tally, 1));
+        tally.leave(&of_two);
+        assert!(!refused(&mut tally, 1));
+    }
+
+    fn tally() -> Tally {
+        Tally::new(64, KeyHasher::new(1)).unwrap()
+    }
+
+    #[test]
+    fn a_source_opens_its_rate_and_a_second_of_it_at_once() {
+        let mut tally = tally();
+        let mut count = |ms: u64, a: Addr| {
+            let now = Now(ms * 1_000_000);
+            (0..1000).filter(|_| tally.take(now, a, 100)).count()
+        };
+        let (one, other) = (Addr::v4(1), Addr::v4(2));
+        assert_eq!(count(1000, one), 100);
+        assert_eq!(count(1500, one), 50);
+        assert_eq!(count(1500, other), 100);
+        assert_eq!(count(60_000, one), 100);
+        // Another address of the same link is the same source.
+        let v6 = |n: u128| Addr(0x2001_0db8 << 96 | n);
+        assert_eq!(count(60_000, v6(1)), 100);
+        assert_eq!(count(60_000, v6(2)), 0);
+        assert_eq!(count(60_000, v6(1 << 64)), 100);
+    }
+
+    #[test]
+    fn a_slow_rate_lets_one_through() {
+        let mut tally = tally();
+        let mut take = |s: u64| tally.take(Now(s * 1_000_000_000), Addr::v4(1), 1);
+        assert!(take(5) && !take(5) && take(6) && !take(6));
+    }
+}
