@@ -619,6 +619,12 @@ impl Pipeline {
         };
         let translated = flow.is_translated();
         if p.key.proto == proto::TCP {
+            if p.segment.has(SYN)
+                && let Some(max) = self.snapshot.settings().tcp_mss_max
+            {
+                let meta = *frame.meta();
+                rewrite::clamp_mss(frame.bytes_mut(), &meta, p, max);
+            }
             let before = flow.tcp.state;
             flow.tcp
                 .advance(from, &p.segment, self.snapshot.settings().tcp_window_check)?;

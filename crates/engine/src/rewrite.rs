@@ -95,6 +95,35 @@ pub(crate) fn translate(frame: &mut [u8], meta: &Meta, p: &Parsed, t: Translatio
     }
 }
 
+/// Lowers the largest segment that a SYN offers to receive to `max` (RFC 9293 §3.7.1).
+#[cold]
+pub(crate) fn clamp_mss(frame: &mut [u8], meta: &Meta, p: &Parsed, max: u16) {
+    let l4 = usize::from(p.l4);
+    let header_len = usize::from(frame[l4 + 12] >> 4) * 4;
+    let Some(at) = tcp::find_mss(&frame[l4 + tcp::MIN_LEN..l4 + header_len]) else {
+        return;
+    };
+    let at = l4 + tcp::MIN_LEN + at;
+    let old = get16(frame, at);
+    if old <= max {
+        return;
+    }
+    put16(frame, at, max);
+    if is_partial(meta, p.l4) {
+        // The field knows nothing of the segment yet.
+        return;
+    }
+    let mut delta = Delta::default();
+    if (at - l4).is_multiple_of(2) {
+        delta.replace16(old, max);
+    } else {
+        // In the sum its bytes stand in each other's place.
+        delta.replace16(old.swap_bytes(), max.swap_bytes());
+    }
+    let sum = delta.apply(get16(frame, l4 + tcp::CHECKSUM));
+    put16(frame, l4 + tcp::CHECKSUM, sum);
+}
+
 /// Whether the IP header has this source address.
 pub(crate) fn has_source(frame: &[u8], address: Addr) -> bool {
     let ip = ethernet::LEN;
@@ -131,4 +160,58 @@ pub(crate) fn complete_checksum(frame: &mut [u8], meta: &mut Meta) -> bool {
     put16(frame, field, if sum == 0 { 0xffff } else { sum });
     meta.checksum = Checksum::Unknown;
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::parse::{Station, parse};
+    use proptest::prelude::*;
+
+    /// A SYN over IPv4 with these options.
+    fn syn(options: &[u8]) -> Vec<u8> {
+        let len = 40 + options.len();
+        let mut b = vec![0; ethernet::LEN + len];
+        put16(&mut b, 12, ethernet::IPV4);
+        put(&mut b, 14, [0x45, 0]);
+        put16(&mut b, 16, len as u16);
+        put(&mut b, 22, [64, proto::TCP]);
+        put(&mut b, 26, [10, 0, 0, 2]);
+        put(&mut b, 30, [198, 51, 100, 1]);
+        let sum = !checksum::fold(checksum::sum(&b[14..34]));
+        put16(&mut b, 24, sum);
+        b[46] = ((20 + options.len()) / 4 << 4) as u8;
+        b[47] = tcp::SYN;
+        b[54..].copy_from_slice(options);
+        b
+    }
+
+    proptest! {
+        #[test]
+        fn a_larger_offer_is_lowered_and_the_checksum_follows(
+            padding in 0usize..9, mss: u16, max: u16, partial: bool,
+        ) {
+            let mut options = vec![1; padding];
+            options.extend([2, 4]);
+            options.extend(mss.to_be_bytes());
+            options.resize(options.len().next_multiple_of(4), 0);
+            let mut b = syn(&options);
+            let p = parse(&b, Station::Any, None).unwrap();
+            let (src, dst) = (p.key.src, p.key.dst);
+            let pseudo = checksum::fold(checksum::pseudo_header(src, dst, proto::TCP, b.len() - 34));
+            let sum = if partial { pseudo } else { checksum::transport(src, dst, proto::TCP, &b[34..]) };
+            put16(&mut b, 50, sum);
+            let mut meta = Meta::default();
+            if partial {
+                meta.checksum = Checksum::Partial { start: 34, offset: 16 };
+            }
+            clamp_mss(&mut b, &meta, &p, max);
+            prop_assert_eq!(get16(&b, 54 + padding + 2), mss.min(max));
+            if partial {
+                prop_assert_eq!(get16(&b, 50), pseudo);
+            } else {
+                prop_assert_eq!(checksum::transport(src, dst, proto::TCP, &b[34..]), 0);
+            }
+        }
+    }
 }

@@ -196,6 +196,8 @@ pub struct Settings {
     pub limits: Limits,
     /// Drop TCP segments outside the connection's window.
     pub tcp_window_check: bool,
+    /// Largest segment that a TCP SYN may offer to receive; a larger offer is lowered. Unset: offers stay as they are.
+    pub tcp_mss_max: Option<u16>,
     /// Until then, the middle of an unknown TCP connection from inside opens a flow if the policy
     /// allows it, instead of being answered with a reset.
     pub pick_up_until: Now,

@@ -115,6 +115,21 @@ fn window_scale(mut options: &[u8]) -> Option<u8> {
     None
 }
 
+/// Where among these options the value of the maximum segment size stands (RFC 9293 §3.2). A malformed option ends the
+/// search.
+pub(crate) fn find_mss(options: &[u8]) -> Option<usize> {
+    let mut at = 0;
+    loop {
+        match options.get(at..)? {
+            [1, ..] => at += 1,
+            [2, 4, _, _, ..] => return Some(at + 2),
+            [0 | 2, ..] => return None,
+            [_, len, ..] => at += usize::from(*len).max(2),
+            _ => return None,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -172,6 +187,23 @@ mod tests {
             .end()
         };
         assert_eq!((at(SYN, 0), at(ACK, 5), at(FIN | ACK, 1)), (0, 4, 1));
+    }
+
+    #[test]
+    fn maximum_segment_size_option() {
+        fn check(options: &[u8], expected: Option<usize>) {
+            assert_eq!(find_mss(options), expected, "{options:?}");
+        }
+        check(&[2, 4, 5, 180], Some(2));
+        check(&[1, 3, 3, 7, 2, 4, 5, 180], Some(6));
+        check(&[1, 2, 4, 5, 180, 0, 0, 0], Some(3));
+        check(&[2, 4, 5], None);
+        check(&[2, 3, 5, 2, 4, 5, 180, 0], None);
+        check(&[0, 2, 4, 5, 180], None);
+        check(&[3], None);
+        check(&[3, 0, 2, 4, 5, 180], Some(4));
+        check(&[3, 200, 2, 4], None);
+        check(&[], None);
     }
 
     #[test]

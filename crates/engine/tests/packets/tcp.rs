@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use super::bench::*;
+use engine::port::Packet;
+use engine::port::memory::MemoryPacket;
 use engine::{DropReason, Now};
 use sim::frame::{ACK, Body, FIN, Frame, RST, SYN};
 
@@ -293,5 +295,34 @@ fn flags_that_no_stack_sends() {
     let mut bench = Bench::new(&allow_all(), two_arms());
     for flags in [0, SYN | FIN, SYN | RST, FIN | RST, 0x20] {
         bench.dropped(INSIDE, out(5000, flags, 1, 1, b""), DropReason::BadTcpFlags);
+    }
+}
+
+#[test]
+fn the_largest_segment_is_clamped_in_both_directions() {
+    /// The frame with an option that offers segments of 1460 bytes.
+    fn offering(frame: Frame, port: usize) -> Vec<u8> {
+        let mut b = frame.between(PEER, MACS[port]).emit();
+        b.extend([2, 4, 5, 180]);
+        b[17] += 4;
+        // One's complement: four bytes more in the header and as many less of the checksum.
+        let sum = u16::from_be_bytes([b[24], b[25]]) - 4;
+        b[24..26].copy_from_slice(&sum.to_be_bytes());
+        b[46] = 0x60;
+        b
+    }
+    for (max, expected) in [(None, 1460), (Some(1200), 1200), (Some(1500), 1460)] {
+        let mut settings = two_arms();
+        settings.tcp_mss_max = max;
+        let mut bench = Bench::new(&allow_all(), settings);
+        for (port, frame) in [
+            (INSIDE, out(5000, SYN, 100, 0, b"")),
+            (OUTSIDE, back(5000, SYN | ACK, 500, 101, b"")),
+        ] {
+            let sent = bench.send_packet(port, MemoryPacket::new(offering(frame, port)));
+            let b = sent[0].1.bytes();
+            let mss = u16::from_be_bytes([b[56], b[57]]);
+            assert_eq!(mss, expected, "{max:?} {port}");
+        }
     }
 }

@@ -78,6 +78,9 @@ section! {
     /// How long after its start a node takes TCP connections over in their midst, as far as they begin inside and the
     /// policy allows them, so that a restart does not end them. Otherwise such a segment is answered with a reset.
     tcp_pick_up_secs: u32 = 120, unit("s"), range(0..=86_400);
+    /// Largest segment that a TCP connection may use; larger offers in its handshake are lowered, for links beyond this node
+    /// that carry less and do not say so. Unset: offers stay as they are.
+    tcp_mss_max: Option<u16> = None, unit("bytes"), range(536..=65_495);
     /// How long fragments wait for the others of their datagram, which is judged and sent on when it is whole. Zero: all
     /// fragments are dropped.
     fragment_timeout_secs: u32 = 10, unit("s"), range(0..=120);

@@ -76,6 +76,7 @@ pub(super) fn settings(config: &Config, now: Now, workers: usize) -> Settings {
             ..Limits::default()
         },
         tcp_window_check: dataplane.tcp_window_check,
+        tcp_mss_max: dataplane.tcp_mss_max,
         pick_up_until: now + Duration::from_secs(u64::from(dataplane.tcp_pick_up_secs)),
         services: config.dns.served().iter().map(service).collect(),
         ..Settings::default()
