@@ -8,6 +8,7 @@ mod limits;
 mod link;
 mod nat;
 mod policy;
+mod script;
 mod tcp;
 mod workers;
 
