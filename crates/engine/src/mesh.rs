@@ -23,9 +23,19 @@ pub(crate) struct Handed {
     pub(crate) port: PortId,
     pub(crate) parsed: Parsed,
     pub(crate) meta: Meta,
-    /// The frame itself was dealt with: there is only something to learn from it.
-    pub(crate) copy: bool,
+    pub(crate) as_what: As,
     pub(crate) bytes: Vec<u8>,
+}
+
+/// What a frame is handed over as.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum As {
+    /// A frame to process.
+    Frame,
+    /// A frame that was dealt with: there is only something to learn from it.
+    Copy,
+    /// A datagram that came in pieces, with the bytes in front of the part that is cut, and those of the pieces.
+    Whole { head: usize, cuts: Vec<u16> },
 }
 
 /// Ends the sleep of one worker; called from other workers' threads.
@@ -111,7 +121,7 @@ impl Peers {
         port: PortId,
         frame: &impl Packet,
         parsed: &Parsed,
-        copy: bool,
+        as_what: As,
     ) -> bool {
         let Some(Some(way)) = self.to.get_mut(usize::from(to)) else {
             return false;
@@ -125,7 +135,7 @@ impl Peers {
             port,
             parsed: *parsed,
             meta: *frame.meta(),
-            copy,
+            as_what,
             bytes,
         };
         way.handed = true;
@@ -135,7 +145,7 @@ impl Peers {
     /// Hands a copy to every other worker; what is full misses it.
     pub(crate) fn tell_all(&mut self, port: PortId, frame: &impl Packet, parsed: &Parsed) {
         for to in 0..self.to.len() as u16 {
-            self.hand_over(to, port, frame, parsed, true);
+            self.hand_over(to, port, frame, parsed, As::Copy);
         }
     }
 
@@ -226,7 +236,7 @@ mod tests {
         let producer = thread::spawn(move || {
             for number in 0..FRAMES {
                 let (packet, parsed) = frame(number);
-                while !first.hand_over(1, PortId(0), &packet, &parsed, false) {
+                while !first.hand_over(1, PortId(0), &packet, &parsed, As::Frame) {
                     first.wake();
                     thread::yield_now();
                 }
@@ -258,8 +268,8 @@ mod tests {
     fn a_lone_worker_has_nobody_to_hand_over_to() {
         let mut peers = mesh(vec![Box::new(|| ())]);
         let (packet, parsed) = frame(0);
-        assert!(!peers[0].hand_over(0, PortId(0), &packet, &parsed, false));
-        assert!(!peers[0].hand_over(1, PortId(0), &packet, &parsed, false));
+        assert!(!peers[0].hand_over(0, PortId(0), &packet, &parsed, As::Frame));
+        assert!(!peers[0].hand_over(1, PortId(0), &packet, &parsed, As::Frame));
         peers[0].tell_all(PortId(0), &packet, &parsed);
         assert!(peers[0].fall_asleep());
     }

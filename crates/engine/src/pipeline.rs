@@ -42,6 +42,7 @@ use crate::parse::{Content, Parsed};
 use crate::port::{Capabilities, Checksum, GsoKind, Meta, Packet, PortId};
 use crate::rewrite::{self, Translation, Which};
 use crate::snapshot::{NatMapping, Side, Snapshot};
+use crate::steer::{Owner, Steering};
 use crate::tally::{self, Tally};
 use crate::tcp::{Connection, End};
 use crate::wire::ethernet;
@@ -58,6 +59,8 @@ pub(crate) enum Step {
     Await(PortId, NeighborId),
     /// Out of a port, but in pieces, which are in the outbox.
     Cut(PortId),
+    /// To the worker that owns the flow of the datagram that is whole now.
+    WholeFor(u16),
     /// To the host.
     Lane,
     /// To the host: not this fragment, but the datagram that it has made whole.
@@ -73,7 +76,7 @@ impl Step {
         match self {
             Step::Send(port) | Step::Await(port, _) | Step::Cut(port) => Verdict::Forward(port),
             Step::Lane | Step::Whole => Verdict::Local,
-            Step::Consumed => Verdict::Reply,
+            Step::Consumed | Step::WholeFor(_) => Verdict::Reply,
             Step::Drop(reason) => Verdict::Drop(reason),
         }
     }
@@ -110,6 +113,7 @@ pub(crate) struct Pipeline {
     events: Option<SyncSender<Event>>,
     random: Random,
     partition: Partition,
+    steering: Steering,
     tally: Tally,
     fragments: Fragments,
     identifications: Identifications,
@@ -167,6 +171,7 @@ impl Pipeline {
             counters,
             events: config.events,
             random,
+            steering: Steering::new(config.seed, config.index, config.count.max(1)),
             partition: Partition {
                 index: config.index,
                 count: config.count.max(1),
@@ -208,8 +213,14 @@ impl Pipeline {
         &self.counters
     }
 
-    pub(crate) fn snapshot(&self) -> &Snapshot {
-        &self.snapshot
+    /// Who is to process a frame.
+    #[inline]
+    pub(crate) fn owner(&self, frame: &[u8], p: &Parsed) -> Owner {
+        self.steering.owner(&self.snapshot, frame, p)
+    }
+
+    pub(crate) fn steering(&self) -> &Steering {
+        &self.steering
     }
 
     pub(crate) fn capabilities(&self, port: PortId) -> &Capabilities {

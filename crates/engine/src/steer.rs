@@ -95,7 +95,7 @@ impl Steering {
         }
     }
 
-    fn owner_of(&self, snapshot: &Snapshot, key: &Key) -> u16 {
+    pub(crate) fn owner_of(&self, snapshot: &Snapshot, key: &Key) -> u16 {
         if !has_ports(key.proto) || snapshot.is_service(key.dst) {
             return 0;
         }

@@ -11,13 +11,14 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 
 use crate::event::Event;
-use crate::mesh::{Handed, Peers};
+use crate::fragment::Whole;
+use crate::mesh::{As, Handed, Peers};
 use crate::neighbor::NeighborId;
 use crate::parse::{Content, Parsed, Station, parse};
 use crate::pipeline::{Pipeline, Step};
 use crate::port::{GsoKind, Idle, Packet, Port, PortId};
 use crate::rewrite;
-use crate::steer::{Owner, Steering};
+use crate::steer::Owner;
 use crate::wire::ethernet;
 use crate::{DropReason, Imported, MalformedFlows, Now, Snapshot, WorkerCounters};
 
@@ -68,7 +69,6 @@ pub struct Worker<P: Port, L: Port> {
     tx: Vec<Vec<P::Packet>>,
     lane_tx: Vec<L::Packet>,
     waiting: VecDeque<(PortId, NeighborId, P::Packet)>,
-    steering: Steering,
     peers: Option<Peers>,
     /// Frames from other workers, and from which; empty between turns, kept for its memory.
     handed: Vec<(usize, Handed)>,
@@ -87,7 +87,6 @@ impl<P: Port, L: Port> Worker<P, L> {
         mut config: WorkerConfig,
         counters: Arc<WorkerCounters>,
     ) -> io::Result<Worker<P, L>> {
-        let steering = Steering::new(config.seed, config.index, config.count.max(1));
         let peers = config.peers.take();
         let capabilities = ports.iter().map(|p| p.capabilities().clone()).collect();
         counters.set_port_count(ports.len());
@@ -107,7 +106,6 @@ impl<P: Port, L: Port> Worker<P, L> {
             tx,
             lane_tx: Vec::with_capacity(BURST),
             waiting: VecDeque::with_capacity(MAX_WAITING),
-            steering,
             handed: Vec::with_capacity(if peers.is_some() { 4 * BURST } else { 0 }),
             peers,
             next_look: Now(0),
@@ -191,7 +189,7 @@ impl<P: Port, L: Port> Worker<P, L> {
                 continue;
             }
             let step = self.pipeline.process(now, port, &mut frame, p, *hash);
-            self.settle(step, frame);
+            self.settle(port, step, frame);
         }
         (self.rx, self.parsed) = (rx, parsed);
         taken
@@ -203,11 +201,8 @@ impl<P: Port, L: Port> Worker<P, L> {
         let Some(peers) = &mut self.peers else {
             return true;
         };
-        let owner = match self
-            .steering
-            .owner(self.pipeline.snapshot(), frame.bytes(), p)
-        {
-            Owner::One(owner) if self.steering.is_mine(owner) => return true,
+        let owner = match self.pipeline.owner(frame.bytes(), p) {
+            Owner::One(owner) if self.pipeline.steering().is_mine(owner) => return true,
             Owner::One(owner) => owner,
             Owner::Everyone => {
                 peers.tell_all(port, frame, p);
@@ -215,7 +210,7 @@ impl<P: Port, L: Port> Worker<P, L> {
             }
         };
         let bytes = frame.bytes().len();
-        if peers.hand_over(owner, port, frame, p, false) {
+        if peers.hand_over(owner, port, frame, p, As::Frame) {
             self.pipeline.counters().handed_over.count(bytes);
         } else {
             self.pipeline.refuse(DropReason::WorkerQueueFull, bytes);
@@ -224,7 +219,7 @@ impl<P: Port, L: Port> Worker<P, L> {
     }
 
     /// Sends a decided frame on its way.
-    fn settle(&mut self, step: Step, frame: P::Packet) {
+    fn settle(&mut self, port: PortId, step: Step, frame: P::Packet) {
         match step {
             Step::Send(out) => self.tx[usize::from(out.0)].push(frame),
             Step::Await(out, id) => wait(&mut self.waiting, &mut self.pipeline, out, id, frame),
@@ -233,6 +228,13 @@ impl<P: Port, L: Port> Worker<P, L> {
                     self.pipeline.refuse_lane(frame.bytes().len());
                 }
             }
+            step => self.settle_whole(port, step),
+        }
+    }
+
+    /// The same where what is to be sent is no frame, or has been sent.
+    fn settle_whole(&mut self, port: PortId, step: Step) {
+        match step {
             Step::Whole => {
                 let whole = self.pipeline.whole();
                 let bytes = whole.bytes.len();
@@ -240,7 +242,25 @@ impl<P: Port, L: Port> Worker<P, L> {
                     self.pipeline.refuse_lane(bytes);
                 }
             }
-            Step::Cut(_) | Step::Consumed | Step::Drop(_) => {}
+            Step::WholeFor(owner) => {
+                let whole = self.pipeline.whole();
+                let as_what = As::Whole {
+                    head: whole.head,
+                    cuts: whole.cuts.clone(),
+                };
+                let bytes = whole.bytes.len();
+                let peers = self.peers.as_mut();
+                let handed = parse(&whole.bytes, Station::Any, None)
+                    .ok()
+                    .zip(peers)
+                    .is_some_and(|(p, peers)| peers.hand_over(owner, port, whole, &p, as_what));
+                if handed {
+                    self.pipeline.counters().handed_over.count(bytes);
+                } else {
+                    self.pipeline.refuse_whole(DropReason::WorkerQueueFull);
+                }
+            }
+            _ => {}
         }
     }
 
@@ -255,8 +275,8 @@ impl<P: Port, L: Port> Worker<P, L> {
         for (_, handed) in &handed {
             self.pipeline.prefetch_bucket(&handed.parsed);
         }
-        for (from, handed) in handed.drain(..) {
-            self.process_handed(now, &handed);
+        for (from, mut handed) in handed.drain(..) {
+            self.process_handed(now, &mut handed);
             if let Some(peers) = &mut self.peers {
                 peers.give_back(from, handed.bytes);
             }
@@ -265,11 +285,23 @@ impl<P: Port, L: Port> Worker<P, L> {
         taken
     }
 
-    fn process_handed(&mut self, now: Now, handed: &Handed) {
-        let (port, p, bytes) = (handed.port, &handed.parsed, &handed.bytes);
-        if handed.copy {
-            return self.pipeline.learn_from(now, port, bytes, p);
+    fn process_handed(&mut self, now: Now, handed: &mut Handed) {
+        let (port, p) = (handed.port, &handed.parsed);
+        match &mut handed.as_what {
+            As::Frame => {}
+            As::Copy => return self.pipeline.learn_from(now, port, &handed.bytes, p),
+            As::Whole { head, cuts } => {
+                let whole = Whole {
+                    bytes: std::mem::take(&mut handed.bytes),
+                    meta: handed.meta,
+                    head: *head,
+                    cuts: std::mem::take(cuts),
+                };
+                let step = self.pipeline.process_whole(now, port, whole);
+                return self.settle_whole(port, step);
+            }
         }
+        let bytes = &handed.bytes;
         let Some(mut frame) = self.ports[usize::from(port.0)].alloc(bytes.len()) else {
             return self
                 .pipeline
@@ -279,7 +311,7 @@ impl<P: Port, L: Port> Worker<P, L> {
         *frame.meta_mut() = handed.meta;
         let hash = self.pipeline.prefetch_bucket(p);
         let step = self.pipeline.process(now, port, &mut frame, p, hash);
-        self.settle(step, frame);
+        self.settle(port, step, frame);
     }
 
     /// Takes a burst from the host.

@@ -5,6 +5,7 @@
 
 mod buffer;
 pub mod idle;
+pub mod inherited;
 mod interface;
 mod netlink;
 pub mod packet;

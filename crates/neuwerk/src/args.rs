@@ -32,6 +32,8 @@ Exit codes: 0 done; 1 failed or refused; 2 wrong command line or configuration; 
 pub(crate) enum Verb {
     /// Run the node until SIGTERM, which drains it; a second one stops it at once.
     Run(Run),
+    /// Have the running node start its program anew, with another configuration or version, and cut no connection.
+    Restart(Restart),
     /// Show how a node and its cluster are.
     Status(Target),
     /// Read or replace the policy.
@@ -67,6 +69,19 @@ pub(crate) struct Run {
     /// Read and validate the configuration, say what was found, and exit with 0 or 2
     #[arg(long)]
     pub(crate) check: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The program is the one that is installed by now under the path that the node was started by. A node whose configuration it refuses goes on as it is."
+)]
+pub(crate) struct Restart {
+    /// The node's control socket.
+    #[arg(long, value_name = "PATH", default_value = CONTROL_SOCKET)]
+    pub(crate) control_socket: PathBuf,
+    /// How long to wait until the node is back, as 250ms, 5s, 1m.
+    #[arg(long, value_name = "TIME", default_value = "1m", value_parser = api::duration::parse)]
+    pub(crate) timeout: Duration,
 }
 
 #[derive(Debug, Subcommand)]

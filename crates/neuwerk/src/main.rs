@@ -17,6 +17,7 @@ mod policy;
 mod preflight;
 mod print;
 mod recovery;
+mod restart;
 mod run;
 mod status;
 mod sysdump;
@@ -60,6 +61,7 @@ fn perform(cli: Cli, matches: &clap::ArgMatches) -> Result<ExitCode, Failure> {
         Verb::Policy(Policy::Get(get)) => connect::block_on(policy::get(get)),
         Verb::Policy(Policy::History(target)) => connect::block_on(policy::history(target)),
         Verb::Sysdump(verb) => connect::block_on(sysdump::sysdump(verb)),
+        Verb::Restart(verb) => connect::block_on(restart::restart(verb)),
         Verb::Status(target) => connect::block_on(status::status(target)),
         Verb::Cluster(verb) => {
             let of_cluster = matches.subcommand_matches("cluster");

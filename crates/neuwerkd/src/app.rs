@@ -4,6 +4,7 @@
 //! control plane, so that a node which waits to join can say what it waits for. Runtimes keep apart what must not
 //! stall one another: packets (plain threads), consensus, the rest of the control plane, and everything that talks HTTP.
 
+use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +24,7 @@ use crate::config::{self, Config, RecentLog};
 use crate::control::{self, Control};
 use crate::dataplane::{Dataplane, HeldDataplane};
 use crate::drain::Drain;
+use crate::handover::{Leaving, Listening, Received, Sockets, Successor};
 use crate::http::certificate::Certificates;
 use crate::metrics::Metrics;
 use crate::readiness::{Part, Readiness};
@@ -58,6 +60,7 @@ pub struct Running {
     stop_http: CancellationToken,
     control_tasks: TaskTracker,
     http_tasks: TaskTracker,
+    sockets: Sockets,
     drain_timeout: Duration,
     // Last, since tasks run on them.
     control_runtime: Runtime,
@@ -66,11 +69,11 @@ pub struct Running {
 }
 
 /// Starts a node and returns once packets flow under its last-known-good policy. `log` is what support archives show
-/// of the process's log.
+/// of the process's log; `received` what the process before this one left.
 ///
 /// # Errors
 /// The dataplane cannot start, or what is on disk cannot be read.
-pub fn start(config: Config, log: RecentLog) -> anyhow::Result<Running> {
+pub fn start(config: Config, log: RecentLog, received: Received) -> anyhow::Result<Running> {
     let config = Arc::new(config);
     if !config.without_effect.is_empty() {
         let keys = config.without_effect.join(", ");
@@ -83,7 +86,16 @@ pub fn start(config: Config, log: RecentLog) -> anyhow::Result<Running> {
 
     let (policy, progress) = last_known_good(&config);
     let readiness = Arc::new(Readiness::default());
-    let dataplane = HeldDataplane::start(&config, policy)?;
+    let received = Arc::new(received);
+    let dataplane = HeldDataplane::start(&config, policy, &received)?;
+    let handed_over = received.report();
+    received.tell();
+    let sockets = received.sockets.clone();
+    // The memory of what was handed over is free from here on.
+    drop(received);
+    if !config.cluster_mode {
+        sockets.close_unclaimed(&["cluster", "join"]);
+    }
     match config.forwards_nothing() {
         None => readiness.set_ok(Part::DataplaneConfig, ""),
         Some(reason) => {
@@ -107,7 +119,8 @@ pub fn start(config: Config, log: RecentLog) -> anyhow::Result<Running> {
     let (stop_control, stop_http) = (CancellationToken::new(), CancellationToken::new());
     let (control_tasks, http_tasks) = (TaskTracker::new(), TaskTracker::new());
 
-    let metrics = Metrics::default();
+    let mut metrics = Metrics::default();
+    crate::metrics::handover::register(metrics.registry(), &handed_over);
     let app = http::App::new(Arc::clone(&readiness), metrics.http());
     app.set_counters(dataplane.dataplane().counters());
     app.set_support(Arc::clone(&config), log);
@@ -121,6 +134,7 @@ pub fn start(config: Config, log: RecentLog) -> anyhow::Result<Running> {
         config: Arc::clone(&config),
         http: Arc::clone(&app),
         certificates: Arc::clone(&certificates),
+        sockets: sockets.clone(),
         dataplane: Arc::clone(dataplane.dataplane()),
         drain: Arc::clone(&drain),
         http_address: advertised,
@@ -134,6 +148,7 @@ pub fn start(config: Config, log: RecentLog) -> anyhow::Result<Running> {
         metrics,
         addresses,
         http_address,
+        sockets: sockets.clone(),
         stop: stop_http.clone(),
     };
     http_tasks.spawn_on(listeners.run(http_tasks.clone()), http_runtime.handle());
@@ -161,6 +176,7 @@ pub fn start(config: Config, log: RecentLog) -> anyhow::Result<Running> {
         stop_http,
         control_tasks,
         http_tasks,
+        sockets,
         drain_timeout: Duration::from_secs(u64::from(config.runtime.drain_timeout_secs)),
         control_runtime,
         consensus_runtime,
@@ -188,6 +204,15 @@ impl Running {
                 let flows = dataplane.active_flows();
                 tracing::info!(flows, "the drain time is over, the remaining flows are cut");
             }
+            self.sockets.close();
+        });
+        drop(self.stop_control_plane());
+        tracing::info!("stopped");
+    }
+
+    /// Hands leadership over and ends the control plane, while packets flow on.
+    fn stop_control_plane(self) -> HeldDataplane {
+        self.control_runtime.block_on(async {
             // Requests go on while leadership changes: until their listeners close, this node forwards them.
             self.app.hand_over().await;
             self.stop_http.cancel();
@@ -212,12 +237,37 @@ impl Running {
             .shutdown_timeout(Duration::from_secs(1));
         self.consensus_runtime
             .shutdown_timeout(Duration::from_secs(1));
-        drop(self.dataplane);
-        tracing::info!("stopped");
+        self.dataplane
+    }
+
+    /// Puts the program anew in this process's place, with its flows and listening sockets: the control plane stops first,
+    /// the packet workers last, so that packets wait only while one program goes and the next one comes. Returns only if
+    /// that fails.
+    ///
+    /// # Errors
+    /// The program cannot be started; nothing runs any more.
+    pub fn hand_over(self, successor: &Successor) -> anyhow::Result<Infallible> {
+        tracing::info!("restarting");
+        let sockets = self.sockets.clone();
+        sockets.keep();
+        let dataplane = self.stop_control_plane();
+        let state = Leaving::begin(dataplane.dataplane().seed()).inspect_err(|error| {
+            let error = format!("{error:#}");
+            tracing::error!(error, "flows are not handed over");
+        });
+        let state = match state {
+            Ok(state) => dataplane.dataplane().leave(state),
+            Err(_) => None,
+        };
+        let failed = successor.replace_this_process(state, &sockets);
+        // Whoever starts this node again finds the interfaces held, and no host that answers in its place.
+        dataplane.keep_held();
+        failed
     }
 }
 
-/// Runs a node until SIGTERM or SIGINT, which drain it; a second one ends the process at once.
+/// Runs a node until SIGTERM or SIGINT, which drain it; a second one ends the process at once. SIGUSR2 has it replace
+/// its program ([`handover`](crate::handover)).
 ///
 /// # Errors
 /// As [`start`].
@@ -225,10 +275,13 @@ pub fn run(config: Config, log: RecentLog) -> anyhow::Result<()> {
     mem::heap::give_back();
     let signals = runtime("signals", 1)?;
     let mut stop = signals.block_on(async { Stop::new() })?;
-    let running = start(config, log)?;
+    let running = start(config, log, Received::take())?;
     // Without systemd there is nobody to notify.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-    signals.block_on(stop.asked());
+    if let Asked::ToRestart(successor) = signals.block_on(stop.asked_anything()) {
+        let never = running.hand_over(&successor)?;
+        match never {}
+    }
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     signals.spawn(async move {
         stop.asked().await;
@@ -244,6 +297,13 @@ pub fn run(config: Config, log: RecentLog) -> anyhow::Result<()> {
 struct Stop {
     terminate: Signal,
     interrupt: Signal,
+    restart: Signal,
+}
+
+/// What a signal asks for.
+enum Asked {
+    ToStop,
+    ToRestart(Successor),
 }
 
 impl Stop {
@@ -251,7 +311,31 @@ impl Stop {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            restart: signal(SignalKind::user_defined2())?,
         })
+    }
+
+    /// A request to stop, or to restart with a program that takes its configuration.
+    async fn asked_anything(&mut self) -> Asked {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return Asked::ToStop,
+                _ = self.interrupt.recv() => return Asked::ToStop,
+                _ = self.restart.recv() => {}
+            }
+            let checked = async {
+                let successor = Successor::of_this_process()?;
+                successor.check().await?;
+                anyhow::Ok(successor)
+            };
+            match checked.await {
+                Ok(successor) => return Asked::ToRestart(successor),
+                Err(error) => {
+                    let error = format!("{error:#}");
+                    tracing::error!(error, "this node is not restarted, and goes on");
+                }
+            }
+        }
     }
 
     async fn asked(&mut self) {
@@ -355,6 +439,7 @@ struct Listeners {
     metrics: Metrics,
     addresses: watch::Sender<Addresses>,
     http_address: watch::Sender<Option<SocketAddr>>,
+    sockets: Sockets,
     stop: CancellationToken,
 }
 
@@ -367,26 +452,36 @@ impl Listeners {
             Arc::clone(&self.app),
             self.stop.clone(),
         ));
-        let https = self.open("http.bind", self.config.http.bind, config::HTTP_PORT);
-        if let Some((listener, address)) = https.await {
+        let https = self.open(
+            "http.bind",
+            "http",
+            self.config.http.bind,
+            config::HTTP_PORT,
+        );
+        if let Some((listener, listening, address)) = https.await {
             self.addresses
                 .send_modify(|addresses| addresses.http = Some(address));
             self.http_address
                 .send_replace(Some(self.config.http.advertise.unwrap_or(address)));
             tracing::info!(%address, "the management API listens");
-            tasks.spawn(http::listen::serve(
+            let serving = http::listen::serve(
                 listener,
                 Arc::clone(&self.app),
                 Arc::clone(&self.certificates),
                 self.stop.clone(),
-            ));
+            );
+            tasks.spawn(async move {
+                serving.await;
+                drop(listening);
+            });
         }
         let metrics = self.open(
             "metrics.bind",
+            "metrics",
             self.config.metrics.bind,
             config::METRICS_PORT,
         );
-        if let Some((listener, address)) = metrics.await {
+        if let Some((listener, listening, address)) = metrics.await {
             if let Some(reason) = self.config.metrics.refusal(address) {
                 tracing::warn!(reason, "there is no metrics listener");
                 return;
@@ -394,12 +489,12 @@ impl Listeners {
             self.addresses
                 .send_modify(|addresses| addresses.metrics = Some(address));
             tracing::info!(%address, "the metrics listener listens");
-            tasks.spawn(crate::metrics::serve(
-                listener,
-                self.metrics,
-                self.app,
-                self.stop.clone(),
-            ));
+            let serving =
+                crate::metrics::serve(listener, self.metrics, self.app, self.stop.clone());
+            tasks.spawn(async move {
+                serving.await;
+                drop(listening);
+            });
         }
     }
 
@@ -408,12 +503,13 @@ impl Listeners {
     async fn open(
         &self,
         key: &str,
+        name: &'static str,
         bind: Option<SocketAddr>,
         port: u16,
-    ) -> Option<(TcpListener, SocketAddr)> {
+    ) -> Option<(TcpListener, Listening, SocketAddr)> {
         let mut told = false;
         loop {
-            match self.try_open(key, bind, port).await {
+            match self.try_open(key, name, bind, port).await {
                 Ok(opened) => return Some(opened),
                 Err(error) => {
                     if !told {
@@ -435,9 +531,10 @@ impl Listeners {
     async fn try_open(
         &self,
         key: &str,
+        name: &'static str,
         bind: Option<SocketAddr>,
         port: u16,
-    ) -> anyhow::Result<(TcpListener, SocketAddr)> {
+    ) -> anyhow::Result<(TcpListener, Listening, SocketAddr)> {
         let interface = self.config.bootstrap.management_interface.as_str();
         let address = match bind {
             Some(address) => address,
@@ -448,10 +545,10 @@ impl Listeners {
                 })?,
         };
         self.config.off_data_ports(key, address)?;
-        let listener = TcpListener::bind(address)
-            .await
-            .with_context(|| format!("cannot listen on {address} ({key})"))?;
+        let bound = self.sockets.listen(name, address).await;
+        let (listener, listening) =
+            bound.with_context(|| format!("cannot listen on {address} ({key})"))?;
         let address = listener.local_addr()?;
-        Ok((listener, address))
+        Ok((listener, listening, address))
     }
 }

@@ -44,6 +44,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::config::Config;
 use crate::dataplane::Dataplane;
 use crate::drain::Drain;
+use crate::handover::{Listening, Sockets};
 use crate::http::certificate::{self, Certificates};
 use crate::metrics::Links;
 use crate::{auth, backup, http, sysdump};
@@ -68,6 +69,8 @@ pub struct Control {
     pub http: Arc<http::App>,
     /// Holder of the server certificate of the management API.
     pub certificates: Arc<Certificates>,
+    /// The listening sockets of this process.
+    pub sockets: Sockets,
     /// The packet workers.
     pub dataplane: Arc<Dataplane>,
     /// Whether this node takes new flows.
@@ -367,21 +370,34 @@ impl Control {
         if !self.config.cluster_mode {
             return Ok(None);
         }
-        let listener = self.listen("cluster.bind", cluster.bind).await?;
+        let bound = self.listen("cluster.bind", "cluster", cluster.bind);
+        let (listener, listening) = bound.await?;
         let serving = transport.serve(listener, node.service(), life.clone());
-        self.consensus.spawn(serve_members(serving));
-        let listener = self
-            .listen("cluster.join_bind", cluster.join_bind())
-            .await?;
+        self.consensus.spawn(async move {
+            serve_members(serving).await;
+            drop(listening);
+        });
+        let bound = self.listen("cluster.join_bind", "join", cluster.join_bind());
+        let (listener, listening) = bound.await?;
         let join = self.join_listener(node)?;
         let counters = join.counters();
-        tokio::spawn(join.serve(listener, life.clone()));
+        let serving = join.serve(listener, life.clone());
+        tokio::spawn(async move {
+            serving.await;
+            drop(listening);
+        });
         Ok(Some(counters))
     }
 
-    async fn listen(&self, key: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
+    async fn listen(
+        &self,
+        key: &str,
+        name: &'static str,
+        address: SocketAddr,
+    ) -> anyhow::Result<(TcpListener, Listening)> {
         self.config.off_data_ports(key, address)?;
-        TcpListener::bind(address)
+        self.sockets
+            .listen(name, address)
             .await
             .with_context(|| format!("cannot listen on {address} ({key})"))
     }

@@ -23,6 +23,8 @@ use engine::{Now, Snapshot, Worker, WorkerConfig, WorkerCounters};
 use io::idle::{PollIdle, Waker};
 use policy::Compiled;
 
+use crate::handover::{Leaving, Received};
+
 pub use ports::HeldDataplane;
 pub(crate) use settings::check;
 
@@ -51,9 +53,12 @@ pub struct Dataplane {
     /// another changed.
     withheld: Mutex<Option<Arc<Compiled>>>,
     workers: Vec<WorkerThread>,
+    seed: u64,
     /// Whose a packet is.
     steering: Steering,
     stop: Arc<AtomicBool>,
+    /// Where workers leave their flows when they stop, if another process is to take them over.
+    leaving: Arc<Mutex<Option<Leaving>>>,
 }
 
 struct WorkerThread {
@@ -79,7 +84,8 @@ pub struct Opened<P, L> {
 
 impl Dataplane {
     /// Starts one worker per element of `open`, each of which opens the worker's ports on the
-    /// worker's own thread. Returns once all are open; if one fails, all are stopped.
+    /// worker's own thread. Returns once all are open and have what is theirs of what was `received` from the process
+    /// before; if one fails, all are stopped.
     ///
     /// # Errors
     /// The settings contradict each other, or a port cannot be opened.
@@ -88,6 +94,7 @@ impl Dataplane {
         policy: Arc<Compiled>,
         flow_capacity: u32,
         open: Vec<O>,
+        received: &Arc<Received>,
     ) -> anyhow::Result<Dataplane>
     where
         P: Port + 'static,
@@ -96,17 +103,18 @@ impl Dataplane {
     {
         let snapshot = Snapshot::new(1, policy, settings)?;
         let count = u16::try_from(open.len()).context("too many packet workers")?;
-        let mut seed = [0; 8];
-        aws_lc_rs::rand::fill(&mut seed)
-            .ok()
-            .context("the system has no randomness")?;
-        let seed = u64::from_ne_bytes(seed);
+        let seed = match received.seed() {
+            Some(seed) => seed,
+            None => random_seed()?,
+        };
         let mut dataplane = Dataplane {
             published: Arc::new(ArcSwap::from_pointee(snapshot)),
             withheld: Mutex::new(None),
             workers: Vec::new(),
+            seed,
             steering: Steering::new(seed, 0, count),
             stop: Arc::new(AtomicBool::new(false)),
+            leaving: Arc::default(),
         };
         let idles = open
             .iter()
@@ -127,7 +135,7 @@ impl Dataplane {
                 flow_capacity,
                 events: None,
             };
-            dataplane.spawn(config, idle, open)?;
+            dataplane.spawn(config, idle, open, Arc::clone(received))?;
         }
         Ok(dataplane)
     }
@@ -137,6 +145,7 @@ impl Dataplane {
         config: WorkerConfig,
         idle: PollIdle,
         open: O,
+        received: Arc<Received>,
     ) -> anyhow::Result<()>
     where
         P: Port + 'static,
@@ -150,6 +159,8 @@ impl Dataplane {
             let counters = Arc::clone(&counters);
             let published = Arc::clone(&self.published);
             let stop = Arc::clone(&self.stop);
+            let leaving = Arc::clone(&self.leaving);
+            let is_first = config.index == 0;
             std::thread::Builder::new()
                 .name(format!("packets-{}", config.index))
                 .spawn(move || {
@@ -161,8 +172,16 @@ impl Dataplane {
                         Ok(worker) => worker,
                         Err(error) => return drop(opened.send(Err(error.into()))),
                     };
+                    received.give(&mut worker, is_first);
+                    drop(received);
                     if opened.send(Ok(())).is_ok() {
                         worker.run(idle, monotonic, &stop);
+                    }
+                    let mut leaving = leaving.lock().unwrap_or_else(PoisonError::into_inner);
+                    if let Some(state) = leaving.as_mut()
+                        && let Err(error) = state.take(&worker)
+                    {
+                        tracing::error!(%error, "flows are not handed over");
                     }
                 })?
         };
@@ -241,6 +260,11 @@ impl Dataplane {
         (&self.steering, self.published.load().translated())
     }
 
+    /// What the workers' choices come from: secret.
+    pub(crate) fn seed(&self) -> u64 {
+        self.seed
+    }
+
     /// The counters of every worker.
     pub fn counters(&self) -> Vec<Arc<WorkerCounters>> {
         self.workers
@@ -310,6 +334,14 @@ impl Dataplane {
         }
     }
 
+    /// Stops the workers, each of which leaves its flows in `state`, and returns that.
+    pub fn leave(&self, state: Leaving) -> Option<Leaving> {
+        let leaving = || self.leaving.lock().unwrap_or_else(PoisonError::into_inner);
+        *leaving() = Some(state);
+        self.stop();
+        leaving().take()
+    }
+
     fn publish(
         &self,
         change: impl FnOnce(&mut Option<Arc<Compiled>>, &Snapshot, u64) -> Snapshot,
@@ -347,8 +379,16 @@ impl Drop for Dataplane {
     }
 }
 
+fn random_seed() -> anyhow::Result<u64> {
+    let mut seed = [0; 8];
+    aws_lc_rs::rand::fill(&mut seed)
+        .ok()
+        .context("the system has no randomness")?;
+    Ok(u64::from_ne_bytes(seed))
+}
+
 /// The time since boot.
-fn monotonic() -> Now {
+pub(crate) fn monotonic() -> Now {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     Now(time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs())
 }

@@ -6,6 +6,7 @@
 
 mod consensus;
 mod dataplane;
+pub(crate) mod handover;
 mod links;
 mod reference;
 

@@ -9,6 +9,7 @@ use crate::neighbor::NeighborId;
 use crate::parse::{Content, Parsed, Station, parse};
 use crate::port::{Checksum, Packet, PortId};
 use crate::rewrite;
+use crate::steer::Owner;
 use crate::wire::checksum::{self, Delta};
 use crate::wire::{ethernet, get16, icmp, proto, put16, tcp, udp};
 
@@ -35,7 +36,10 @@ impl Pipeline {
             Ok(false) => Step::Consumed,
             Ok(true) => {
                 self.counters.reassembled.inc();
-                self.handle_whole(now, port, &mut whole)
+                match self.owner_of_whole(&whole) {
+                    Some(owner) => Step::WholeFor(owner),
+                    None => self.handle_whole(now, port, &mut whole),
+                }
             }
             Err(reason) => {
                 self.refuse(reason, frame.len());
@@ -45,6 +49,39 @@ impl Pipeline {
         self.count_lost(taken.err().unwrap_or(DropReason::FragmentLimit), lost);
         self.whole = whole;
         step
+    }
+
+    /// The other worker that owns the flow of a datagram that is whole, if it is another.
+    fn owner_of_whole(&self, whole: &Whole) -> Option<u16> {
+        if self.steering.count() == 1 {
+            return None;
+        }
+        let p = parse(&whole.bytes, Station::Any, None).ok()?;
+        match self.owner(&whole.bytes, &p) {
+            Owner::One(owner) if !self.steering.is_mine(owner) => Some(owner),
+            _ => None,
+        }
+    }
+
+    /// Decides on a datagram that another worker has put together.
+    pub(crate) fn process_whole(&mut self, now: Now, port: PortId, mut whole: Whole) -> Step {
+        let step = self.handle_whole(now, port, &mut whole);
+        self.whole = whole;
+        step
+    }
+
+    /// Counts the pieces of the datagram that is whole as dropped.
+    pub(crate) fn refuse_whole(&mut self, reason: DropReason) {
+        let packets = self.whole.cuts.len() as u64;
+        let head = self.whole.head as u64 * packets;
+        let bytes = head
+            + self
+                .whole
+                .cuts
+                .iter()
+                .map(|cut| u64::from(*cut))
+                .sum::<u64>();
+        self.count_lost(reason, Lost { packets, bytes });
     }
 
     /// The datagram that is whole since the last fragment came.

@@ -125,14 +125,15 @@ impl Pipeline {
     }
 
     fn take_over(&mut self, now: Now, mut flow: Flow, imported: &mut Imported) {
-        // Whoever owns the port gives it out, so it must know of this binding. Without one every worker takes the flow,
-        // since only the first packet tells whose it is; where none comes it ends by its idle time.
-        let by_port = flow.is_translated() && self.snapshot.translate_prefix(flow.client).is_none();
-        if by_port && self.partition.owner(flow.nat_port) != self.partition.index {
+        // Both directions lead to one worker, unless there are more or fewer workers than before, or another seed.
+        let owner = |key| self.steering.owner_of(&self.snapshot, key);
+        let (by_client, by_server) = (owner(&flow.client_key()), owner(&flow.server_key()));
+        if !self.steering.is_mine(by_server) {
             imported.elsewhere += 1;
         } else if flow.has_expired(now.tick(), self.snapshot.idle()) {
             imported.expired += 1;
-        } else if self.is_possible(&mut flow)
+        } else if by_client == by_server
+            && self.is_possible(&mut flow)
             && let Some(id) = self.flows.insert_at(flow, now.tick(), self.snapshot.idle())
         {
             if !self.tally.enter(&flow) {

@@ -114,7 +114,10 @@ impl Hold {
             if let Some(before) = noted.and_then(|_| Original::parse(&text))
                 && before.mac == original.mac
             {
-                tracing::info!(interface = name, "a killed process held this interface");
+                tracing::info!(
+                    interface = name,
+                    "the process before this one held this interface"
+                );
                 original = before.with_added(original);
             }
         }
@@ -130,25 +133,25 @@ impl Hold {
             note,
             original,
         };
-        if left_over {
-            hold.remove_chain()
-                .map_err(refused("remove the left-over chain of"))?;
-        }
-        hold.add_chain(name)
+        hold.add_chain(name, left_over)
             .map_err(refused("drop the kernel's copy of frames on"))?;
         hold.silence().map_err(refused("flush the addresses of"))?;
         hold.interface.set_up(true).map_err(refused("set up"))?;
         Ok(hold)
     }
 
-    /// `table netdev T { chain ingress { type filter hook ingress device D priority MIN; policy drop; } }`
-    fn add_chain(&mut self, name: &str) -> io::Result<()> {
+    /// `table netdev T { chain ingress { type filter hook ingress device D priority MIN; policy drop; } }`, in place of
+    /// one that is left over: at no time is there none.
+    fn add_chain(&mut self, name: &str, left_over: bool) -> io::Result<()> {
         const CREATE_ACK: u16 = (libc::NLM_F_CREATE | libc::NLM_F_ACK) as u16;
         // Before any chain of the administrator: what is dropped at once costs least.
         let priority = i32::MIN.to_be_bytes();
         let device = [name.as_bytes(), &[0]].concat();
-        self.netfilter.transaction(vec![
-            batch_edge(libc::NFNL_MSG_BATCH_BEGIN),
+        let remove = nft(libc::NFT_MSG_DELTABLE, libc::NLM_F_ACK as u16)
+            .with_name(NFTA_TABLE_NAME, &self.table);
+        let mut steps = vec![batch_edge(libc::NFNL_MSG_BATCH_BEGIN)];
+        steps.extend(left_over.then_some(remove));
+        steps.extend([
             nft(libc::NFT_MSG_NEWTABLE, CREATE_ACK).with_name(NFTA_TABLE_NAME, &self.table),
             nft(libc::NFT_MSG_NEWCHAIN, CREATE_ACK)
                 .with_name(NFTA_CHAIN_TABLE, &self.table)
@@ -164,7 +167,8 @@ impl Hold {
                 .with(NFTA_CHAIN_POLICY, &(libc::NF_DROP as u32).to_be_bytes())
                 .with_name(NFTA_CHAIN_TYPE, "filter"),
             batch_edge(libc::NFNL_MSG_BATCH_END),
-        ])
+        ]);
+        self.netfilter.transaction(steps)
     }
 
     fn remove_chain(&mut self) -> io::Result<()> {

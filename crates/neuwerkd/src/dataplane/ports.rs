@@ -14,6 +14,7 @@ use policy::Compiled;
 use super::settings::{settings, share};
 use super::{Dataplane, Opened, monotonic};
 use crate::config::{self, Auto, Config, DataInterface, DataPlaneMode};
+use crate::handover::Received;
 
 /// Everything that holds a node's data ports: the packet workers, and what keeps the kernel off
 /// the interfaces as long as they run.
@@ -31,11 +32,15 @@ impl Drop for HeldDataplane {
 
 impl HeldDataplane {
     /// Takes the data ports from the kernel, or makes them, and starts the packet workers on them,
-    /// under `policy` from the first packet on.
+    /// under `policy` from the first packet on, with the flows that were `received` from the process before.
     ///
     /// # Errors
     /// An interface is missing, in use or not permitted, or settings contradict each other.
-    pub fn start(config: &Config, policy: Arc<Compiled>) -> anyhow::Result<HeldDataplane> {
+    pub fn start(
+        config: &Config,
+        policy: Arc<Compiled>,
+        received: &Arc<Received>,
+    ) -> anyhow::Result<HeldDataplane> {
         let bootstrap = &config.bootstrap;
         // Each with the key that an error is to name.
         let mut interfaces = vec![(
@@ -53,7 +58,13 @@ impl HeldDataplane {
             let make =
                 |devices: Vec<TunDevice>| move || Ok(devices.into_iter().map(Tun::new).collect());
             let makes = queues.into_iter().map(make).collect();
-            launch(config, Arc::clone(&policy), Segments::Super, makes)
+            launch(
+                config,
+                Arc::clone(&policy),
+                Segments::Super,
+                makes,
+                received,
+            )
         };
         let mode = bootstrap.data_plane_mode;
         if !matches!(mode, DataPlaneMode::Tun | DataPlaneMode::Tap) {
@@ -81,7 +92,7 @@ impl HeldDataplane {
                 let queues = queues.context("bootstrap.data_plane_mode")?;
                 let make = |queues: WorkerQueues| move || Ok(queues.into_ports()?);
                 let makes = queues.into_iter().map(make).collect();
-                launch(config, policy, Segments::Plain, makes)?
+                launch(config, policy, Segments::Plain, makes, received)?
             }
             _ => {
                 // By worker, its queue of each interface.
@@ -99,7 +110,7 @@ impl HeldDataplane {
                     move || Ok(sockets.into_iter().map(PacketPort::new).collect())
                 };
                 let makes = queues.into_iter().map(make).collect();
-                let dataplane = launch(config, policy, Segments::Super, makes)?;
+                let dataplane = launch(config, policy, Segments::Super, makes, received)?;
                 let (steering, translated) = dataplane.steering();
                 for fanout in fanouts {
                     if let Err(error) = fanout.steer(steering, &translated) {
@@ -115,6 +126,11 @@ impl HeldDataplane {
         })
     }
 
+    /// Does not give the interfaces back to the kernel: the process that takes over goes on holding them.
+    pub fn keep_held(self) {
+        std::mem::forget(self);
+    }
+
     /// The packet workers.
     pub fn dataplane(&self) -> &Arc<Dataplane> {
         &self.dataplane
@@ -127,6 +143,7 @@ fn launch<P: Port + 'static>(
     policy: Arc<Compiled>,
     from_host: Segments,
     makes: Vec<impl FnOnce() -> anyhow::Result<Vec<P>> + Send + 'static>,
+    received: &Arc<Received>,
 ) -> anyhow::Result<Dataplane> {
     let lane = TunDevice::open(&TunConfig::host_lane(config.dns.served().to_vec()))?;
     lane.set_segments(from_host)
@@ -144,7 +161,7 @@ fn launch<P: Port + 'static>(
     });
     let capacity = share(config.dataplane.flow_table_capacity, workers);
     let settings = settings(config, monotonic(), workers);
-    Dataplane::start(settings, policy, capacity, open.collect())
+    Dataplane::start(settings, policy, capacity, open.collect(), received)
         .context("the dataplane cannot start")
 }
 

@@ -62,6 +62,7 @@ const COUNTERS: &[(&str, &str, Read)] = &[
     ("neuwerk_dp_icmp_errors_translated","ICMP errors translated and passed on",                  |w| w.icmp_errors_translated.get()),
     ("neuwerk_dp_flows_rejudged",        "Flows judged again because the policy changed",         |w| w.rejudged.get()),
     ("neuwerk_dp_flows_picked_up",       "TCP connections picked up in the middle",               |w| w.picked_up.get()),
+    ("neuwerk_dp_flows_taken_over",      "Flows taken over from the process before this one",     |w| w.taken_over.get()),
     ("neuwerk_dp_would_deny",            "Flows that a policy in audit mode would have denied",   |w| w.would_deny.get()),
     ("neuwerk_dp_reassembled",           "Datagrams made whole of their fragments",               |w| w.reassembled.get()),
     ("neuwerk_dp_fragmented",            "Packets cut into fragments for a link that carries less", |w| w.fragmented.get()),

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use engine::DropReason;
 
-use super::{HTTP, consensus, dataplane, links};
+use super::{HTTP, consensus, dataplane, handover, links};
 
 const PREFACE: &str = "\
 <!-- Generated: cargo run -p neuwerk -- reference metrics > docs/metrics.md -->
@@ -37,7 +37,9 @@ pub fn reference() -> String {
     }
     rows.extend(consensus::gauges().map(|(name, help)| (name.into(), "gauge", "", help)));
     rows.extend(consensus::counters().map(|(name, help)| (total(name), "counter", "", help)));
-    let counters = links::counters().chain(dataplane::counters());
+    let counters = links::counters()
+        .chain(dataplane::counters())
+        .chain(handover::COUNTERS);
     rows.extend(counters.map(|(name, labels, help)| (total(name), "counter", labels, help)));
     rows.extend(
         links::histograms().map(|(name, labels, help)| (name.into(), "histogram", labels, help)),

@@ -1,0 +1,59 @@
+//! Descriptors that the process was started with, by name.
+
+use std::collections::BTreeMap;
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
+
+/// Takes the descriptors that `text` names: the id of the process that is meant, then `NAME=NUMBER`, all separated by
+/// spaces. Empty if another process is meant. A number that is no open descriptor is passed over.
+pub fn take(text: &str) -> BTreeMap<String, OwnedFd> {
+    let mut words = text.split_ascii_whitespace();
+    let mut taken = BTreeMap::new();
+    if words.next() != Some(std::process::id().to_string().as_str()) {
+        return taken;
+    }
+    for (name, number) in words.filter_map(|word| word.split_once('=')) {
+        if let Some(fd) = number.parse().ok().and_then(take_one) {
+            taken.insert(name.to_owned(), fd);
+        }
+    }
+    taken
+}
+
+fn take_one(number: RawFd) -> Option<OwnedFd> {
+    if number <= 2 {
+        return None;
+    }
+    // SAFETY: only asked for its flags, and given no number below zero; one that is not open is an error.
+    let fd = unsafe { BorrowedFd::borrow_raw(number) };
+    // What this process has opened, or taken before, closes on exec, so that only descriptors that it was started with
+    // and that nobody owns yet are left.
+    let flags = fcntl_getfd(fd).ok()?;
+    if flags.contains(FdFlags::CLOEXEC) {
+        return None;
+    }
+    fcntl_setfd(fd, flags | FdFlags::CLOEXEC).ok()?;
+    // SAFETY: open, as the calls above show, and owned by nobody, as said there.
+    Some(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+    use std::os::fd::{AsRawFd, IntoRawFd};
+
+    #[test]
+    fn takes_what_was_inherited_once_and_nothing_else() {
+        let own = File::open("/dev/null").expect("opens");
+        let left = rustix::io::dup(&own).expect("duplicates").into_raw_fd();
+        let (pid, owned) = (std::process::id(), own.as_raw_fd());
+        assert!(take(&format!("{} a={left}", pid + 1)).is_empty());
+        let text = format!("{pid} a={left} b={left} c={owned} d=1 e=-1 f=100000 g=x h");
+        let taken = take(&text);
+        assert_eq!(taken.keys().collect::<Vec<_>>(), ["a"]);
+        assert!(take(&text).is_empty());
+        assert!(take("").is_empty());
+    }
+}
