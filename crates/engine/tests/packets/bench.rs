@@ -10,7 +10,7 @@ use arc_swap::ArcSwap;
 use engine::counters::{CloseReason, Direction, Protocol};
 use engine::port::memory::{MemoryPacket, MemoryPort};
 use engine::port::{Capabilities, Meta, Packet};
-use engine::snapshot::{LocalService, PortSettings, Settings};
+use engine::snapshot::{LocalService, PortSettings, Route, Settings};
 use engine::{DropReason, Event, Imported, Now, Snapshot, Worker, WorkerConfig, WorkerCounters};
 use policy::{Compiled, Document};
 use sim::frame::Frame;
@@ -71,6 +71,23 @@ pub(crate) fn two_arms() -> Settings {
         }],
         ..Settings::default()
     }
+}
+
+/// The same with further networks behind a router on the inside.
+pub(crate) fn two_arms_with(inside: &[&str]) -> Settings {
+    let mut settings = two_arms();
+    settings.ports[INSIDE].routes = inside
+        .iter()
+        .map(|destination| {
+            let destination: ipnet::IpNet = destination.parse().expect("valid by construction");
+            let via = match destination {
+                ipnet::IpNet::V4(_) => ip("10.0.0.254"),
+                ipnet::IpNet::V6(_) => ip("fd00::fe"),
+            };
+            Route { destination, via }
+        })
+        .collect();
+    settings
 }
 
 /// One arm on 10.0.0.0/24.

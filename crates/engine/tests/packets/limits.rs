@@ -9,7 +9,7 @@ use sim::frame::{ACK, Frame, RST, SYN};
 use crate::bench::*;
 
 fn bench(limits: Limits) -> Bench {
-    let mut settings = two_arms();
+    let mut settings = two_arms_with(&["172.16.0.0/12", "fd00:0:0:1::/64"]);
     settings.limits = limits;
     Bench::new(&allow_all(), settings)
 }

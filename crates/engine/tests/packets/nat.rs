@@ -130,7 +130,10 @@ fn nptv6_keeps_ports_and_checksums() {
 
 #[test]
 fn what_nptv6_leaves_out_is_refused_with_an_error() {
-    let mut bench = Bench::new(&allow_all(), prefixes(two_arms()));
+    let mut bench = Bench::new(
+        &allow_all(),
+        prefixes(two_arms_with(&["fd00:0:0:ffff::/64"])),
+    );
     let client = at("[fd00:0:0:ffff::2]:5000");
     let sent = bench.send(INSIDE, Frame::udp(client, at("[2001:db8:1::1]:53"), b""));
     assert!(
@@ -158,7 +161,7 @@ fn what_nptv6_leaves_out_is_refused_with_an_error() {
 
 #[test]
 fn a_prefix_goes_before_one_address_for_many() {
-    let mut settings = prefixes(two_arms());
+    let mut settings = prefixes(two_arms_with(&["fd00:1::/64"]));
     settings.nat66 = Some(Snat::Auto);
     let mut bench = Bench::new(&allow_all(), settings);
     let mut shown = |client: &str| {

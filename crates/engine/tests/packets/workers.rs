@@ -12,6 +12,7 @@ use engine::{DropReason, Now, Snapshot, Worker, WorkerConfig, WorkerCounters};
 use sim::frame::{ACK, Body, Frame, SYN};
 
 use crate::bench::*;
+use crate::fragments::split;
 
 struct Team {
     workers: Vec<Worker<MemoryPort, MemoryPort>>,
@@ -89,6 +90,14 @@ impl Team {
 
     /// Polls all until nothing moves; neighbours answer to some worker, not always to the one that asked.
     fn exchange(&mut self) -> Vec<(usize, Frame)> {
+        let parse = |(port, bytes): (usize, Vec<u8>)| {
+            let frame = Frame::parse(&bytes).expect("valid by construction");
+            (port, frame)
+        };
+        self.exchange_bytes().into_iter().map(parse).collect()
+    }
+
+    fn exchange_bytes(&mut self) -> Vec<(usize, Vec<u8>)> {
         let mut sent = Vec::new();
         loop {
             let mut moved = false;
@@ -98,10 +107,7 @@ impl Team {
                     while let Some(packet) = self.workers[worker].ports_mut()[port].tx.pop_front() {
                         moved = true;
                         let Some(answer) = neighbor_answer(packet.bytes()) else {
-                            sent.push((
-                                port,
-                                Frame::parse(packet.bytes()).expect("valid by construction"),
-                            ));
+                            sent.push((port, packet.bytes().to_vec()));
                             continue;
                         };
                         let receiver = self.any();
@@ -291,6 +297,30 @@ fn what_the_host_serves_goes_through_the_worker_with_the_lane() {
     };
     let lanes: Vec<usize> = team.workers.iter_mut().map(lane).collect();
     assert_eq!(lanes, [20, 0, 0]);
+}
+
+/// A small question leads to one worker, and the pieces of its answer may come to any.
+#[test]
+fn pieces_come_together_and_reach_the_owner_of_their_flow() {
+    for (client, server) in [("10.0.0.2", "198.51.100.1"), ("fd00::2", "2001:db8:1::1")] {
+        let mut team = Team::new(4, two_arms());
+        for port in 6000..6050 {
+            let client = (ip(client), port).into();
+            let server = (ip(server), 53).into();
+            let (_, out) = team.one(INSIDE, Frame::udp(client, server, b"question"));
+            let shown = (out.src, ports(&out).0).into();
+            let answer = Frame::udp(server, shown, &[7; 2500]);
+            for piece in split(OUTSIDE, &answer, u32::from(port), &[1000, 2000]) {
+                let worker = team.any();
+                team.workers[worker].ports_mut()[OUTSIDE]
+                    .rx
+                    .push_back(MemoryPacket::new(piece));
+            }
+            let sent = team.exchange_bytes();
+            assert_eq!(sent.len(), 3, "in as many pieces as it came in");
+            assert!(sent.iter().all(|(port, _)| *port == INSIDE));
+        }
+    }
 }
 
 #[test]
