@@ -18,7 +18,7 @@ use engine::{Now, Snapshot, Worker, WorkerConfig, WorkerCounters};
 use policy::{Compiled, Document, Facts};
 use proptest::prelude::*;
 use sim::engine::{MACS, PEER};
-use sim::frame::{ACK, Body, Frame, SYN};
+use sim::frame::{ACK, Frame, SYN};
 use sim::neighbor;
 
 /// Buffers of a port: fewer than frames may wait for a neighbour, so that these can hold them all.

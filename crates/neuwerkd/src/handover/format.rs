@@ -89,19 +89,24 @@ pub fn read(mut from: impl Read, mut take: impl FnMut(Section<'_>)) -> io::Resul
         let header: &[u8; HEADER] = match header.as_slice().try_into() {
             Ok(header) => header,
             Err(_) if header.is_empty() => return Ok(()),
-            Err(_) => return Ok(take(Section::Lost)),
+            Err(_) => {
+                take(Section::Lost);
+                return Ok(());
+            }
         };
         let u32_at = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| header[at + i]));
         let len = u64::from_le_bytes(std::array::from_fn(|i| header[20 + i]));
         let name = std::str::from_utf8(&header[..NAME]).unwrap_or_default();
         let name = name.trim_end_matches('\0');
         if u32_at(32) != crc32fast::hash(&header[..32]) || name.is_empty() || len > MAX_PAYLOAD {
-            return Ok(take(Section::Lost));
+            take(Section::Lost);
+            return Ok(());
         }
         payload.clear();
         from.by_ref().take(len).read_to_end(&mut payload)?;
         if payload.len() as u64 != len {
-            return Ok(take(Section::Lost));
+            take(Section::Lost);
+            return Ok(());
         }
         take(if u32_at(28) == crc32fast::hash(&payload) {
             Section::Sound {
