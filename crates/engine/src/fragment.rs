@@ -704,7 +704,7 @@ mod tests {
             let (mut whole, mut lost, mut refused, mut passed) = (Whole::default(), Lost::default(), 0, 0);
             let mut taken = 0;
             for (src, id, offset, more, eights) in pieces {
-                let b = fragment(src, id, offset * 64 | u16::from(more) << 13, eights * 512);
+                let b = fragment(src, id, (offset * 64) | (u16::from(more) << 13), eights * 512);
                 let p = parse(&b, Station::Any, None);
                 let Ok(p) = p else { continue };
                 if p.content != crate::parse::Content::Fragment {

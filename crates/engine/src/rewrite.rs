@@ -180,7 +180,7 @@ mod tests {
         put(&mut b, 30, [198, 51, 100, 1]);
         let sum = !checksum::fold(checksum::sum(&b[14..34]));
         put16(&mut b, 24, sum);
-        b[46] = ((20 + options.len()) / 4 << 4) as u8;
+        b[46] = (((20 + options.len()) / 4) << 4) as u8;
         b[47] = tcp::SYN;
         b[54..].copy_from_slice(options);
         b
