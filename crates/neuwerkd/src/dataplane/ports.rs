@@ -173,23 +173,40 @@ fn hold(config: &Config, interface: &str) -> Result<Hold, io::packet::HoldError>
     })
 }
 
-/// By worker, its queue of each device of the modes `tun` and `tap`.
+/// The devices of the modes `tun` and `tap`: by worker, its queue of each.
 fn soft_devices(
     config: &Config,
     interfaces: &[(&'static str, String)],
     kind: Kind,
     workers: usize,
 ) -> anyhow::Result<Vec<Vec<TunDevice>>> {
-    let ports = &config.dataplane.ports;
-    let mut queues: Vec<Vec<TunDevice>> = (0..workers).map(|_| Vec::new()).collect();
-    for ((key, interface), port) in interfaces.iter().zip([&ports.inside, &ports.outside]) {
-        let device = TunConfig::data_port(interface, kind, host_addresses(port));
-        let opened = TunDevice::open_queues(&device, workers).context(*key)?;
-        for (queues, device) in queues.iter_mut().zip(opened) {
-            queues.push(device);
+    type Refused = (&'static str, io::packet::OpenError);
+    let ports = [
+        &config.dataplane.ports.inside,
+        &config.dataplane.ports.outside,
+    ];
+    let open = |workers| -> Result<_, Refused> {
+        let mut queues: Vec<Vec<TunDevice>> = (0..workers).map(|_| Vec::new()).collect();
+        for ((key, interface), port) in interfaces.iter().zip(ports) {
+            let device = TunConfig::data_port(interface, kind, host_addresses(port));
+            let opened = TunDevice::open_queues(&device, workers);
+            let opened = opened.map_err(|error| (*key, error))?;
+            for (queues, device) in queues.iter_mut().zip(opened) {
+                queues.push(device);
+            }
         }
-    }
-    Ok(queues)
+        Ok(queues)
+    };
+    let queues = match open(workers) {
+        // A device that is there may have a single queue. If the number is left to us, that one will do.
+        Err((_, io::packet::OpenError::OtherKind { .. }))
+            if workers > 1 && config.dataplane.workers == Auto::Auto =>
+        {
+            open(1)
+        }
+        opened => opened,
+    };
+    queues.map_err(|(key, error)| anyhow::Error::new(error).context(key))
 }
 
 /// What the host is called on a device that is made for it: the port's gateway.
