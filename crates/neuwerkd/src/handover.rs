@@ -2,7 +2,7 @@
 //! its place.
 //!
 //! The process replaces itself (`execve(2)`), so that its id and its supervisor's view of it stay. Descriptors stay open
-//! across that under names, which [`VARIABLE`] tells; `state` is a sealed memfd of sections ([`format`]), every other one
+//! across that under names, which [`VARIABLE`] tells; `state` is a sealed memfd of sections ([`mod@format`]), every other one
 //! a listening socket. A part of the node that has something to hand over writes a section of its own, or leaves a
 //! descriptor under a name of its own. Nothing that comes this way can keep the node from starting.
 

@@ -70,7 +70,7 @@ fn ipv4(keys: [u32; 5], translated: &[IpAddr]) -> Vec<libc::sock_filter> {
         load(libc::BPF_B, NET + 9),
     ];
     p.extend(only_with_ports());
-    // The length of the header, for loads relative to the register X, into M[0].
+    // The length of the header, for loads relative to the register X, into memory word 0.
     p.extend([
         load(libc::BPF_B, NET),
         op(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, 0xf, 0, 0),
@@ -154,7 +154,7 @@ fn sum_times(a: u32, b: u32, key: u32) -> [libc::sock_filter; 5] {
     ]
 }
 
-/// With one port in A, the other in X and the sum over the addresses in M[1]: the answer.
+/// With one port in A, the other in X and the sum over the addresses in memory word 1: the answer.
 fn ports_and_answer(key: u32) -> [libc::sock_filter; 6] {
     [
         add_x(),
