@@ -105,19 +105,7 @@ impl Received {
 
     /// The seed of the packet workers before, if they left one.
     pub(crate) fn seed(&self) -> Option<u64> {
-        let mut seed = None;
-        let read = self.state.as_ref()?.sections(|section| {
-            if let Section::Sound {
-                name: SEED,
-                version: SEED_VERSION,
-                payload,
-            } = section
-            {
-                seed = payload.try_into().ok().map(u64::from_le_bytes);
-            }
-        });
-        // What is wrong with it is told when the flows are taken.
-        read.ok().and(seed)
+        self.state.as_ref()?.seed()
     }
 
     /// Gives a worker that has not turned yet the flows that are its own. `is_first` on one of them: what concerns no
@@ -212,6 +200,22 @@ impl State {
         );
         state.written = origin.written;
         Ok(state)
+    }
+
+    fn seed(&self) -> Option<u64> {
+        let mut seed = None;
+        let read = self.sections(|section| {
+            if let Section::Sound {
+                name: SEED,
+                version: SEED_VERSION,
+                payload,
+            } = section
+            {
+                seed = payload.try_into().ok().map(u64::from_le_bytes);
+            }
+        });
+        // What is wrong with it is told when the flows are taken.
+        read.ok().and(seed)
     }
 
     fn sections(&self, take: impl FnMut(Section<'_>)) -> std::io::Result<()> {

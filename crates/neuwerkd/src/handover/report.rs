@@ -3,7 +3,7 @@
 use engine::Imported;
 
 use super::format::Section;
-use super::{FLOWS, ORIGIN, SEED};
+use super::{FLOWS, ORIGIN, SEED, SEED_VERSION};
 
 /// Sections and flows, by their fate.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -43,8 +43,10 @@ impl Report {
     /// Counts and tells of a section that is not taken over.
     pub(super) fn note(&mut self, section: &Section<'_>) {
         match section {
-            Section::Sound {
-                name: ORIGIN | SEED,
+            Section::Sound { name: ORIGIN, .. }
+            | Section::Sound {
+                name: SEED,
+                version: SEED_VERSION,
                 ..
             } => {}
             Section::Sound { name, version, .. } => {

@@ -30,8 +30,9 @@ fn a_sealed_state_is_read_again_and_again() {
     let state = received(leaving.seal().expect("seals")).expect("it is sound");
     assert_eq!(state.written, before);
     for _ in 0..2 {
-        assert_eq!(names(&state), ["origin 1", "later 9"]);
+        assert_eq!(names(&state), ["origin 1", "seed 1", "later 9"]);
     }
+    assert_eq!(state.seed(), Some(7));
     let text = std::io::Write::write(&mut &state.file, b"y");
     assert!(text.is_err(), "nobody can change it");
 }
