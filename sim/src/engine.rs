@@ -4,7 +4,7 @@
 //! What the contract leaves open is left open: where the client's port is not free on the way out,
 //! any free one will do.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,6 +26,26 @@ pub struct Node {
     pub inside: [IpAddr; 2],
     /// Addresses on the outside, to which clients are translated.
     pub outside: [IpAddr; 2],
+    /// A client's port shows the same port to every server, and no other client shows it.
+    pub independent: bool,
+    /// Inside and outside prefix of 48 bits by which IPv6 clients are translated instead.
+    pub prefixes: Option<[Ipv6Addr; 2]>,
+}
+
+impl Node {
+    /// What RFC 6296 makes of a client in the inside prefix: the subnet takes up what the prefixes
+    /// differ by, so that the sum stays. All ones never appears.
+    fn translate_prefix(&self, client: IpAddr) -> Option<IpAddr> {
+        let ([inside, outside], IpAddr::V6(a)) = (self.prefixes?, client) else {
+            return None;
+        };
+        let sum = |a: Ipv6Addr| a.segments().iter().map(|w| i64::from(*w)).sum::<i64>();
+        let mut words = a.segments();
+        let subnet = i64::from(words[3]) + sum(inside) - sum(outside);
+        words[..3].copy_from_slice(&outside.segments()[..3]);
+        words[3] = subnet.rem_euclid(0xffff) as u16;
+        Some(Ipv6Addr::from(words).into())
+    }
 }
 
 /// What must come of a frame.
@@ -178,7 +198,7 @@ impl Reference {
     pub fn learn_port(&mut self, port: u16) -> Result<(), String> {
         let flow = self.flows.pop().ok_or("no flow was opened")?;
         let shown: SocketAddr = (flow.shown.ip(), port).into();
-        let taken = self.is_taken(flow.proto, flow.server, shown);
+        let taken = self.is_taken(flow.proto, flow.client, flow.server, shown);
         self.flows.push(Flow { shown, ..flow });
         if taken || port < 1024 {
             Err(format!("port {port} is not to be had"))
@@ -187,12 +207,26 @@ impl Reference {
         }
     }
 
-    fn is_taken(&self, proto: u8, server: SocketAddr, shown: SocketAddr) -> bool {
+    fn is_taken(
+        &self,
+        proto: u8,
+        client: SocketAddr,
+        server: SocketAddr,
+        shown: SocketAddr,
+    ) -> bool {
         self.flows.iter().any(|f| {
             f.proto == proto
                 && (f.server == server && f.shown == shown
-                    || f.client == server && f.server == shown)
+                    || f.client == server && f.server == shown
+                    || self.node.independent && f.shown == shown && f.client != client)
         })
+    }
+
+    /// What a client shows already, if it has to show the same to all.
+    fn mapped(&self, proto: u8, client: SocketAddr) -> Option<SocketAddr> {
+        let translated = |f: &&Flow| f.proto == proto && f.client == client && f.shown != client;
+        let flow = self.flows.iter().find(translated)?;
+        self.node.independent.then_some(flow.shown)
     }
 
     fn is_inside(&self, a: IpAddr) -> bool {
@@ -356,10 +390,17 @@ impl Reference {
         }
         let out = usize::from(!self.is_inside(dst.ip()));
         let mut shown = src;
+        let mut is_free = true;
         if out == 1 {
-            shown.set_ip(self.node.outside[usize::from(src.is_ipv6())]);
+            if let Some(address) = self.node.translate_prefix(src.ip()) {
+                shown.set_ip(address);
+            } else if let Some(mapped) = self.mapped(proto, src) {
+                shown = mapped;
+            } else {
+                shown.set_ip(self.node.outside[usize::from(src.is_ipv6())]);
+                is_free = src.port() != 0 && !self.is_taken(proto, src, dst, shown);
+            }
         }
-        let is_free = out == 0 || src.port() != 0 && !self.is_taken(proto, dst, shown);
         let tcp = (proto == 6).then(|| Tcp::new(f));
         self.flows.push(Flow {
             proto,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use engine::port::Packet;
 use engine::port::memory::{MemoryPacket, MemoryPort};
-use engine::snapshot::{Limits, PortSettings, Settings, Snat};
+use engine::snapshot::{Limits, NatMapping, Nptv6, PortSettings, Settings, Snat};
 use engine::{DropReason, Now, Snapshot, Worker, WorkerConfig, WorkerCounters};
 use policy::{Compiled, Document};
 use proptest::prelude::*;
@@ -20,11 +20,23 @@ fn ip(s: &str) -> IpAddr {
     s.parse().expect("a constant")
 }
 
-fn node() -> Node {
+fn node(nat: Nat) -> Node {
+    let prefix = |s: &str| s.parse().expect("a constant");
     Node {
         inside: [ip("10.0.0.1"), ip("fd00::1")],
         outside: [ip("192.0.2.1"), ip("2001:db8::1")],
+        independent: nat.independent,
+        prefixes: nat
+            .by_prefix
+            .then(|| [prefix("fd00::"), prefix("2001:db8:7::")]),
     }
+}
+
+/// How clients are translated.
+#[derive(Clone, Copy, Debug, Default)]
+struct Nat {
+    independent: bool,
+    by_prefix: bool,
 }
 
 /// The policies that take turns.
@@ -53,7 +65,7 @@ struct Real {
 }
 
 impl Real {
-    fn new(policy: Arc<Compiled>) -> Real {
+    fn new(policy: Arc<Compiled>, nat: Nat) -> Real {
         let net = |s: &str| s.parse().expect("a constant");
         let settings = Settings {
             ports: vec![
@@ -68,6 +80,14 @@ impl Real {
                 },
             ],
             nat66: Some(Snat::Auto),
+            nat_mapping: match nat.independent {
+                true => NatMapping::EndpointIndependent,
+                false => NatMapping::AddressAndPortDependent,
+            },
+            nptv6: nat.by_prefix.then(|| Nptv6 {
+                inside: "fd00::/48".parse().expect("a constant"),
+                outside: "2001:db8:7::/48".parse().expect("a constant"),
+            }),
             limits: Limits {
                 icmp_errors_per_s: u32::MAX,
                 resets_per_s: u32::MAX,
@@ -288,10 +308,10 @@ fn source_port(f: &Frame) -> u16 {
     }
 }
 
-fn run(actions: &[Action]) -> Result<(), TestCaseError> {
+fn run(actions: &[Action], nat: Nat) -> Result<(), TestCaseError> {
     let mut revision = 1;
-    let mut real = Real::new(policy(0, revision));
-    let mut reference = Reference::new(node(), policy(0, revision));
+    let mut real = Real::new(policy(0, revision), nat);
+    let mut reference = Reference::new(node(nat), policy(0, revision));
     let mut now = Now(1_000_000_000);
     let mut last_shown = std::collections::HashMap::new();
     for action in actions {
@@ -318,7 +338,7 @@ fn run(actions: &[Action]) -> Result<(), TestCaseError> {
                         let shown = if s.ip() == ip("10.0.0.7") || s.ip() == ip("fd00::7") {
                             c.ip()
                         } else {
-                            node().outside[usize::from(c.is_ipv6())]
+                            node(nat).outside[usize::from(c.is_ipv6())]
                         };
                         (shown, c.port()).into()
                     };
@@ -367,7 +387,11 @@ fn ends(f: &Frame) -> (SocketAddr, SocketAddr) {
 
 proptest! {
     #[test]
-    fn the_worker_agrees_with_the_reference(actions in prop::collection::vec(action(), 1..120)) {
-        run(&actions)?;
+    fn the_worker_agrees_with_the_reference(
+        actions in prop::collection::vec(action(), 1..120),
+        independent: bool,
+        by_prefix: bool,
+    ) {
+        run(&actions, Nat { independent, by_prefix })?;
     }
 }
