@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::{cargo, dependencies};
+use crate::{cargo, dependencies, dpdk};
 
 /// Formatting, lints, documentation, dependencies; ends at the first that fails.
 pub(crate) fn run() -> Result<()> {
@@ -24,6 +24,11 @@ pub(crate) fn run() -> Result<()> {
         ],
         &[],
     )?;
+    if dpdk::is_installed()? {
+        let lints = ["clippy", "-p", "io", "--all-targets", "--locked"];
+        let lints = [&lints[..], &dpdk::FEATURES, &["--", "-D", "warnings"]].concat();
+        cargo(&lints, &[])?;
+    }
     cargo(
         &[
             "doc",

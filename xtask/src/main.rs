@@ -8,6 +8,7 @@
 
 mod ci;
 mod dependencies;
+mod dpdk;
 mod fuzz;
 mod licence;
 mod test;

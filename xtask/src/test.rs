@@ -4,7 +4,7 @@ use std::process::Stdio;
 
 use anyhow::{Result, ensure};
 
-use crate::{cargo, cargo_command};
+use crate::{cargo, cargo_command, dpdk};
 
 const WORKSPACE: [&str; 4] = ["--workspace", "--lib", "--bins", "--tests"];
 
@@ -16,6 +16,7 @@ pub(crate) fn run() -> Result<()> {
         root || !ci,
         "CI is set and this is not root: the tests that need it cannot run, which is a failure here"
     );
+    dpdk::test()?;
     cargo(&["build", "--workspace", "--lib", "--bins", "--tests"], &[])?;
     cargo(&["test", "--workspace", "--doc", "--quiet"], &[])?;
     if !root {
@@ -24,12 +25,7 @@ pub(crate) fn run() -> Result<()> {
              tests of packet sockets, TUN devices and held interfaces"
         );
     }
-    let nextest = cargo_command()
-        .args(["nextest", "--version"])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()?;
-    if nextest.success() {
+    if has_nextest()? {
         let ignored: &[&str] = if root { &["--run-ignored", "all"] } else { &[] };
         return cargo(
             &[&["nextest", "run"], &WORKSPACE[..], ignored].concat(),
@@ -46,4 +42,14 @@ pub(crate) fn run() -> Result<()> {
         )?;
     }
     Ok(())
+}
+
+/// Whether cargo-nextest is installed.
+pub(crate) fn has_nextest() -> Result<bool> {
+    let version = cargo_command()
+        .args(["nextest", "--version"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()?;
+    Ok(version.success())
 }

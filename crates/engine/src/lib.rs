@@ -37,6 +37,7 @@ pub use counters::WorkerCounters;
 pub use drop_reason::DropReason;
 pub use event::Event;
 pub use pipeline::handover::{FLOWS_VERSION, Imported, MalformedFlows};
+pub use rewrite::complete_checksum;
 pub use snapshot::Snapshot;
 pub use verdict::Verdict;
 pub use worker::{BURST, Worker, WorkerConfig};

@@ -156,6 +156,10 @@ pub trait Port {
     /// A descriptor that becomes readable when a frame has arrived, to sleep on; none for a
     /// backend that must be polled. (`std::os::fd::RawFd`, without the dependency on it.)
     fn wait_fd(&self) -> Option<i32>;
+
+    /// Has that descriptor tell of the frames that come from now on, for a device that does so only when asked. The
+    /// worker looks once more for frames before it sleeps; receiving ends it.
+    fn arm(&mut self) {}
 }
 
 /// How a worker sleeps when all its ports are idle. The shell implements it with `ppoll`.

@@ -147,7 +147,7 @@ pub(crate) fn put_address(frame: &mut [u8], v4: bool, which: Which, address: Add
 
 /// Completes a partial checksum for a port that cannot. False if the metadata does not fit the
 /// frame.
-pub(crate) fn complete_checksum(frame: &mut [u8], meta: &mut Meta) -> bool {
+pub fn complete_checksum(frame: &mut [u8], meta: &mut Meta) -> bool {
     let Checksum::Partial { start, offset } = meta.checksum else {
         return true;
     };

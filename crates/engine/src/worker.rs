@@ -469,16 +469,25 @@ impl<P: Port, L: Port> Worker<P, L> {
         let ports = self.ports.iter().map(Port::wait_fd);
         let fds: Option<Vec<i32>> = ports.chain(self.lane.iter().map(Port::wait_fd)).collect();
         let mut awake_until = Now::default();
+        let mut armed = false;
         while !stop.load(Ordering::Relaxed) {
             let now = clock();
             if self.poll(now) > 0 {
                 awake_until = now + SPIN;
+                armed = false;
                 continue;
             }
             if now < awake_until {
                 std::hint::spin_loop();
                 continue;
             }
+            if !armed {
+                // What comes from now on ends the sleep; what came before is found by the turn in between.
+                self.ports.iter_mut().for_each(Port::arm);
+                armed = true;
+                continue;
+            }
+            armed = false;
             let due = self
                 .next_deadline(now)
                 .map_or(MAX_SLEEP, |d| now.until(d))

@@ -1,9 +1,11 @@
-//! Ports of the engine: AF_PACKET, AF_XDP, TUN and TAP, capture files, memory.
+//! Ports of the engine: AF_PACKET, AF_XDP, DPDK, TUN and TAP, capture files, memory.
 //!
 //! Whatever moves frames between the engine and the machine lives here, with the unsafe code that
 //! it takes, and passes one conformance suite (`tests/conformance.rs`).
 
 mod buffer;
+#[cfg(feature = "dpdk")]
+pub mod dpdk;
 pub mod idle;
 pub mod inherited;
 mod interface;

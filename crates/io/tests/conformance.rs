@@ -1,6 +1,9 @@
 //! Every backend passes the same suite. Those that need a device run as root, each in a network
 //! namespace of its own.
 
+#[cfg(feature = "dpdk")]
+#[path = "conformance/dpdk.rs"]
+mod dpdk;
 #[path = "conformance/frames.rs"]
 mod frames;
 #[path = "conformance/namespace.rs"]
@@ -41,7 +44,7 @@ fn wire(interface: &str) -> Wire<'static> {
     Wire {
         set_link: Some(Box::new(set_link)),
         remove: Some(Box::new(remove)),
-        is_boundless: false,
+        ..Wire::default()
     }
 }
 

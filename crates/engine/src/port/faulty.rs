@@ -240,6 +240,10 @@ impl<P: Port> Port for Faulty<P> {
         // What is late makes no descriptor readable.
         None
     }
+
+    fn arm(&mut self) {
+        self.inner.arm();
+    }
 }
 
 #[cfg(test)]
