@@ -90,10 +90,35 @@ pub struct TlsStats {
 /// Address leases of this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DhcpStats {
-    /// Whether a lease is held.
+    /// Whether every data port that asks for a lease holds one; false where none asks.
     pub lease_active: bool,
-    /// When it ends, seconds since 1970; 0 without one.
+    /// When the first of them ends, seconds since 1970; 0 without one, or if it never ends.
     pub lease_expiry_epoch: u64,
+    /// The data ports that get their addresses by themselves; left out where all are configured.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<PortAddresses>,
+}
+
+/// What a data port without configured addresses has got from DHCP and router advertisements.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PortAddresses {
+    /// `data` on a node with one arm, else `inside` or `outside`.
+    pub port: String,
+    /// Addresses with prefix lengths.
+    pub addresses: Vec<String>,
+    /// Default routers, at most one of each family.
+    pub gateways: Vec<String>,
+    /// Name servers that the DHCP server names. The node does not use them.
+    pub dns: Vec<String>,
+    /// The DHCP server that leased the IPv4 address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server: Option<String>,
+    /// When the lease ends, seconds since 1970; absent without one, or if it never ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease_expiry_epoch: Option<u64>,
+    /// Why the port has no address, if it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }
 
 /// Consensus as the answering node sees it. The members' figures are the leader's, half a second old

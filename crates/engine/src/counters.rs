@@ -93,16 +93,19 @@ pub enum CloseReason {
     Evicted,
     /// The client began a new connection from the same port.
     Reused,
+    /// It was translated to an address that the node has no longer.
+    AddressLost,
 }
 
 impl CloseReason {
     /// All reasons, in the order of their discriminants.
-    pub const ALL: [CloseReason; 5] = [
+    pub const ALL: [CloseReason; 6] = [
         CloseReason::Idle,
         CloseReason::Finished,
         CloseReason::Policy,
         CloseReason::Evicted,
         CloseReason::Reused,
+        CloseReason::AddressLost,
     ];
 
     /// The stable name used in metrics and events.
@@ -113,6 +116,7 @@ impl CloseReason {
             CloseReason::Policy => "policy",
             CloseReason::Evicted => "evicted",
             CloseReason::Reused => "reused",
+            CloseReason::AddressLost => "address_lost",
         }
     }
 }
@@ -267,6 +271,19 @@ pub struct WorkerCounters {
     pub arp_handled: Counter,
     /// Neighbour discovery messages handled.
     pub nd_handled: Counter,
+    /// DHCP messages that were refused because they came from another server than the configured one.
+    pub dhcp_untrusted: Counter,
+    /// ARP and neighbour discovery messages that were refused because they said that the gateway is another station
+    /// than the configured one.
+    pub gateway_untrusted: Counter,
+    /// ARP messages of other stations that claim one of our addresses.
+    pub address_conflicts: Counter,
+    /// Health probes that were answered.
+    pub probes_answered: Counter,
+    /// Health probes that were not, since the node was not ready for traffic.
+    pub probes_not_ready: Counter,
+    /// Health probes that were not, since there were too many.
+    pub probes_limited: Counter,
     /// Gauge: next hops known.
     pub neighbors: Counter,
     /// Events lost because the ring to the control side was full.
@@ -311,6 +328,12 @@ impl Default for WorkerCounters {
             resets_sent: Counter::default(),
             arp_handled: Counter::default(),
             nd_handled: Counter::default(),
+            dhcp_untrusted: Counter::default(),
+            gateway_untrusted: Counter::default(),
+            address_conflicts: Counter::default(),
+            probes_answered: Counter::default(),
+            probes_not_ready: Counter::default(),
+            probes_limited: Counter::default(),
             neighbors: Counter::default(),
             events_lost: Counter::default(),
             no_buffer: Counter::default(),

@@ -59,6 +59,8 @@ drop_reasons! {
     Arp = "arp",
     /// A neighbour discovery message that RFC 4861 says to discard, or asks for an address that is not ours.
     NeighborDiscovery = "neighbor_discovery",
+    /// A DHCP message to us that is malformed, not what was asked for, or from a server that is not the configured one.
+    Dhcp = "dhcp",
     /// A flow may not begin from outside.
     FromOutside = "from_outside",
     /// The policy denies the flow.
@@ -87,6 +89,10 @@ drop_reasons! {
     NatPortsExhausted = "nat_ports_exhausted",
     /// A source that prefix translation leaves out (RFC 6296 §3.4, §3.5), or whose translation somebody else has.
     PrefixTranslation = "prefix_translation",
+    /// Translation is asked for, and the outside port has no address of this family yet.
+    NoNatAddress = "no_nat_address",
+    /// The flow was translated to an address that this node has no longer.
+    AddressLost = "address_lost",
     /// New flows are refused because the node drains.
     Draining = "draining",
     /// TTL or hop limit has run out.

@@ -7,9 +7,12 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+pub mod acquire;
 mod address;
+mod autoconf;
 mod clock;
 pub mod counters;
+mod dhcp;
 mod drop_reason;
 pub mod event;
 mod flow;

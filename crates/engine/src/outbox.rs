@@ -1,6 +1,8 @@
 //! Frames that the engine originates: ARP, neighbour discovery, ICMP errors, TCP resets. Built in
 //! memory reserved once; the worker copies them into buffers of the port.
 
+mod solicit;
+
 use crate::address::Addr;
 use crate::fragment::seal_header;
 use crate::neighbor::NeighborId;

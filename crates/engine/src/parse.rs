@@ -5,7 +5,7 @@ use crate::address::Addr;
 use crate::flow::Key;
 use crate::wire::ethernet::{self, Mac};
 use crate::wire::icmp::{self, Kind};
-use crate::wire::{ipv4, ipv6, proto, tcp, udp};
+use crate::wire::{dhcp, ipv4, ipv6, proto, tcp, udp};
 
 /// What a frame carries, as far as the next stages differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +20,8 @@ pub(crate) enum Content {
     Arp,
     /// A part of a datagram. It has no ports, and its transport header is what follows the IP header.
     Fragment,
+    /// A datagram from the port of DHCP servers to that of their clients.
+    Dhcp,
 }
 
 /// A parsed frame: offsets and values, no borrow.
@@ -116,12 +118,13 @@ pub(crate) fn parse(
         Station::Mac(_) => ethernet::is_group(header.dst),
         Station::Any => false,
     };
-    if parsed.content != Content::Neighbor
+    if !matches!(parsed.content, Content::Neighbor | Content::Dhcp)
         && (key.dst.is_multicast() || group || key.dst == Addr::v4(u32::MAX))
     {
         return Err(DropReason::Multicast);
     }
-    if key.dst.is_martian_destination()
+    let to_all = parsed.content == Content::Dhcp && key.dst == Addr::v4(u32::MAX);
+    if key.dst.is_martian_destination() && !to_all
         // The source of duplicate address detection is unspecified (RFC 4862 §5.4.2).
         || key.src.is_martian_source() && !(parsed.content == Content::Neighbor && key.src.0 == 0)
     {
@@ -214,7 +217,15 @@ fn parse_transport(b: &[u8], src: Addr, dst: Addr, proto: u8) -> Result<Transpor
             t.segment = tcp::Segment::parse(b)?;
             (t.key.src_port, t.key.dst_port) = (t.segment.src_port, t.segment.dst_port);
         }
-        proto::UDP => (t.key.src_port, t.key.dst_port) = udp::parse_ports(b)?,
+        proto::UDP => {
+            (t.key.src_port, t.key.dst_port) = udp::parse_ports(b)?;
+            if t.key.dst_port == dhcp::CLIENT_PORT
+                && t.key.src_port == dhcp::SERVER_PORT
+                && src.is_v4()
+            {
+                t.content = Content::Dhcp;
+            }
+        }
         proto::ICMP4 | proto::ICMP6 => {
             // One family's ICMP inside the other means nothing.
             if (proto == proto::ICMP4) != src.is_v4() {

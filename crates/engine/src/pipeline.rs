@@ -13,11 +13,13 @@
 //!
 //! Direction and NAT are values on this one path; IPv4 and IPv6 share it.
 
+mod acquire;
 mod fragment;
 pub(crate) mod handover;
 mod icmp_error;
 mod link;
 mod local;
+mod probe;
 mod reset;
 
 pub(crate) use icmp_error::quoted_key;
@@ -102,6 +104,12 @@ pub(crate) struct Pipeline {
     flows: FlowTable,
     neighbors: NeighborTable,
     ports: Vec<Capabilities>,
+    /// What the links carry, whatever they are told to.
+    link_mtus: Vec<u16>,
+    /// Ports whose addresses are asked for; none in most workers.
+    acquire: Option<Box<acquire::Acquire>>,
+    /// When a claim to one of our addresses is answered again.
+    defend_after: Now,
     hops: Vec<CachedHop>,
     epoch: u32,
     outbox: Outbox,
@@ -123,6 +131,7 @@ pub(crate) struct Pipeline {
     largest_piece: usize,
     nat_active: u32,
     mappings: Mappings,
+    probes: probe::Responder,
     icmp_limit: TokenBucket,
     reset_limit: TokenBucket,
     started: bool,
@@ -137,6 +146,7 @@ impl Pipeline {
     ) -> std::io::Result<Pipeline> {
         let mut random = Random::new(config.seed);
         let flows = FlowTable::new(config.flow_capacity, random.next())?;
+        let probes = probe::Responder::new(random.next());
         counters.flow_capacity.set(u64::from(config.flow_capacity));
         let nowhere = CachedHop {
             to: Addr(0),
@@ -162,7 +172,10 @@ impl Pipeline {
             largest_piece: 0,
             flows,
             neighbors: NeighborTable::default(),
+            link_mtus: ports.iter().map(|caps| caps.mtu).collect(),
             ports,
+            acquire: None,
+            defend_after: Now(0),
             hops: vec![nowhere; HOP_CACHE],
             epoch: 1,
             outbox: Outbox::new(),
@@ -178,6 +191,7 @@ impl Pipeline {
             },
             nat_active: 0,
             mappings: Mappings::new(config.flow_capacity)?,
+            probes,
             icmp_limit: TokenBucket::full(),
             reset_limit: TokenBucket::full(),
             started: false,
@@ -190,9 +204,11 @@ impl Pipeline {
             self.started = true;
             self.flows.start(now.tick());
             self.install(Arc::clone(snapshot));
-            self.announce();
+            self.announce(&[]);
         } else if !Arc::ptr_eq(&self.snapshot, snapshot) {
+            let before = Arc::clone(&self.snapshot);
             self.install(Arc::clone(snapshot));
+            self.announce(before.own_addresses());
         }
     }
 
@@ -203,6 +219,10 @@ impl Pipeline {
             self.tally.install(self.snapshot.policy());
         }
         self.epoch = self.epoch.wrapping_add(1);
+        let told = self.snapshot.settings().ports.iter().map(|port| port.mtu);
+        for ((caps, link), told) in self.ports.iter_mut().zip(&self.link_mtus).zip(told) {
+            caps.mtu = told.map_or(*link, |told| told.min(*link));
+        }
         self.counters
             .nat_capacity
             .set(u64::from(self.snapshot.settings().limits.max_nat_bindings));
@@ -270,6 +290,14 @@ impl Pipeline {
             Content::Neighbor => self.handle_neighbor(now, port, frame.bytes(), p, true),
             Content::Arp => self.handle_arp(now, port, frame.bytes(), true),
             Content::Fragment => return self.handle_fragment(now, port, frame.bytes(), p),
+            Content::Dhcp => match self.handle_dhcp(now, port, frame, p) {
+                Ok(None) => {
+                    let hash = self.prefetch_bucket(p);
+                    self.handle_packet(now, port, frame, p, hash, &mut direction)
+                }
+                Ok(Some(step)) => Ok(step),
+                Err(reason) => Err(reason),
+            },
         }
         .unwrap_or_else(Step::Drop);
         self.counters
@@ -316,6 +344,9 @@ impl Pipeline {
             return self.forward(now, port, frame, p, id, from);
         }
         if self.snapshot.is_ours(p.key.dst) {
+            if let Some(step) = self.answer_probe(now, port, frame.bytes(), p) {
+                return step;
+            }
             return self.handle_local(port, frame, p, direction);
         }
         let id = self.open(now, port, frame.bytes(), p, direction)?;
@@ -387,6 +418,11 @@ impl Pipeline {
     ) -> Result<(), DropReason> {
         let snapshot = Arc::clone(&self.snapshot);
         let flow = self.flows.get_mut(id);
+        let is_lost = flow.is_translated() && !snapshot.still_translates(flow.client, flow.nat);
+        if is_lost && snapshot.lacks_nat_address(flow.nat.is_v4()) {
+            // It may be had again: the flow waits for that.
+            return Err(DropReason::NoNatAddress);
+        }
         let decision = snapshot
             .policy()
             .evaluate(&facts(&flow.client_key(), flow.icmp));
@@ -398,10 +434,17 @@ impl Pipeline {
         self.tally.move_group(flow.tally, place);
         flow.tally = place;
         self.counters.rejudged.inc();
-        if decision.allow {
+        if decision.allow && !is_lost {
             return Ok(());
         }
         let flow = *flow;
+        if is_lost {
+            if from == End::Client && p.key.proto == proto::TCP {
+                self.refuse_segment(now, flow.sides[from as usize], frame, p);
+            }
+            self.close(id, CloseReason::AddressLost);
+            return Err(DropReason::AddressLost);
+        }
         if decision.on_deny == OnDeny::Reset && p.key.proto == proto::TCP {
             self.reset_both(now, &flow, from, frame, p);
         }
@@ -543,7 +586,10 @@ impl Pipeline {
         let prefix = self.snapshot.translate_prefix(flow.client);
         let addresses = self.snapshot.nat_addresses(flow.client.is_v4());
         if prefix.is_none() && addresses.is_empty() {
-            return Ok(());
+            return match self.snapshot.lacks_nat_address(flow.client.is_v4()) {
+                true => Err(DropReason::NoNatAddress),
+                false => Ok(()),
+            };
         }
         if self.nat_active >= self.snapshot.settings().limits.max_nat_bindings {
             return Err(DropReason::NatTableFull);
@@ -798,16 +844,16 @@ impl Pipeline {
         }
         self.expire_fragments(now);
         self.ask_neighbors(now);
+        self.ask_for_addresses(now);
     }
 
     /// When [`handle_timeout`](Self::handle_timeout) has something to do, at the latest.
     pub(crate) fn next_deadline(&self, now: Now) -> Option<Now> {
         let waiting = self.flows.active() > 0 || !self.fragments.is_empty();
         let flows = waiting.then(|| now + std::time::Duration::from_millis(250));
-        match (flows, self.neighbors.next_deadline()) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        }
+        let asking = self.acquire.as_ref().map(|acquire| acquire.deadline());
+        let all = [flows, self.neighbors.next_deadline(), asking];
+        all.into_iter().flatten().min()
     }
 
     fn evict(&mut self, now: Tick) -> bool {

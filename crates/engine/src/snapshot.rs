@@ -25,6 +25,14 @@ pub struct PortSettings {
     pub gateways: Vec<IpAddr>,
     /// Static routes.
     pub routes: Vec<Route>,
+    /// Prefixes on the link besides those of `addresses`.
+    pub on_link: Vec<IpNet>,
+    /// What the link carries, bytes, where that is less than the interface says.
+    pub mtu: Option<u16>,
+    /// The station that the gateways must be; none: any.
+    pub gateway_mac: Option<[u8; 6]>,
+    /// Addresses come and go while the node runs: it is no mistake if there is none at the moment.
+    pub acquires: bool,
 }
 
 /// A static route through a router on the port's link.
@@ -68,6 +76,18 @@ pub struct Nptv6 {
     pub inside: Ipv6Net,
     /// The prefix that servers see; it is routed to this node.
     pub outside: Ipv6Net,
+}
+
+/// What becomes of the health probes of load balancers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Probes {
+    /// They are packets like any other.
+    #[default]
+    Off,
+    /// They stay unanswered: the node is not ready for traffic.
+    NotReady,
+    /// They are answered.
+    Ready,
 }
 
 /// An address of the host that clients reach over the service lane.
@@ -205,6 +225,8 @@ pub struct Settings {
     pub services: Vec<LocalService>,
     /// Refuse new flows and keep the old ones.
     pub draining: bool,
+    /// TCP health probes to our own addresses.
+    pub probes: Probes,
 }
 
 /// Settings that cannot work.
@@ -292,6 +314,8 @@ struct Network {
     nat4: Vec<Addr>,
     nat6: Vec<Addr>,
     nptv6: Option<PrefixPair>,
+    /// Translation is asked for, and there is no address for it at the moment: IPv4, IPv6.
+    nat_missing: [bool; 2],
     services: Vec<(Addr, Vec<u16>)>,
 }
 
@@ -472,6 +496,33 @@ impl Snapshot {
             && self.route(to).is_some_and(outwards)
     }
 
+    /// Whether a client that was translated to `nat` may be so still.
+    pub(crate) fn still_translates(&self, client: Addr, nat: Addr) -> bool {
+        self.is_ours(nat) || self.translate_prefix(client) == Some(Some(nat))
+    }
+
+    /// Whether flows of a family have to wait for an address that they can be translated to.
+    pub(crate) fn lacks_nat_address(&self, v4: bool) -> bool {
+        self.network.nat_missing[usize::from(!v4)]
+    }
+
+    /// Whether a port gets its addresses by itself.
+    pub(crate) fn acquires(&self, port: PortId) -> bool {
+        let ports = &self.network.settings.ports;
+        ports
+            .get(usize::from(port.0))
+            .is_some_and(|port| port.acquires)
+    }
+
+    /// Whether a gateway is said to be another station than the configured one.
+    pub(crate) fn is_false_gateway(&self, port: PortId, a: Addr, mac: [u8; 6]) -> bool {
+        let Some(port) = self.network.settings.ports.get(usize::from(port.0)) else {
+            return false;
+        };
+        let is_gateway = || port.gateways.iter().any(|g| Addr::from(*g) == a);
+        port.gateway_mac.is_some_and(|pin| pin != mac) && is_gateway()
+    }
+
     /// Our address on a port to speak from to `peer`: on the same prefix if there is one.
     pub(crate) fn address_towards(&self, port: PortId, peer: Addr) -> Option<Addr> {
         let mine = || {
@@ -505,8 +556,12 @@ impl Network {
                 });
                 routes.add(prefix, id, None);
             }
+            for net in &port.on_link {
+                routes.add(Prefix::from(*net), id, None);
+            }
             let on_link = |via: IpAddr| {
-                port.addresses.iter().any(|n| n.contains(&via))
+                let nets = port.addresses.iter().chain(&port.on_link);
+                nets.into_iter().any(|n| n.contains(&via))
                     || Addr::from(via).is_link_local6() && !port.addresses.is_empty()
             };
             for route in &port.routes {
@@ -568,7 +623,11 @@ impl Network {
             // A node without any IPv4 address carries no IPv4 and has nothing to translate; to a
             // port without any address there is no route.
             Snat::Auto if !has_v4 || outside.addresses.is_empty() => Vec::new(),
-            Snat::Auto => vec![first(&|a| a.is_ipv4()).ok_or(SettingsError::NoAutoAddress)?],
+            Snat::Auto => match first(&|a| a.is_ipv4()) {
+                Some(address) => vec![address],
+                None if outside.acquires => Vec::new(),
+                None => return Err(SettingsError::NoAutoAddress),
+            },
             Snat::Static(a) => vec![v4(*a)?],
             Snat::Pool(pool) if pool.is_empty() => return Err(SettingsError::EmptyPool),
             Snat::Pool(pool) => pool.iter().map(|a| v4(*a)).collect::<Result<_, _>>()?,
@@ -581,7 +640,11 @@ impl Network {
         let nat6 = match &settings.nat66 {
             None | Some(Snat::None) => Vec::new(),
             Some(Snat::Auto) if outside.addresses.is_empty() => Vec::new(),
-            Some(Snat::Auto) => vec![first(&global).ok_or(SettingsError::NoNat66Address)?],
+            Some(Snat::Auto) => match first(&global) {
+                Some(address) => vec![address],
+                None if outside.acquires => Vec::new(),
+                None => return Err(SettingsError::NoNat66Address),
+            },
             Some(Snat::Static(a)) => vec![v6(*a)?],
             Some(Snat::Pool(pool)) if pool.is_empty() => return Err(SettingsError::EmptyPool),
             Some(Snat::Pool(pool)) => pool.iter().map(|a| v6(*a)).collect::<Result<_, _>>()?,
@@ -604,6 +667,10 @@ impl Network {
             }
         };
 
+        let nat_missing = [
+            settings.snat == Snat::Auto && outside.acquires && nat4.is_empty(),
+            settings.nat66 == Some(Snat::Auto) && outside.acquires && nat6.is_empty(),
+        ];
         let t = &settings.timeouts;
         let idle = IdleTicks {
             syn_sent: ticks(t.tcp_syn_sent),
@@ -637,6 +704,7 @@ impl Network {
             nat4,
             nat6,
             nptv6,
+            nat_missing,
             services,
         })
     }

@@ -15,6 +15,7 @@ use crate::nat::{Partition, has_ports};
 use crate::parse::{Content, Parsed};
 use crate::pipeline::quoted_key;
 use crate::snapshot::Snapshot;
+use crate::wire::{dhcp, ethernet, udp};
 
 /// Who is to process a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,8 +85,12 @@ impl Steering {
     pub(crate) fn owner(&self, snapshot: &Snapshot, frame: &[u8], p: &Parsed) -> Owner {
         match p.content {
             Content::Arp | Content::Neighbor => Owner::Everyone,
+            // The first worker asks for addresses.
+            Content::Dhcp if may_be_for_us(frame, p) => Owner::One(0),
             // All pieces of a datagram have the same addresses and no ports.
-            Content::Flow | Content::Fragment => Owner::One(self.owner_of(snapshot, &p.key)),
+            Content::Flow | Content::Fragment | Content::Dhcp => {
+                Owner::One(self.owner_of(snapshot, &p.key))
+            }
             // The quoted packet went the other way. What quotes nothing sensible is refused by whoever has it.
             Content::IcmpError => {
                 Owner::One(quoted_key(frame, p).map_or(self.partition.index, |quoted| {
@@ -133,6 +138,19 @@ impl Steering {
         }
         hash
     }
+}
+
+/// Whether a datagram to a DHCP client is for all stations, or for the one whose frame it is in, and not for a client
+/// behind us.
+fn may_be_for_us(frame: &[u8], p: &Parsed) -> bool {
+    let Some(link) = ethernet::Header::parse(frame) else {
+        return false;
+    };
+    let message = frame.get(usize::from(p.l4) + udp::LEN..p.end as usize);
+    ethernet::is_group(link.dst)
+        || message
+            .and_then(dhcp::peek)
+            .is_some_and(|(_, client)| client == link.dst)
 }
 
 #[cfg(test)]

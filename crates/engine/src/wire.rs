@@ -2,11 +2,13 @@
 
 pub(crate) mod arp;
 pub(crate) mod checksum;
+pub(crate) mod dhcp;
 pub(crate) mod ethernet;
 pub(crate) mod icmp;
 pub(crate) mod ipv4;
 pub(crate) mod ipv6;
 pub(crate) mod ndp;
+pub(crate) mod ra;
 pub(crate) mod tcp;
 pub(crate) mod udp;
 

@@ -10,13 +10,14 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
+use crate::acquire::{Config, Learned};
 use crate::event::Event;
 use crate::fragment::Whole;
 use crate::mesh::{As, Handed, Peers};
 use crate::neighbor::NeighborId;
 use crate::parse::{Content, Parsed, Station, parse};
 use crate::pipeline::{Pipeline, Step};
-use crate::port::{GsoKind, Idle, Packet, Port, PortId};
+use crate::port::{GsoKind, Idle, Link, Packet, Port, PortId};
 use crate::rewrite;
 use crate::steer::Owner;
 use crate::wire::ethernet;
@@ -112,6 +113,16 @@ impl<P: Port, L: Port> Worker<P, L> {
         })
     }
 
+    /// Has addresses asked for on these ports from now on; `tell` hears all that is known on all of them whenever
+    /// it changes, on the worker's thread, and must not block. One worker of a node asks.
+    pub fn acquire(
+        &mut self,
+        ports: Vec<(PortId, Config)>,
+        tell: impl FnMut(&[Learned]) + Send + 'static,
+    ) {
+        self.pipeline.acquire(ports, Box::new(tell));
+    }
+
     /// One turn: at most [`BURST`] frames of each port and of the lane, and a small step of the
     /// timers. Returns how many frames were taken; 0 means idle.
     pub fn poll(&mut self, now: Now) -> usize {
@@ -121,6 +132,10 @@ impl<P: Port, L: Port> Worker<P, L> {
             self.next_look = now + LOOK_AT_PORTS;
             for (port, counters) in self.ports.iter().zip(self.pipeline.counters().ports()) {
                 counters.note(port.link(), &port.stats());
+            }
+            for (i, port) in self.ports.iter().enumerate() {
+                let up = port.link() == Link::Up;
+                self.pipeline.note_link(now, PortId(i as u8), up);
             }
         }
         let mut taken = 0;

@@ -52,8 +52,5 @@ fn summary(config: &Config) -> String {
             config.without_effect.join(", ")
         ));
     }
-    if let Some(reason) = config.forwards_nothing() {
-        text.push_str(&format!("warning: nothing is forwarded: {reason}\n"));
-    }
     text
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use api::health::Ready;
 use api::joining::JoinSettings;
-use api::stats::{ClusterNodeCatchup, ClusterStats, StatsSnapshot};
+use api::stats::{ClusterNodeCatchup, ClusterStats, PortAddresses, StatsSnapshot};
 use serde::Serialize;
 
 use crate::args::Target;
@@ -113,6 +113,9 @@ fn screen(status: &Status) -> String {
             format!("{node} asks to join: neuwerk cluster members approve {node}"),
         );
     }
+    for port in &stats.dhcp.ports {
+        line("address", address(port));
+    }
     let dataplane = &stats.dataplane;
     line(
         "flows",
@@ -131,6 +134,21 @@ fn screen(status: &Status) -> String {
     if !cluster.nodes.is_empty() {
         text.push('\n');
         text.push_str(&members(&cluster.nodes));
+    }
+    text
+}
+
+/// What a port that gets its addresses by itself has.
+fn address(port: &PortAddresses) -> String {
+    if let Some(problem) = &port.problem {
+        return problem.clone();
+    }
+    let mut text = format!("{}: {}", port.port, port.addresses.join(", "));
+    if !port.gateways.is_empty() {
+        text.push_str(&format!(" via {}", port.gateways.join(", ")));
+    }
+    if let Some(server) = &port.server {
+        text.push_str(&format!(", leased by {server}"));
     }
     text
 }

@@ -87,7 +87,8 @@ pub fn start(config: Config, log: RecentLog, received: Received) -> anyhow::Resu
     let (policy, progress) = last_known_good(&config);
     let readiness = Arc::new(Readiness::default());
     let received = Arc::new(received);
-    let dataplane = HeldDataplane::start(&config, policy, &received)?;
+    let mut dataplane = HeldDataplane::start(&config, policy, &received)?;
+    let acquiring = dataplane.take_addresses();
     let handed_over = received.report();
     received.tell();
     let sockets = received.sockets.clone();
@@ -96,12 +97,15 @@ pub fn start(config: Config, log: RecentLog, received: Received) -> anyhow::Resu
     if !config.cluster_mode {
         sockets.close_unclaimed(&["cluster", "join"]);
     }
-    match config.forwards_nothing() {
-        None => readiness.set_ok(Part::DataplaneConfig, ""),
-        Some(reason) => {
+    match (config.forwards_nothing(), &acquiring) {
+        (Some(reason), _) => {
             tracing::warn!(reason, "nothing is forwarded");
             readiness.set_failed(Part::DataplaneConfig, reason);
         }
+        (None, Some(_)) => {
+            readiness.set_failed(Part::DataplaneConfig, "the data ports have no address yet");
+        }
+        (None, None) => readiness.set_ok(Part::DataplaneConfig, ""),
     }
     match progress.enforced.index {
         0 => {}
@@ -162,6 +166,14 @@ pub fn start(config: Config, log: RecentLog, received: Received) -> anyhow::Resu
         progress: control.progress.subscribe(),
     };
     control_runtime.spawn(in_force.follow());
+    if let Some(acquiring) = acquiring {
+        let follow = acquiring.follow(
+            Arc::clone(dataplane.dataplane()),
+            Arc::clone(&readiness),
+            Arc::clone(&app),
+        );
+        control_runtime.spawn(follow);
+    }
     control_tasks.spawn_on(
         control::supervise(control, stop_control.clone()),
         control_runtime.handle(),
@@ -393,8 +405,9 @@ fn last_known_good(config: &Config) -> (Arc<Compiled>, Progress) {
     }
 }
 
-/// Tells load balancers when a port's link is down, and ends the process when the packet workers no longer work: its
-/// supervisor starts it again, and a load balancer has seen `/ready/traffic` fail before.
+/// Tells load balancers when a port's link is down, has their probes answered as long as the node is ready for traffic, and
+/// ends the process when the packet workers no longer work: its supervisor starts it again, and a load balancer has seen
+/// `/ready/traffic` fail before.
 async fn watchdog(dataplane: Arc<Dataplane>, readiness: Arc<Readiness>, stop: CancellationToken) {
     let mut faults = 0;
     let mut was_down = None;
@@ -424,6 +437,7 @@ async fn watchdog(dataplane: Arc<Dataplane>, readiness: Arc<Readiness>, stop: Ca
                 }
             }
         }
+        dataplane.set_ready(readiness.ready_traffic().ready);
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(WATCHDOG) => {}

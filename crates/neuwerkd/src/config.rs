@@ -195,11 +195,13 @@ impl Config {
 
     /// What keeps a node with this configuration from forwarding, although it starts.
     pub fn forwards_nothing(&self) -> Option<String> {
+        // Any other port asks for its addresses.
+        let asks = self.bootstrap.data_plane_mode != DataPlaneMode::Tun;
         let two_arms = self.bootstrap.outside_interface.is_some();
         let keys = self.dataplane.unaddressed(two_arms);
-        (!keys.is_empty()).then(|| {
+        (!asks && !keys.is_empty()).then(|| {
             format!(
-                "no address is set, and this release asks no DHCP server for one: set {}",
+                "no address is set, and nobody can be asked for one in the mode tun: set {}",
                 keys.join(" and ")
             )
         })

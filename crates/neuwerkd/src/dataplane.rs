@@ -4,6 +4,7 @@
 //! One immutable snapshot is published to all workers. A swap bumps its generation; it is in force
 //! once every worker has loaded that generation, which each does at the start of its next burst.
 
+mod addresses;
 mod ports;
 mod settings;
 
@@ -17,14 +18,16 @@ use anyhow::Context;
 use arc_swap::ArcSwap;
 use engine::mesh::mesh;
 use engine::port::{Link, Port};
-use engine::snapshot::Settings;
+use engine::snapshot::{PortSettings, Probes, Settings, SettingsError};
 use engine::steer::Steering;
 use engine::{Now, Snapshot, Worker, WorkerConfig, WorkerCounters};
 use io::idle::{PollIdle, Waker};
+use io::packet::Fanout;
 use policy::Compiled;
 
 use crate::handover::{Leaving, Received};
 
+pub use addresses::{Acquire, Acquired, Addresses, PortAddresses};
 pub use ports::HeldDataplane;
 pub(crate) use settings::check;
 
@@ -56,6 +59,8 @@ pub struct Dataplane {
     seed: u64,
     /// Whose a packet is.
     steering: Steering,
+    /// The kernel's part in that, where it has one, and the addresses that it knows of.
+    fanouts: Mutex<(Vec<Fanout>, Vec<IpAddr>)>,
     stop: Arc<AtomicBool>,
     /// Where workers leave their flows when they stop, if another process is to take them over.
     leaving: Arc<Mutex<Option<Leaving>>>,
@@ -84,8 +89,8 @@ pub struct Opened<P, L> {
 
 impl Dataplane {
     /// Starts one worker per element of `open`, each of which opens the worker's ports on the
-    /// worker's own thread. Returns once all are open and have what is theirs of what was `received` from the process
-    /// before; if one fails, all are stopped.
+    /// worker's own thread. The first of them asks for addresses where that is to be done. Returns once all are open and
+    /// have what is theirs of what was `received` from the process before; if one fails, all are stopped.
     ///
     /// # Errors
     /// The settings contradict each other, or a port cannot be opened.
@@ -93,6 +98,7 @@ impl Dataplane {
         settings: Settings,
         policy: Arc<Compiled>,
         flow_capacity: u32,
+        mut acquire: Option<Acquire>,
         open: Vec<O>,
         received: &Arc<Received>,
     ) -> anyhow::Result<Dataplane>
@@ -113,6 +119,7 @@ impl Dataplane {
             workers: Vec::new(),
             seed,
             steering: Steering::new(seed, 0, count),
+            fanouts: Mutex::default(),
             stop: Arc::new(AtomicBool::new(false)),
             leaving: Arc::default(),
         };
@@ -135,7 +142,7 @@ impl Dataplane {
                 flow_capacity,
                 events: None,
             };
-            dataplane.spawn(config, idle, open, Arc::clone(received))?;
+            dataplane.spawn(config, idle, acquire.take(), open, Arc::clone(received))?;
         }
         Ok(dataplane)
     }
@@ -144,6 +151,7 @@ impl Dataplane {
         &mut self,
         config: WorkerConfig,
         idle: PollIdle,
+        acquire: Option<Acquire>,
         open: O,
         received: Arc<Received>,
     ) -> anyhow::Result<()>
@@ -174,6 +182,11 @@ impl Dataplane {
                     };
                     received.give(&mut worker, is_first);
                     drop(received);
+                    if let Some(Acquire { ports, tell }) = acquire {
+                        worker.acquire(ports, move |learned| {
+                            drop(tell.send_replace(learned.to_vec()));
+                        });
+                    }
                     if opened.send(Ok(())).is_ok() {
                         worker.run(idle, monotonic, &stop);
                     }
@@ -249,15 +262,71 @@ impl Dataplane {
         self.reached(generation).await
     }
 
+    /// Gives the ports other addresses and routes. Flows go on, but for those that were translated to an address that is
+    /// no longer there.
+    ///
+    /// # Errors
+    /// The settings contradict each other; everything stays as it is.
+    pub fn set_ports(&self, ports: Vec<PortSettings>) -> Result<(), SettingsError> {
+        let mut refused = None;
+        self.publish(|_withheld, now, generation| {
+            let mut settings = now.settings().clone();
+            settings.ports = ports;
+            now.with_settings(generation, settings)
+                .unwrap_or_else(|error| {
+                    refused = Some(error);
+                    now.with_policy(generation, Arc::clone(now.policy()))
+                })
+        });
+        self.attach(false);
+        refused.map_or(Ok(()), Err)
+    }
+
+    /// Answers health probes from now on (`true`), or not, where they are answered at all.
+    pub fn set_ready(&self, ready: bool) {
+        let wanted = if ready {
+            Probes::Ready
+        } else {
+            Probes::NotReady
+        };
+        let now = self.published.load().settings().probes;
+        if now == Probes::Off || now == wanted {
+            return;
+        }
+        self.publish(|_withheld, now, generation| {
+            let mut settings = now.settings().clone();
+            settings.probes = wanted;
+            now.with_settings(generation, settings)
+                .expect("probes have no part in the checks")
+        });
+    }
+
     /// The policy that is published.
     pub fn policy(&self) -> Arc<Compiled> {
         Arc::clone(self.published.load().policy())
     }
 
-    /// By which rule the workers share packets, and the addresses whose ports have a part in it: what a backend that can
-    /// steer by itself has to know.
-    pub(crate) fn steering(&self) -> (&Steering, Vec<IpAddr>) {
-        (&self.steering, self.published.load().translated())
+    /// Has the kernel share the packets of these queues among the workers as they would do it themselves.
+    fn steer(&mut self, fanouts: Vec<Fanout>) {
+        self.fanouts = Mutex::new((fanouts, Vec::new()));
+        self.attach(true);
+    }
+
+    /// Tells the kernel by which addresses' ports it is to steer, if they have changed. Until it knows, and where it cannot
+    /// be told, workers hand packets over to each other.
+    fn attach(&self, always: bool) {
+        let mut fanouts = self.fanouts.lock().unwrap_or_else(PoisonError::into_inner);
+        let (fanouts, told) = &mut *fanouts;
+        let translated = self.published.load().translated();
+        if translated == *told && !always {
+            return;
+        }
+        for fanout in fanouts.iter() {
+            if let Err(error) = fanout.steer(&self.steering, &translated) {
+                tracing::warn!(%error, "the kernel does not steer packets: their workers hand them over");
+            }
+        }
+        *told = translated;
     }
 
     /// What the workers' choices come from: secret.

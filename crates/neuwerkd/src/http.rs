@@ -54,6 +54,7 @@ use crate::auth::signatures::Signatures;
 use crate::backup::Backups;
 use crate::config::{Config, RecentLog};
 use crate::control::rejoin::Rejoin;
+use crate::dataplane::Acquired;
 use crate::metrics::{HttpMetrics, Links};
 use crate::readiness::{Readiness, View};
 use crate::sysdump::Source;
@@ -82,6 +83,7 @@ pub struct App {
     backups: ArcSwap<Backups>,
     rejoin: ArcSwapOption<mpsc::Sender<Rejoin>>,
     links: ArcSwapOption<Links>,
+    acquired: ArcSwap<Acquired>,
     /// When there was a leader last, as far as this node knows.
     leader_seen: Mutex<Option<Instant>>,
 }
@@ -160,6 +162,7 @@ impl App {
             backups: ArcSwap::default(),
             rejoin: ArcSwapOption::empty(),
             links: ArcSwapOption::empty(),
+            acquired: ArcSwap::default(),
             leader_seen: Mutex::default(),
         })
     }
@@ -192,6 +195,16 @@ impl App {
     /// Who counts what goes on between members, once there was a control plane.
     pub(crate) fn links(&self) -> Option<Arc<Links>> {
         self.links.load_full()
+    }
+
+    /// Sets what addresses the data ports have got by themselves.
+    pub fn set_acquired(&self, acquired: Acquired) {
+        self.acquired.store(Arc::new(acquired));
+    }
+
+    /// What addresses the data ports have got by themselves.
+    pub(crate) fn acquired(&self) -> Arc<Acquired> {
+        self.acquired.load_full()
     }
 
     /// Sets who is asked to join anew.

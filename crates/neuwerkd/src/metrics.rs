@@ -4,6 +4,7 @@
 //! this file has those of the management API, the encoder, and nothing that knows them all. Label
 //! values come from fixed sets: no address, no name, no id of a client.
 
+mod addresses;
 mod consensus;
 mod dataplane;
 pub(crate) mod handover;
@@ -30,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::http::App;
 use crate::http::listen::{Limits, serve_plain};
+use addresses::AddressCollector;
 use consensus::ConsensusCollector;
 use dataplane::DataplaneCollector;
 pub use links::Links;
@@ -74,6 +76,7 @@ impl Metrics {
     fn router(mut self, app: &Arc<App>) -> Router {
         ConsensusCollector::register(&mut self.registry, Arc::clone(app));
         DataplaneCollector::register(&mut self.registry, Arc::clone(app));
+        AddressCollector::register(&mut self.registry, Arc::clone(app));
         LinksCollector::register(&mut self.registry, Arc::clone(app));
         let registry = Arc::new(self.registry);
         app.set_registry(Arc::downgrade(&registry));

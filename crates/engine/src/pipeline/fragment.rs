@@ -1,5 +1,6 @@
 //! Packets that come in pieces, and those that leave in pieces.
 
+use super::acquire::ALL_STATIONS;
 use super::{Pipeline, Step};
 use crate::DropReason;
 use crate::clock::Now;
@@ -139,7 +140,12 @@ impl Pipeline {
         let p = parse(&whole.bytes, Station::Any, None)?;
         *protocol = p.key.proto;
         // Neighbour discovery never comes in pieces (RFC 6980).
-        if !matches!(p.content, Content::Flow | Content::IcmpError) || !holds_headers(whole, &p) {
+        if matches!(
+            p.content,
+            Content::Neighbor | Content::Arp | Content::Fragment
+        ) || p.key.dst == ALL_STATIONS
+            || !holds_headers(whole, &p)
+        {
             return Err(DropReason::Fragment);
         }
         // A receiver goes by the length of the IP packet, or of the datagram: they must not differ.
@@ -156,11 +162,11 @@ impl Pipeline {
         if is_echo && self.snapshot.is_ours(p.key.dst) {
             return self.answer_whole_echo(port, whole, &p);
         }
-        let step = if p.content == Content::Flow {
+        let step = if p.content == Content::IcmpError {
+            self.handle_icmp_error(now, port, whole, &p, direction)?
+        } else {
             let hash = self.flows.hash(&p.key);
             self.handle_packet(now, port, whole, &p, hash, direction)?
-        } else {
-            self.handle_icmp_error(now, port, whole, &p, direction)?
         };
         let (out, waits_for) = match step {
             Step::Send(out) => (out, None),

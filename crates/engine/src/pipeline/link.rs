@@ -1,5 +1,7 @@
 //! Our part of ARP and neighbour discovery: answering for our addresses, asking for others.
 
+use std::time::Duration;
+
 use super::{Pipeline, Step};
 use crate::DropReason;
 use crate::address::Addr;
@@ -9,10 +11,14 @@ use crate::outbox::Link;
 use crate::parse::{Content, Parsed};
 use crate::port::PortId;
 use crate::route::Hop;
+use crate::snapshot::OwnAddress;
 use crate::wire::arp::{Arp, Operation};
 use crate::wire::ethernet;
 use crate::wire::ndp::{self, Message};
-use crate::wire::{checksum, proto};
+use crate::wire::{checksum, proto, ra};
+
+/// Pause between two defences (RFC 5227 §1.1).
+const DEFEND_INTERVAL: Duration = Duration::from_secs(10);
 
 impl Pipeline {
     /// Learns from a frame that another worker has received and answered.
@@ -20,7 +26,7 @@ impl Pipeline {
         let learned = match p.content {
             Content::Arp => self.handle_arp(now, port, frame, false),
             Content::Neighbor => self.handle_neighbor(now, port, frame, p, false),
-            Content::Flow | Content::Fragment | Content::IcmpError => return,
+            Content::Flow | Content::Fragment | Content::IcmpError | Content::Dhcp => return,
         };
         // Refused and counted where it was received.
         let _: Result<Step, DropReason> = learned;
@@ -37,11 +43,25 @@ impl Pipeline {
             self.counters.arp_handled.inc();
         }
         let arp = Arp::parse(&frame[ethernet::LEN..])?;
-        if ethernet::is_group(arp.sender_mac) || self.snapshot.is_ours(arp.sender) {
+        let mac = self.capabilities(port).mac;
+        if ethernet::is_group(arp.sender_mac) {
+            return Err(DropReason::Arp);
+        }
+        if arp.sender_mac != mac {
+            let claimed = if arp.sender.low32() == 0 {
+                arp.target
+            } else {
+                arp.sender
+            };
+            self.note_claim4(now, port, claimed);
+        }
+        if self.snapshot.is_ours(arp.sender) {
+            if answer {
+                self.defend(now, port, arp.sender_mac, arp.sender);
+            }
             return Err(DropReason::Arp);
         }
         let for_us = self.snapshot.is_ours(arp.target);
-        let mac = self.capabilities(port).mac;
         // RFC 826: what is known is brought up to date; a new neighbour is learned only if it
         // speaks to us. A probe (RFC 5227) has no sender address and teaches nothing.
         if self.is_on_link(port, arp.sender) {
@@ -92,8 +112,19 @@ impl Pipeline {
         if checksum::transport(p.key.src, p.key.dst, proto::ICMP6, message) != 0 {
             return Err(DropReason::BadChecksum);
         }
+        if p.icmp.0 == ra::ADVERTISEMENT {
+            return self.handle_advertisement(now, port, frame, p);
+        }
         let mac = self.capabilities(port).mac;
+        let station = ethernet::Header::parse(frame)
+            .map(|h| h.src)
+            .unwrap_or_default();
         match Message::parse(message)? {
+            // Whoever tries an address or has it, while we try it.
+            Message::Solicitation { target, .. }
+                if p.key.src.0 == 0 && self.note_claim6(now, port, station, target) => {}
+            Message::Advertisement { target, .. }
+                if self.note_claim6(now, port, station, target) => {}
             Message::Solicitation {
                 target,
                 mac: source,
@@ -111,12 +142,9 @@ impl Pipeline {
                 if !answer {
                     return Ok(Step::Consumed);
                 }
-                let asker = ethernet::Header::parse(frame)
-                    .map(|h| h.src)
-                    .unwrap_or_default();
                 let (to, dst) = match probing {
                     true => (ndp::ALL_NODES, ndp::multicast_mac(ndp::ALL_NODES)),
-                    false => (p.key.src, source.unwrap_or(asker)),
+                    false => (p.key.src, source.unwrap_or(station)),
                 };
                 let reply = Message::Advertisement {
                     target,
@@ -146,11 +174,17 @@ impl Pipeline {
         Ok(Step::Consumed)
     }
 
-    /// Tells the links which addresses are ours.
-    pub(super) fn announce(&mut self) {
+    /// Tells the links which addresses are ours, those of `before` aside.
+    pub(super) fn announce(&mut self, before: &[OwnAddress]) {
         let snapshot = self.snapshot.clone();
         for own in snapshot.own_addresses() {
-            if usize::from(own.port.0) < self.ports.len() && !self.capabilities(own.port).layer3 {
+            let is_new = !before
+                .iter()
+                .any(|b| (b.port, b.address) == (own.port, own.address));
+            if is_new
+                && usize::from(own.port.0) < self.ports.len()
+                && !self.capabilities(own.port).layer3
+            {
                 let mac = self.capabilities(own.port).mac;
                 self.outbox.announce(own.port, mac, own.address);
             }
@@ -210,7 +244,7 @@ impl Pipeline {
         self.outbox.ask(n.port, mac, from, n.address, n.mac);
     }
 
-    fn learn(
+    pub(super) fn learn(
         &mut self,
         port: PortId,
         address: Addr,
@@ -222,11 +256,29 @@ impl Pipeline {
         if ethernet::is_group(mac) || address.is_martian_source() {
             return;
         }
+        if self.snapshot.is_false_gateway(port, address, mac) {
+            self.counters.gateway_untrusted.inc();
+            return;
+        }
         if let Some(id) = self
             .neighbors
             .learn(port, address, mac, now, create, confirm)
         {
             self.settled.push((id, true));
+        }
+    }
+
+    /// Answers a claim to one of our addresses: a node that others send their packets to keeps it (RFC 5227 §2.4 c).
+    fn defend(&mut self, now: Now, port: PortId, from: ethernet::Mac, address: Addr) {
+        let mac = self.capabilities(port).mac;
+        if from == mac {
+            return;
+        }
+        self.counters.address_conflicts.inc();
+        let own = self.snapshot.own_addresses();
+        if now >= self.defend_after && own.iter().any(|o| (o.port, o.address) == (port, address)) {
+            self.defend_after = now + DEFEND_INTERVAL;
+            self.outbox.announce(port, mac, address);
         }
     }
 

@@ -99,6 +99,9 @@ pub(crate) fn solicited_node(a: Addr) -> Addr {
 /// All nodes on the link (RFC 4291 §2.7.1).
 pub(crate) const ALL_NODES: Addr = Addr(0xff02 << 112 | 1);
 
+/// All routers on the link (RFC 4291 §2.7.1).
+pub(crate) const ALL_ROUTERS: Addr = Addr(0xff02 << 112 | 2);
+
 /// The Ethernet address of an IPv6 multicast group (RFC 2464 §7).
 pub(crate) fn multicast_mac(group: Addr) -> Mac {
     let [a, b, c, d] = group.octets4();

@@ -1,5 +1,6 @@
 //! Packet cases: policy and packet in; verdict, packet out, and every counter that moved.
 
+mod acquire;
 mod bench;
 mod fragments;
 mod handover;
@@ -8,6 +9,7 @@ mod limits;
 mod link;
 mod nat;
 mod policy;
+mod probe;
 mod script;
 mod tcp;
 mod workers;

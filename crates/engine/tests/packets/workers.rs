@@ -1,16 +1,19 @@
 //! Several workers of one node: each flow has one owner, whoever receives its packets.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use engine::acquire::{Learned, Standing};
 use engine::mesh::mesh;
-use engine::port::Packet;
 use engine::port::memory::{MemoryPacket, MemoryPort};
-use engine::snapshot::{NatMapping, Nptv6, Settings};
+use engine::port::{Packet, PortId};
+use engine::snapshot::{NatMapping, Nptv6, PortSettings, Settings, Snat};
 use engine::{DropReason, Now, Snapshot, Worker, WorkerConfig, WorkerCounters};
 use sim::frame::{ACK, Body, Frame, SYN};
 
+use crate::acquire;
 use crate::bench::*;
 use crate::fragments::split;
 
@@ -280,6 +283,71 @@ fn echo_goes_out_and_back_and_our_own_address_answers() {
             Frame::icmp(client, ip("10.0.0.1"), 8, 0, id << 16, b""),
         );
         assert_eq!((by, back.dst), (INSIDE, client));
+    }
+}
+
+/// The first worker asks; what a server says reaches it by whomever it is received.
+#[test]
+fn the_worker_that_asks_for_addresses_is_answered() {
+    let mut settings = two_arms();
+    settings.ports[OUTSIDE] = PortSettings {
+        acquires: true,
+        ..PortSettings::default()
+    };
+    let mut team = Team::new(3, settings);
+    let learned = Arc::new(Mutex::new(Vec::new()));
+    let told = Arc::clone(&learned);
+    let tell = move |now: &[Learned]| *told.lock().expect("one thread") = now.to_vec();
+    team.workers[0].acquire(vec![(PortId(1), acquire::config())], tell);
+    let mut asked = Vec::new();
+    for (kind, to) in [(2, "10.0.0.77:68"), (5, "255.255.255.255:68")] {
+        for _ in 0..30 {
+            asked.extend(team.exchange_bytes());
+            team.now = team.now + Duration::from_millis(10);
+        }
+        let is_dhcp = |(_, b): &&(usize, Vec<u8>)| b.len() > 300 && b[34..38] == [0, 68, 0, 67];
+        let (_, last) = asked.iter().rfind(is_dhcp).expect("it asks");
+        let xid = last[46..50].try_into().expect("four bytes");
+        let said = acquire::answer(xid, MACS[OUTSIDE], kind, &[]);
+        // Any but the one that asks.
+        team.receive(2, OUTSIDE, Frame::udp(at("10.0.0.254:67"), at(to), &said));
+    }
+    team.exchange_bytes();
+    // It was granted, and tried; but the bench's neighbour has every address, and says so to some worker.
+    let learned = learned.lock().expect("one thread");
+    assert_eq!(
+        (learned[0].standing, learned[0].duplicates),
+        (Standing::Taken, 1)
+    );
+}
+
+#[test]
+fn a_dhcp_client_behind_us_is_answered_whoever_owns_its_flow() {
+    let settings = Settings {
+        snat: Snat::None,
+        ..two_arms()
+    };
+    let mut team = Team::new(4, settings);
+    for n in 100..160 {
+        let client = at(&format!("10.0.0.{n}:68"));
+        let server = at("198.51.100.1:67");
+        team.one(INSIDE, Frame::udp(client, server, b"request"));
+        let said = acquire::answer([0; 4], [2, 0, 0, 0, 1, n], 5, &[]);
+        let (by, back) = team.one(OUTSIDE, Frame::udp(server, client, &said));
+        assert_eq!((by, back.dst), (INSIDE, client.ip()));
+        let pieces = split(
+            OUTSIDE,
+            &Frame::udp(server, client, &said),
+            u32::from(n),
+            &[200],
+        );
+        for piece in pieces {
+            let worker = team.any();
+            team.workers[worker].ports_mut()[OUTSIDE]
+                .rx
+                .push_back(MemoryPacket::new(piece));
+        }
+        assert_eq!(team.exchange_bytes().len(), 2, "in pieces too");
     }
 }
 

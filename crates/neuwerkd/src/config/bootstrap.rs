@@ -21,7 +21,7 @@ section! {
     /// runs `packet` on the same interface and says so.
     data_plane_mode: DataPlaneMode = DataPlaneMode::Packet, flag("data-plane-mode");
     /// Cloud that the node runs in.
-    cloud_provider: CloudProvider = CloudProvider::None, flag("cloud-provider"), part(Part::Cloud);
+    cloud_provider: CloudProvider = CloudProvider::None, flag("cloud-provider");
 }
 
 choice! {

@@ -26,11 +26,12 @@ section! {
     /// How often ended grants are cleared away.
     dns_allowlist_gc_interval_secs: u32 = 30, flag("dns-allowlist-gc-interval-secs"), unit("s"), range(1..=31_536_000),
         part(Part::Dns);
-    /// How long a DHCP server may take to answer.
+    /// How long a DHCP server may take to answer before it is asked again; doubled with each repetition.
     dhcp_timeout_secs: u32 = 5, flag("dhcp-timeout-secs"), unit("s"), range(1..=31_536_000), part(Part::Dhcp);
-    /// How often a DHCP request is repeated.
+    /// How often a DHCP message is repeated before the client begins anew.
     dhcp_retry_max: u32 = 5, flag("dhcp-retry-max"), range(1..=u64::from(u32::MAX)), part(Part::Dhcp);
-    /// Shortest lease that is believed.
+    /// A lease is given up no sooner than this after the DHCP server's last word, however short it is. It is renewed in
+    /// its own time.
     dhcp_lease_min_secs: u32 = 60, flag("dhcp-lease-min-secs"), unit("s"), range(1..=31_536_000), part(Part::Dhcp);
     /// Translation of IPv4 sources on the way out: none, the port's own address, or a given one; in the file
     /// also as `{mode: static, ip: ADDRESS}`.
@@ -84,6 +85,9 @@ section! {
     /// How long fragments wait for the others of their datagram, which is judged and sent on when it is whole. Zero: all
     /// fragments are dropped.
     fragment_timeout_secs: u32 = 10, unit("s"), range(0..=120);
+    /// Answers TCP health probes to the data ports' own addresses while the node is ready for traffic: on port 8080
+    /// anybody's, on port 80 those of Google Cloud's checkers. `auto`: with a `bootstrap.cloud_provider`.
+    health_probe: Auto<bool> = Auto::Auto;
     /// A table of its own for connections of which only the first segment was seen.
     syn_only_enabled: bool = false, part(Part::DataplaneTuning);
     /// More metrics, at a cost.
@@ -148,8 +152,8 @@ section! {
     /// One data port. On a node with one arm, `inside` is that arm.
     Port, Part::Node;
 
-    /// The port's addresses with their prefix lengths, of both families. A port without any forwards nothing: this
-    /// release asks no DHCP server for one.
+    /// The port's addresses with their prefix lengths, of both families. A port without any asks DHCP servers and
+    /// routers for them, in every mode but `tun`.
     addresses: Vec<IpNet> = Vec::new();
     /// Default gateway; at most one of each family.
     gateway: Vec<IpAddr> = Vec::new();
@@ -214,7 +218,7 @@ impl Dataplane {
             .min(self.nat_table_capacity)
     }
 
-    /// Keys of the ports that have no address, and so forward nothing.
+    /// Keys of the ports that have no address.
     pub(super) fn unaddressed(&self, two_arms: bool) -> Vec<&'static str> {
         let inside = ("dataplane.ports.inside.addresses", &self.ports.inside);
         let outside = ("dataplane.ports.outside.addresses", &self.ports.outside);
@@ -355,8 +359,11 @@ impl Port {
                 reader.problem(&path("addresses"), reason);
             }
         }
+        // What a port without addresses will reach is not known yet.
         let on_link = |hop: IpAddr| {
-            self.addresses.iter().any(|address| address.contains(&hop)) || is_link_local(hop)
+            self.addresses.is_empty()
+                || self.addresses.iter().any(|address| address.contains(&hop))
+                || is_link_local(hop)
         };
         for (index, gateway) in self.gateway.iter().enumerate() {
             if self.gateway[..index]

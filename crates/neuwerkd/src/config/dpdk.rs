@@ -83,12 +83,13 @@ section! {
     tx_ring_size: u32 = 1024, range(1..=65_535);
     /// Lets the card compute checksums.
     tx_checksum_offload: Auto<bool> = Auto::Auto;
-    /// Hardware address that the gateway must have.
-    gateway_mac: Option<Mac> = None;
+    /// Hardware address that the gateway must have, of either family. This and the two below hold in every mode, on the
+    /// only data port or the outside one.
+    gateway_mac: Option<Mac> = None, part(Part::Dhcp);
     /// Address that the DHCP server must have.
-    dhcp_server_ip: Option<Ipv4Addr> = None;
-    /// Hardware address that the DHCP server must have.
-    dhcp_server_mac: Option<Mac> = None;
+    dhcp_server_ip: Option<Ipv4Addr> = None, part(Part::Dhcp);
+    /// Hardware address that the station must have through which the DHCP server is heard.
+    dhcp_server_mac: Option<Mac> = None, part(Part::Dhcp);
 
     group service_lane: ServiceLane;
     group intercept_demux: InterceptDemux;

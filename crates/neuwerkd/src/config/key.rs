@@ -20,7 +20,7 @@ pub enum Part {
     Dns,
     /// The TLS service plane.
     Tls,
-    /// The DHCP client of the data ports.
+    /// How data ports get addresses by themselves, and whom they believe.
     Dhcp,
     /// VXLAN and GENEVE.
     Overlay,
@@ -45,7 +45,12 @@ impl Part {
     pub fn exists(self) -> bool {
         matches!(
             self,
-            Part::Node | Part::Management | Part::Cluster | Part::Backup | Part::Migration
+            Part::Node
+                | Part::Management
+                | Part::Cluster
+                | Part::Backup
+                | Part::Dhcp
+                | Part::Migration
         )
     }
 }

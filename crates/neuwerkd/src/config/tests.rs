@@ -96,20 +96,30 @@ fn a_published_configuration_at_its_defaults_needs_no_warning() {
 }
 
 #[test]
-fn a_node_without_addresses_starts_and_says_that_it_forwards_nothing() {
-    let reason = with(&[]).unwrap().forwards_nothing().unwrap();
+fn a_node_without_addresses_asks_for_them() {
+    assert!(with(&[]).is_ok());
+    let inside = "--dataplane-ports-inside-addresses=10.1.0.5/24";
+    assert!(with(&[inside, "--outside-interface=eth2"]).is_ok());
+    let gateway = "--dataplane-ports-inside-gateway=10.2.0.1";
     assert!(
-        reason.ends_with("set dataplane.ports.inside.addresses"),
-        "{reason}"
+        with(&["--dataplane-nat66=auto", gateway]).is_ok(),
+        "it may be on the network that is leased"
     );
-    let one_arm = &["--dataplane-ports-inside-addresses=10.1.0.5/24"];
-    assert_eq!(with(one_arm).unwrap().forwards_nothing(), None);
-    let two_arms = with(&[one_arm, &["--outside-interface=eth2"][..]].concat());
-    let reason = two_arms.unwrap().forwards_nothing().unwrap();
-    assert!(
-        reason.ends_with("set dataplane.ports.outside.addresses"),
-        "{reason}"
-    );
+}
+
+#[test]
+fn a_node_in_mode_tun_without_addresses_says_that_it_forwards_nothing() {
+    let reason = |flags: &[&str]| with(flags).unwrap().forwards_nothing();
+    let (tun, two) = ("--data-plane-mode=tun", "--outside-interface=tun1");
+    let inside = "--dataplane-ports-inside-addresses=10.1.0.5/24";
+    let check = |flags: &[&str], key: &str| {
+        let reason = reason(flags).unwrap();
+        assert!(reason.ends_with(&format!("set {key}")), "{reason}");
+    };
+    check(&[tun], "dataplane.ports.inside.addresses");
+    check(&[tun, two, inside], "dataplane.ports.outside.addresses");
+    assert_eq!(reason(&[tun, inside]), None);
+    assert_eq!(reason(&["--data-plane-mode=tap"]), None);
 }
 
 #[test]
@@ -604,7 +614,7 @@ fn ports_need_addresses_of_hosts_and_gateways_within_reach() {
         &[(&at("gateway"), "10.1.0.2 is the second of its family")],
     );
     check(
-        inside("routes: ['10.0.0.0/8 via 10.1.0.1']"),
+        inside("addresses: 10.2.0.5/24, routes: ['10.0.0.0/8 via 10.1.0.1']"),
         &[(&at("routes"), "10.1.0.1 is in none")],
     );
     assert!(inside("addresses: [10.1.0.5/24, 'fd00::/127'], gateway: [10.1.0.1, 'fe80::1'], routes: '10.0.0.0/8 via 10.1.0.9'").is_ok());

@@ -11,6 +11,7 @@ use io::xdp::{OpenError, WorkerQueues};
 use ipnet::IpNet;
 use policy::Compiled;
 
+use super::addresses::{self, Acquire, Addresses};
 use super::settings::{settings, share};
 use super::{Dataplane, Opened, monotonic};
 use crate::config::{self, Auto, Config, DataInterface, DataPlaneMode};
@@ -20,6 +21,7 @@ use crate::handover::Received;
 /// the interfaces as long as they run.
 pub struct HeldDataplane {
     dataplane: Arc<Dataplane>,
+    addresses: Option<Addresses>,
     _holds: Vec<Hold>,
 }
 
@@ -51,9 +53,11 @@ impl HeldDataplane {
             interfaces.push(("bootstrap.outside_interface", interface(outside)?));
         }
         let mut holds = Vec::new();
+        let own: Vec<String> = interfaces.iter().map(|(_, name)| name.clone()).collect();
+        let (acquire, addresses) = addresses::prepare(config, own).unzip();
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let workers = config.dataplane.workers(processors);
-        let soft = |kind| {
+        let soft = |kind, acquire| {
             let queues = soft_devices(config, &interfaces, kind, workers)?;
             let make =
                 |devices: Vec<TunDevice>| move || Ok(devices.into_iter().map(Tun::new).collect());
@@ -61,6 +65,7 @@ impl HeldDataplane {
             launch(
                 config,
                 Arc::clone(&policy),
+                acquire,
                 Segments::Super,
                 makes,
                 received,
@@ -73,8 +78,8 @@ impl HeldDataplane {
             }
         }
         let dataplane = match mode {
-            DataPlaneMode::Tun => soft(Kind::Tun)?,
-            DataPlaneMode::Tap => soft(Kind::Tap)?,
+            DataPlaneMode::Tun => soft(Kind::Tun, acquire)?,
+            DataPlaneMode::Tap => soft(Kind::Tap, acquire)?,
             DataPlaneMode::Xdp => {
                 let names: Vec<String> = interfaces.iter().map(|(_, name)| name.clone()).collect();
                 let open = |workers| {
@@ -92,7 +97,7 @@ impl HeldDataplane {
                 let queues = queues.context("bootstrap.data_plane_mode")?;
                 let make = |queues: WorkerQueues| move || Ok(queues.into_ports()?);
                 let makes = queues.into_iter().map(make).collect();
-                launch(config, policy, Segments::Plain, makes, received)?
+                launch(config, policy, acquire, Segments::Plain, makes, received)?
             }
             _ => {
                 // By worker, its queue of each interface.
@@ -110,18 +115,15 @@ impl HeldDataplane {
                     move || Ok(sockets.into_iter().map(PacketPort::new).collect())
                 };
                 let makes = queues.into_iter().map(make).collect();
-                let dataplane = launch(config, policy, Segments::Super, makes, received)?;
-                let (steering, translated) = dataplane.steering();
-                for fanout in fanouts {
-                    if let Err(error) = fanout.steer(steering, &translated) {
-                        tracing::warn!(%error, "the kernel does not steer packets: their workers hand them over");
-                    }
-                }
+                let mut dataplane =
+                    launch(config, policy, acquire, Segments::Super, makes, received)?;
+                dataplane.steer(fanouts);
                 dataplane
             }
         };
         Ok(HeldDataplane {
             dataplane: Arc::new(dataplane),
+            addresses,
             _holds: holds,
         })
     }
@@ -129,6 +131,11 @@ impl HeldDataplane {
     /// Does not give the interfaces back to the kernel: the process that takes over goes on holding them.
     pub fn keep_held(self) {
         std::mem::forget(self);
+    }
+
+    /// Who is to follow what addresses the ports get by themselves, if any do; to be asked once.
+    pub fn take_addresses(&mut self) -> Option<Addresses> {
+        self.addresses.take()
     }
 
     /// The packet workers.
@@ -141,6 +148,7 @@ impl HeldDataplane {
 fn launch<P: Port + 'static>(
     config: &Config,
     policy: Arc<Compiled>,
+    acquire: Option<Acquire>,
     from_host: Segments,
     makes: Vec<impl FnOnce() -> anyhow::Result<Vec<P>> + Send + 'static>,
     received: &Arc<Received>,
@@ -161,8 +169,15 @@ fn launch<P: Port + 'static>(
     });
     let capacity = share(config.dataplane.flow_table_capacity, workers);
     let settings = settings(config, monotonic(), workers);
-    Dataplane::start(settings, policy, capacity, open.collect(), received)
-        .context("the dataplane cannot start")
+    Dataplane::start(
+        settings,
+        policy,
+        capacity,
+        acquire,
+        open.collect(),
+        received,
+    )
+    .context("the dataplane cannot start")
 }
 
 fn hold(config: &Config, interface: &str) -> Result<Hold, io::packet::HoldError> {

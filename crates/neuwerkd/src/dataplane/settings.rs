@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine::snapshot::{
-    Limits, LocalService, NatMapping, Nptv6, PortSettings, Route, Settings, SettingsError, Snat,
-    Timeouts,
+    Limits, LocalService, NatMapping, Nptv6, PortSettings, Probes, Route, Settings, SettingsError,
+    Snat, Timeouts,
 };
 use engine::{Now, Snapshot};
 use policy::Compiled;
 
-use crate::config::{self, Config, SourceNat};
+use super::addresses::without_addresses;
+use crate::config::{self, Auto, CloudProvider, Config, Mac, SourceNat};
 
 /// The port on which `dns.target_ips` answer.
 const DNS_PORT: u16 = 53;
@@ -33,10 +34,7 @@ pub(super) fn share(of: u32, workers: usize) -> u32 {
 pub(super) fn settings(config: &Config, now: Now, workers: usize) -> Settings {
     let dataplane = &config.dataplane;
     let admission = &dataplane.admission;
-    let mut ports = vec![port(&dataplane.ports.inside)];
-    if config.bootstrap.outside_interface.is_some() {
-        ports.push(port(&dataplane.ports.outside));
-    }
+    let ports = without_addresses(&configured_ports(config));
     let idle = dataplane
         .idle_timeout_secs
         .map(|s| Duration::from_secs(u64::from(s)));
@@ -79,7 +77,35 @@ pub(super) fn settings(config: &Config, now: Now, workers: usize) -> Settings {
         tcp_mss_max: dataplane.tcp_mss_max,
         pick_up_until: now + Duration::from_secs(u64::from(dataplane.tcp_pick_up_secs)),
         services: config.dns.served().iter().map(service).collect(),
+        probes: probes(config),
         ..Settings::default()
+    }
+}
+
+/// The ports as configured. One without addresses gets its own, and until then leads nowhere.
+pub(super) fn configured_ports(config: &Config) -> Vec<PortSettings> {
+    let ports = &config.dataplane.ports;
+    let mut all = vec![port(&ports.inside)];
+    if config.bootstrap.outside_interface.is_some() {
+        all.push(port(&ports.outside));
+    }
+    // The pin is about the port that leads to the default gateway.
+    if let Some(last) = all.last_mut() {
+        last.gateway_mac = config.dpdk.gateway_mac.map(|Mac(mac)| mac);
+    }
+    all
+}
+
+/// Whether health probes are answered, once the node is ready.
+fn probes(config: &Config) -> Probes {
+    let answered = match config.dataplane.health_probe {
+        Auto::Auto => config.bootstrap.cloud_provider != CloudProvider::None,
+        Auto::Fixed(answered) => answered,
+    };
+    if answered {
+        Probes::NotReady
+    } else {
+        Probes::Off
     }
 }
 
@@ -92,6 +118,8 @@ fn port(port: &config::Port) -> PortSettings {
         addresses: port.addresses.clone(),
         gateways: port.gateway.clone(),
         routes: port.routes.iter().map(route).collect(),
+        acquires: port.addresses.is_empty(),
+        ..PortSettings::default()
     }
 }
 

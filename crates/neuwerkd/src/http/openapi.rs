@@ -241,6 +241,7 @@ pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Answer<T> {
         api::stats::DnsStats,
         api::stats::TlsStats,
         api::stats::DhcpStats,
+        api::stats::PortAddresses,
         api::stats::ClusterStats,
         api::stats::ClusterNodeCatchup,
         api::policy::Pending,

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use api::stats::{
-    ClusterNodeCatchup, ClusterStats, DataplaneStats, DecisionCounters, StatsSnapshot,
+    ClusterNodeCatchup, ClusterStats, DataplaneStats, DecisionCounters, DhcpStats, PortAddresses,
+    StatsSnapshot,
 };
 use axum::Json;
 use axum::extract::State;
@@ -15,6 +16,7 @@ use super::error::Answer;
 use super::members::role_name;
 use super::openapi::{self, Doc};
 use super::{App, rfc3339};
+use crate::dataplane::{self, Acquired};
 
 pub(super) static READ: Doc = Doc::new("Read counters and the state of the cluster").answers(&[(
     200,
@@ -31,7 +33,8 @@ impl App {
     /// What `GET /api/v1/stats` answers.
     pub(crate) fn stats(&self, node: &Node) -> StatsSnapshot {
         StatsSnapshot {
-            dataplane: dataplane(&self.counters.load()),
+            dataplane: traffic(&self.counters.load()),
+            dhcp: dhcp(&self.acquired()),
             cluster: cluster(node),
             backup: self.backups().stats(),
             ..StatsSnapshot::default()
@@ -39,8 +42,30 @@ impl App {
     }
 }
 
+fn dhcp(acquired: &Acquired) -> DhcpStats {
+    let port = |port: &dataplane::PortAddresses| PortAddresses {
+        port: port.name.into(),
+        addresses: port.addresses.iter().map(ToString::to_string).collect(),
+        gateways: port.gateways.iter().map(ToString::to_string).collect(),
+        dns: port
+            .lease
+            .iter()
+            .flat_map(|lease| &lease.dns)
+            .map(ToString::to_string)
+            .collect(),
+        server: port.lease.as_ref().map(|lease| lease.server.to_string()),
+        lease_expiry_epoch: port.expires_epoch_s,
+        problem: port.problem.clone(),
+    };
+    DhcpStats {
+        lease_active: acquired.is_leased(),
+        lease_expiry_epoch: acquired.expiry_epoch_s(),
+        ports: acquired.ports.iter().map(port).collect(),
+    }
+}
+
 /// The sum over all workers.
-fn dataplane(workers: &[Arc<WorkerCounters>]) -> DataplaneStats {
+fn traffic(workers: &[Arc<WorkerCounters>]) -> DataplaneStats {
     let sum =
         |value: &dyn Fn(&WorkerCounters) -> u64| workers.iter().map(|worker| value(worker)).sum();
     let volumes = |value: &dyn Fn(&WorkerCounters, Direction, Protocol) -> (u64, u64)| {

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use engine::DropReason;
 
-use super::{HTTP, consensus, dataplane, handover, links};
+use super::{HTTP, addresses, consensus, dataplane, handover, links};
 
 const PREFACE: &str = "\
 <!-- Generated: cargo run -p neuwerk -- reference metrics > docs/metrics.md -->
@@ -39,7 +39,8 @@ pub fn reference() -> String {
     rows.extend(consensus::counters().map(|(name, help)| (total(name), "counter", "", help)));
     let counters = links::counters()
         .chain(dataplane::counters())
-        .chain(handover::COUNTERS);
+        .chain(handover::COUNTERS)
+        .chain(addresses::counters());
     rows.extend(counters.map(|(name, labels, help)| (total(name), "counter", labels, help)));
     rows.extend(
         links::histograms().map(|(name, labels, help)| (name.into(), "histogram", labels, help)),
@@ -47,6 +48,7 @@ pub fn reference() -> String {
     rows.extend(
         dataplane::gauges().map(|(name, labels, help)| (name.into(), "gauge", labels, help)),
     );
+    rows.extend(addresses::gauges().map(|(name, help)| (name.into(), "gauge", "", help)));
     rows.sort();
     let mut page = PREFACE.to_owned();
     for (name, kind, labels, help) in rows {

@@ -1,0 +1,694 @@
+//! Addresses that data ports get by themselves, where none are configured: which ports ask, what is made of what the
+//! packet worker has learned, and what is remembered over a restart.
+//!
+//! The worker tells all that it knows at every change; here that becomes the ports' settings, and those are published if
+//! they differ. A lease that is renewed unchanged changes nothing for any flow.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use engine::Now;
+use engine::acquire::{Advertised, Config as Asking, DhcpConfig, Learned, Lease, Stable, Standing};
+use engine::port::PortId;
+use engine::snapshot::{PortSettings, Route};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use super::settings::configured_ports;
+use super::{Dataplane, PORT_NAMES, monotonic};
+use crate::config::{Config, DataPlaneMode, Mac};
+use crate::http::App;
+use crate::readiness::{Part, Readiness};
+
+/// What is remembered, beside the node's id.
+const FILE: &str = "addresses.json";
+
+/// What a packet worker needs to ask for addresses.
+pub struct Acquire {
+    /// The ports that have none.
+    pub ports: Vec<(PortId, Asking)>,
+    /// Hears all that is known whenever it changes.
+    pub tell: watch::Sender<Vec<Learned>>,
+}
+
+/// The addresses of one port, for people.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PortAddresses {
+    /// What the port is called.
+    pub name: &'static str,
+    /// Its lease.
+    pub lease: Option<Lease>,
+    /// When that ends, seconds since 1970; none: never.
+    pub expires_epoch_s: Option<u64>,
+    /// Its addresses with prefix lengths.
+    pub addresses: Vec<IpNet>,
+    /// Its default routers.
+    pub gateways: Vec<IpAddr>,
+    /// Why it has no address, if it has none.
+    pub problem: Option<String>,
+}
+
+/// The addresses of all ports that get theirs by themselves.
+#[derive(Debug, Clone, Default)]
+pub struct Acquired {
+    /// The ports.
+    pub ports: Vec<PortAddresses>,
+    /// How often a lease came, went, or said something else.
+    pub lease_changes: u64,
+}
+
+impl Acquired {
+    /// Whether every port that asks holds a lease.
+    pub fn is_leased(&self) -> bool {
+        !self.ports.is_empty() && self.ports.iter().all(|port| port.lease.is_some())
+    }
+
+    /// When the first of the leases ends, seconds since 1970; 0: never, or there is none.
+    pub fn expiry_epoch_s(&self) -> u64 {
+        let ends = self.ports.iter().filter_map(|port| port.expires_epoch_s);
+        ends.min().unwrap_or(0)
+    }
+}
+
+/// Follows what the packet worker learns.
+pub struct Addresses {
+    /// The ports as configured.
+    base: Vec<PortSettings>,
+    interfaces: Vec<String>,
+    learned: watch::Receiver<Vec<Learned>>,
+    kept: Kept,
+    file: PathBuf,
+    published: Vec<PortSettings>,
+    leases: Vec<Option<Lease>>,
+    acquired: Acquired,
+}
+
+/// What is remembered over a restart.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+struct Kept {
+    /// What opaque IPv6 identifiers are made with (RFC 7217), hexadecimal.
+    secret: String,
+    /// By interface.
+    leases: BTreeMap<String, KeptLease>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct KeptLease {
+    address: Ipv4Addr,
+    prefix_len: u8,
+    server: Ipv4Addr,
+    gateway: Option<Ipv4Addr>,
+    routes: Vec<(Ipv4Net, Ipv4Addr)>,
+    dns: Vec<Ipv4Addr>,
+    mtu: Option<u16>,
+    /// Seconds since 1970; none: it never ends.
+    expires_epoch_s: Option<u64>,
+}
+
+/// Both clocks at one moment, to lead a time from one to the other.
+#[derive(Clone, Copy)]
+struct Clocks {
+    monotonic: Now,
+    epoch: Duration,
+}
+
+impl Clocks {
+    fn now() -> Clocks {
+        Clocks {
+            monotonic: monotonic(),
+            epoch: SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .unwrap_or_default(),
+        }
+    }
+
+    fn epoch_s(self, at: Now) -> Option<u64> {
+        (at != Now(u64::MAX)).then(|| (self.epoch + self.monotonic.until(at)).as_secs())
+    }
+
+    fn monotonic(self, epoch_s: Option<u64>) -> Now {
+        let Some(epoch_s) = epoch_s else {
+            return Now(u64::MAX);
+        };
+        self.monotonic + Duration::from_secs(epoch_s).saturating_sub(self.epoch)
+    }
+}
+
+impl KeptLease {
+    fn of(lease: &Lease, clocks: Clocks) -> KeptLease {
+        KeptLease {
+            address: lease.address,
+            prefix_len: lease.prefix_len,
+            server: lease.server,
+            gateway: lease.gateway,
+            routes: lease.routes.clone(),
+            dns: lease.dns.clone(),
+            mtu: lease.mtu,
+            expires_epoch_s: clocks.epoch_s(lease.expires),
+        }
+    }
+
+    /// None if it makes no sense as an address.
+    fn lease(&self, clocks: Clocks) -> Option<Lease> {
+        Ipv4Net::new(self.address, self.prefix_len).ok()?;
+        Some(Lease {
+            address: self.address,
+            prefix_len: self.prefix_len,
+            server: self.server,
+            gateway: self.gateway,
+            routes: self.routes.clone(),
+            dns: self.dns.clone(),
+            mtu: self.mtu,
+            renew_at: clocks.monotonic,
+            rebind_at: clocks.monotonic,
+            expires: clocks.monotonic(self.expires_epoch_s),
+        })
+    }
+}
+
+/// Which ports of a node have to ask for addresses, and who follows what they learn; none if all are configured, or
+/// there is no Ethernet to ask on.
+pub(super) fn prepare(config: &Config, interfaces: Vec<String>) -> Option<(Acquire, Addresses)> {
+    let base = configured_ports(config);
+    let is_ethernet = config.bootstrap.data_plane_mode != DataPlaneMode::Tun;
+    if !is_ethernet || !base.iter().any(|port| port.acquires) {
+        return None;
+    }
+    let file = config.cluster.node_id_path.with_file_name(FILE);
+    let mut kept: Kept = match std::fs::read(&file) {
+        Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
+            tracing::warn!(%error, "what was remembered of the data ports' addresses cannot be read");
+            Kept::default()
+        }),
+        Err(_) => Kept::default(),
+    };
+    let secret = unhex(&kept.secret).unwrap_or_else(|| {
+        let mut fresh = [0; 16];
+        aws_lc_rs::rand::fill(&mut fresh).expect("the system has randomness");
+        kept.secret = fresh.iter().map(|byte| format!("{byte:02x}")).collect();
+        fresh
+    });
+    let (clocks, dataplane, dpdk) = (Clocks::now(), &config.dataplane, &config.dpdk);
+    let last = base.len() - 1;
+    let asking = |index: usize| {
+        // Pins are about the port that leads to the default gateway.
+        let pinned = index == last;
+        let mac = |mac: Option<Mac>| mac.filter(|_| pinned).map(|Mac(mac)| mac);
+        let remembered = kept.leases.get(&interfaces[index]);
+        Asking {
+            dhcp: DhcpConfig {
+                timeout: Duration::from_secs(dataplane.dhcp_timeout_secs.into()),
+                retry_max: dataplane.dhcp_retry_max,
+                lease_min: Duration::from_secs(dataplane.dhcp_lease_min_secs.into()),
+                server_ip: dpdk.dhcp_server_ip.filter(|_| pinned),
+                server_mac: mac(dpdk.dhcp_server_mac),
+                remembered: remembered.and_then(|lease| lease.lease(clocks)),
+            },
+            stable: Stable {
+                interface: interfaces[index].clone(),
+                secret,
+            },
+            router_mac: mac(dpdk.gateway_mac),
+        }
+    };
+    let acquiring = base.iter().enumerate().filter(|(_, port)| port.acquires);
+    let ports = acquiring.map(|(index, _)| (PortId(index as u8), asking(index)));
+    let (tell, learned) = watch::channel(Vec::new());
+    let acquire = Acquire {
+        ports: ports.collect(),
+        tell,
+    };
+    let addresses = Addresses {
+        published: merge(&base, &[]).0,
+        leases: vec![None; base.len()],
+        base,
+        interfaces,
+        learned,
+        kept,
+        file,
+        acquired: Acquired::default(),
+    };
+    Some((acquire, addresses))
+}
+
+/// The settings of ports that have learned nothing yet.
+pub(super) fn without_addresses(base: &[PortSettings]) -> Vec<PortSettings> {
+    merge(base, &[]).0
+}
+
+impl Addresses {
+    /// Publishes what the packet worker learns, as long as it runs.
+    pub async fn follow(
+        mut self,
+        dataplane: Arc<Dataplane>,
+        readiness: Arc<Readiness>,
+        app: Arc<App>,
+    ) {
+        loop {
+            let learned = self.learned.borrow_and_update().clone();
+            self.take_in(&learned, &dataplane, &readiness, &app).await;
+            if self.learned.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn take_in(
+        &mut self,
+        learned: &[Learned],
+        dataplane: &Dataplane,
+        readiness: &Readiness,
+        app: &App,
+    ) {
+        let (ports, mut problems) = merge(&self.base, learned);
+        if ports != self.published {
+            match dataplane.set_ports(ports.clone()) {
+                Ok(()) => self.published = ports,
+                Err(error) => problems.push(format!(
+                    "what the data ports have learned cannot be used: {error}"
+                )),
+            }
+        }
+        let names = PORT_NAMES[self.base.len() - 1];
+        let clocks = Clocks::now();
+        let mut shown = Vec::new();
+        for told in learned {
+            let index = usize::from(told.port.0);
+            let port = &self.published[index];
+            let lacks = port.addresses.is_empty().then(|| why(told.standing));
+            let problem =
+                lacks.map(|why| format!("the {} port has no address: {why}", names[index]));
+            problems.extend(problem.clone());
+            let before = std::mem::replace(&mut self.leases[index], told.lease.clone());
+            if terms(before.as_ref()) != terms(told.lease.as_ref()) {
+                self.acquired.lease_changes += 1;
+                say(names[index], told);
+            }
+            shown.push(PortAddresses {
+                name: names[index],
+                lease: told.lease.clone(),
+                expires_epoch_s: told
+                    .lease
+                    .as_ref()
+                    .and_then(|lease| clocks.epoch_s(lease.expires)),
+                addresses: port.addresses.clone(),
+                gateways: port.gateways.clone(),
+                problem,
+            });
+        }
+        if learned.is_empty() {
+            problems.push("the data ports have no address yet".into());
+        }
+        match problems.is_empty() {
+            true => readiness.set_ok(Part::DataplaneConfig, ""),
+            false => readiness.set_failed(Part::DataplaneConfig, problems.join("; ")),
+        }
+        self.acquired.ports = shown;
+        app.set_acquired(self.acquired.clone());
+        self.keep(learned, clocks).await;
+    }
+
+    /// Remembers leases as they are now. One that has ended is remembered until another comes: it may be had again.
+    async fn keep(&mut self, learned: &[Learned], clocks: Clocks) {
+        let mut kept = self.kept.clone();
+        for told in learned {
+            if let Some(lease) = &told.lease {
+                let interface = self.interfaces[usize::from(told.port.0)].clone();
+                kept.leases.insert(interface, KeptLease::of(lease, clocks));
+            }
+        }
+        if kept == self.kept && self.file.exists() {
+            return;
+        }
+        let bytes = serde_json::to_vec_pretty(&kept).expect("plain data");
+        let file = self.file.clone();
+        let write = move || cluster::durable::replace(&file, &bytes, 0o600);
+        match tokio::task::spawn_blocking(write).await {
+            Ok(Ok(())) => self.kept = kept,
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "the data ports' addresses cannot be remembered over a restart");
+            }
+            Err(_) => tracing::error!("remembering the data ports' addresses panicked"),
+        }
+    }
+}
+
+/// What of a lease a change is worth speaking of: all but its times.
+fn terms(lease: Option<&Lease>) -> Option<Lease> {
+    lease.map(|lease| Lease {
+        renew_at: Now(0),
+        rebind_at: Now(0),
+        expires: Now(0),
+        ..lease.clone()
+    })
+}
+
+fn say(port: &str, told: &Learned) {
+    match &told.lease {
+        Some(lease) => {
+            let (address, length) = (lease.address, lease.prefix_len);
+            tracing::info!(port, %address, length, server = %lease.server, "the port has a lease");
+        }
+        None => {
+            let reason = why(told.standing);
+            tracing::warn!(port, reason, "the port has lost its lease");
+        }
+    }
+}
+
+fn why(standing: Standing) -> &'static str {
+    match standing {
+        Standing::Asking | Standing::Holding => "DHCP servers and routers are being asked for one",
+        Standing::Unanswered => "no DHCP server answers and no router advertises a prefix",
+        Standing::Refused => "the DHCP server refused the address that was asked for",
+        Standing::Taken => "another station has the address that was leased",
+        Standing::Expired => "the lease has expired and no DHCP server answers",
+    }
+}
+
+/// The ports' settings with what they have learned, and what of that cannot be used.
+fn merge(base: &[PortSettings], learned: &[Learned]) -> (Vec<PortSettings>, Vec<String>) {
+    let with = |(index, base): (usize, &PortSettings)| {
+        let told = learned
+            .iter()
+            .find(|told| usize::from(told.port.0) == index);
+        if base.acquires {
+            merge_port(base, told)
+        } else {
+            base.clone()
+        }
+    };
+    let mut ports: Vec<_> = base.iter().enumerate().map(with).collect();
+    let mut problems = Vec::new();
+    if let [inside, outside] = &ports[..]
+        && overlap(inside, outside)
+    {
+        let index = usize::from(outside.acquires);
+        let name = PORT_NAMES[1][index];
+        problems.push(format!(
+            "the {name} port was given an address of the other port's network; ports need one each"
+        ));
+        ports[index] = merge_port(&base[index], None);
+    }
+    (ports, problems)
+}
+
+fn networks(port: &PortSettings) -> impl Iterator<Item = &IpNet> {
+    port.addresses.iter().chain(&port.on_link)
+}
+
+fn overlap(one: &PortSettings, other: &PortSettings) -> bool {
+    networks(one).any(|a| networks(other).any(|b| a.contains(b) || b.contains(a)))
+}
+
+fn merge_port(base: &PortSettings, told: Option<&Learned>) -> PortSettings {
+    let mut port = PortSettings {
+        gateways: Vec::new(),
+        routes: Vec::new(),
+        ..base.clone()
+    };
+    if let Some(told) = told {
+        if let Some(lease) = &told.lease {
+            add_lease(&mut port, lease);
+        }
+        add_advertised(&mut port, &told.advertised);
+    }
+    // What the operator has set goes before what was learned, as far as it can be reached.
+    for gateway in &base.gateways {
+        if is_on_link(&port, *gateway) {
+            port.gateways
+                .retain(|learned| learned.is_ipv4() != gateway.is_ipv4());
+            port.gateways.push(*gateway);
+        }
+    }
+    let reachable = base
+        .routes
+        .iter()
+        .filter(|route| is_on_link(&port, route.via));
+    let mut routes: Vec<_> = reachable.cloned().collect();
+    routes.append(&mut port.routes);
+    port.routes = routes;
+    port
+}
+
+fn is_on_link(port: &PortSettings, via: IpAddr) -> bool {
+    let link_local = matches!(via, IpAddr::V6(via) if via.is_unicast_link_local());
+    networks(port).any(|net| net.contains(&via)) || link_local && !port.addresses.is_empty()
+}
+
+fn add_lease(port: &mut PortSettings, lease: &Lease) {
+    let Ok(own) = Ipv4Net::new(lease.address, lease.prefix_len) else {
+        return;
+    };
+    port.addresses.push(own.into());
+    port.mtu = smaller(port.mtu, lease.mtu);
+    let (direct, through): (Vec<_>, Vec<_>) = lease
+        .routes
+        .iter()
+        .partition(|(_, via)| via.is_unspecified());
+    for (to, _) in direct {
+        port.on_link.push(to.into());
+    }
+    let reach = |port: &mut PortSettings, via: Ipv4Addr| {
+        // A router outside the prefix is on the link all the same: clouds lease single addresses.
+        if !is_on_link(port, via.into()) {
+            port.on_link.push(Ipv4Net::from(via).into());
+        }
+    };
+    for (to, via) in through {
+        reach(port, via);
+        port.routes.push(Route {
+            destination: to.into(),
+            via: via.into(),
+        });
+    }
+    if let Some(gateway) = lease.gateway {
+        reach(port, gateway);
+        port.gateways.push(gateway.into());
+    }
+}
+
+fn add_advertised(port: &mut PortSettings, advertised: &Advertised) {
+    for own in &advertised.addresses {
+        let net = advertised
+            .on_link
+            .iter()
+            .find(|net| net.contains(&own.address));
+        let length = net.map_or(128, Ipv6Net::prefix_len);
+        port.addresses
+            .extend(IpNet::new(own.address.into(), length).ok());
+    }
+    let known = |net: &&Ipv6Net| {
+        !port
+            .addresses
+            .iter()
+            .any(|own| own.trunc() == IpNet::from(**net))
+    };
+    let further: Vec<IpNet> = advertised
+        .on_link
+        .iter()
+        .filter(known)
+        .map(|net| (*net).into())
+        .collect();
+    port.on_link.extend(further);
+    port.mtu = smaller(port.mtu, advertised.mtu);
+    // A router without any address of ours leads nowhere: its answers could not come back.
+    if port.addresses.is_empty() {
+        return;
+    }
+    port.gateways.extend(advertised.router.map(IpAddr::from));
+    port.routes
+        .extend(advertised.routes.iter().map(|(to, via)| Route {
+            destination: (*to).into(),
+            via: (*via).into(),
+        }));
+}
+
+fn smaller(one: Option<u16>, other: Option<u16>) -> Option<u16> {
+    one.into_iter().chain(other).min()
+}
+
+fn unhex(text: &str) -> Option<[u8; 16]> {
+    let number = u128::from_str_radix(text, 16)
+        .ok()
+        .filter(|_| text.len() == 32)?;
+    Some(number.to_be_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use engine::Snapshot;
+    use engine::acquire::Address6;
+    use engine::snapshot::{Settings, Snat};
+    use policy::Compiled;
+
+    fn port(addresses: &[&str]) -> PortSettings {
+        PortSettings {
+            addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
+            acquires: addresses.is_empty(),
+            ..PortSettings::default()
+        }
+    }
+
+    fn lease(address: &str) -> Lease {
+        let net: Ipv4Net = address.parse().unwrap();
+        Lease {
+            address: net.addr(),
+            prefix_len: net.prefix_len(),
+            server: "10.0.0.1".parse().unwrap(),
+            gateway: Some("10.0.0.1".parse().unwrap()),
+            routes: Vec::new(),
+            dns: Vec::new(),
+            mtu: Some(1400),
+            renew_at: Now(0),
+            rebind_at: Now(0),
+            expires: Now(u64::MAX),
+        }
+    }
+
+    fn told(index: u8, lease: Option<Lease>) -> Learned {
+        Learned {
+            port: PortId(index),
+            lease,
+            standing: Standing::Holding,
+            advertised: Advertised::default(),
+            duplicates: 0,
+        }
+    }
+
+    /// The engine takes whatever is made of what was learned.
+    fn check(base: &[PortSettings], learned: &[Learned]) -> (Vec<PortSettings>, Vec<String>) {
+        let (ports, problems) = merge(base, learned);
+        let settings = Settings {
+            ports: ports.clone(),
+            nat66: Some(Snat::Auto),
+            ..Settings::default()
+        };
+        Snapshot::new(1, Arc::new(Compiled::deny_all()), settings).unwrap();
+        (ports, problems)
+    }
+
+    #[test]
+    fn a_lease_becomes_address_gateway_and_mtu() {
+        let (ports, problems) = check(&[port(&[])], &[told(0, Some(lease("10.0.0.9/24")))]);
+        assert_eq!(ports[0].addresses, ["10.0.0.9/24".parse().unwrap()]);
+        assert_eq!(ports[0].gateways, ["10.0.0.1".parse::<IpAddr>().unwrap()]);
+        assert_eq!((ports[0].on_link.len(), ports[0].mtu), (0, Some(1400)));
+        assert!(problems.is_empty());
+        assert_eq!(check(&[port(&[])], &[]).0, [port(&[])]);
+    }
+
+    #[test]
+    fn a_router_outside_the_prefix_is_on_the_link() {
+        let mut single = lease("10.0.0.9/32");
+        single.routes = vec![
+            ("10.7.0.0/16".parse().unwrap(), Ipv4Addr::UNSPECIFIED),
+            ("10.8.0.0/16".parse().unwrap(), "10.0.0.3".parse().unwrap()),
+        ];
+        let (ports, _) = check(&[port(&[])], &[told(0, Some(single))]);
+        let expected: [IpNet; 3] =
+            ["10.7.0.0/16", "10.0.0.3/32", "10.0.0.1/32"].map(|n| n.parse().unwrap());
+        assert_eq!(ports[0].on_link, expected);
+        assert_eq!(ports[0].routes.len(), 1);
+    }
+
+    #[test]
+    fn advertised_prefixes_become_addresses_and_the_router_a_gateway() {
+        let mut learned = told(0, None);
+        learned.advertised = Advertised {
+            addresses: ["2001:db8::9", "2001:db8:1::9"]
+                .map(|a| Address6 {
+                    address: a.parse().unwrap(),
+                    deprecated: false,
+                })
+                .to_vec(),
+            on_link: vec![
+                "2001:db8::/64".parse().unwrap(),
+                "2001:db8:2::/64".parse().unwrap(),
+            ],
+            router: Some("fe80::1".parse().unwrap()),
+            routes: vec![(
+                "2001:db8:8::/48".parse().unwrap(),
+                "fe80::2".parse().unwrap(),
+            )],
+            mtu: None,
+        };
+        let (ports, _) = check(&[port(&[])], &[learned.clone()]);
+        let addresses: [IpNet; 2] =
+            ["2001:db8::9/64", "2001:db8:1::9/128"].map(|n| n.parse().unwrap());
+        assert_eq!(ports[0].addresses, addresses);
+        assert_eq!(ports[0].on_link, ["2001:db8:2::/64".parse().unwrap()]);
+        assert_eq!((ports[0].gateways.len(), ports[0].routes.len()), (1, 1));
+
+        learned.advertised.addresses.clear();
+        let (ports, _) = check(&[port(&[])], &[learned]);
+        assert!(
+            ports[0].gateways.is_empty() && ports[0].routes.is_empty(),
+            "{ports:?}"
+        );
+    }
+
+    #[test]
+    fn what_the_operator_set_goes_first_as_far_as_it_can_be_reached() {
+        let mut base = port(&[]);
+        base.gateways = vec!["10.0.0.7".parse().unwrap()];
+        base.routes = vec![Route {
+            destination: "10.9.0.0/16".parse().unwrap(),
+            via: "10.0.0.8".parse().unwrap(),
+        }];
+        let (ports, _) = check(&[base.clone()], &[told(0, Some(lease("10.0.0.9/24")))]);
+        assert_eq!(ports[0].gateways, base.gateways);
+        assert_eq!(ports[0].routes, base.routes);
+        let (ports, _) = check(&[base], &[]);
+        assert!(ports[0].gateways.is_empty() && ports[0].routes.is_empty());
+    }
+
+    #[test]
+    fn two_ports_never_share_a_network() {
+        let (ports, problems) = check(
+            &[port(&["10.0.0.2/24"]), port(&[])],
+            &[told(1, Some(lease("10.0.0.9/16")))],
+        );
+        assert!(ports[1].addresses.is_empty());
+        assert!(problems[0].contains("the outside port"), "{problems:?}");
+        let both = [
+            told(0, Some(lease("10.0.0.9/24"))),
+            told(1, Some(lease("10.0.0.10/24"))),
+        ];
+        let (ports, _) = check(&[port(&[]), port(&[])], &both);
+        assert_eq!((ports[0].addresses.len(), ports[1].addresses.len()), (1, 0));
+    }
+
+    #[test]
+    fn a_lease_is_remembered_by_the_time_of_day() {
+        let clocks = |monotonic_s: u64, epoch_s: u64| Clocks {
+            monotonic: Now(monotonic_s * 1_000_000_000),
+            epoch: Duration::from_secs(epoch_s),
+        };
+        let held = Lease {
+            expires: Now(100_000_000_000),
+            ..lease("10.0.0.9/24")
+        };
+        let kept = KeptLease::of(&held, clocks(40, 5000));
+        assert_eq!(kept.expires_epoch_s, Some(5060));
+        let text = serde_json::to_string(&kept).unwrap();
+        let read: KeptLease = serde_json::from_str(&text).unwrap();
+        let again = read.lease(clocks(7, 5050)).unwrap();
+        assert_eq!(
+            (again.address, again.expires),
+            (held.address, Now(17_000_000_000))
+        );
+        assert!(
+            read.lease(clocks(7, 6000)).unwrap().expires <= Now(7_000_000_000),
+            "it has expired"
+        );
+        let endless = KeptLease::of(&lease("10.0.0.9/24"), clocks(40, 5000));
+        assert_eq!(endless.lease(clocks(1, 1)).unwrap().expires, Now(u64::MAX));
+    }
+}
