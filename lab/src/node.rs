@@ -200,6 +200,19 @@ impl Node {
         })
     }
 
+    /// From the next start on, its outside port has no configured addresses and asks for them.
+    ///
+    /// # Errors
+    /// When its configuration cannot be rewritten.
+    pub fn ask_for_outside_addresses(&self) -> Result<()> {
+        let config = self.dir.join("config.yaml");
+        let text = fs::read_to_string(&config)?;
+        let (before, _) = text
+            .split_once("    outside:\n")
+            .context("the configuration has a port outside")?;
+        Ok(fs::write(config, before)?)
+    }
+
     /// Gives it, while it does not run, another list of join listeners: addresses or names, with or without a port.
     ///
     /// # Errors

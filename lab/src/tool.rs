@@ -13,6 +13,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("ping", "iputils-ping"),
     ("traceroute", "traceroute"),
     ("iperf3", "iperf3"),
+    ("dnsmasq", "dnsmasq-base"),
     ("cc", "gcc"),
 ];
 

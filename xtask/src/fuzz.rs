@@ -6,8 +6,9 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 
 /// The targets in `fuzz/fuzz_targets`.
-const TARGETS: [&str; 7] = [
+const TARGETS: [&str; 8] = [
     "wire",
+    "addresses",
     "policy_document",
     "join_request",
     "join_token",

@@ -6,6 +6,7 @@
 use std::path::Path;
 
 include!("corpus/sound.rs");
+include!("corpus/addresses.rs");
 
 #[test]
 fn the_corpus_is_handled_soundly() {
@@ -16,6 +17,20 @@ fn the_corpus_is_handled_soundly() {
         let bytes = std::fs::read(&path).expect("a corpus file can be read");
         assert_ne!(decode(&bytes), bytes, "{} is hexadecimal", path.display());
         sound(&bytes);
+        seen += 1;
+    }
+    assert!(seen >= 10, "only {seen} files in the corpus");
+}
+
+#[test]
+fn what_servers_and_routers_say_is_handled_soundly() {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus/addresses");
+    let mut seen = 0;
+    for entry in std::fs::read_dir(corpus).expect("the corpus is in the repository") {
+        let path = entry.expect("the corpus can be listed").path();
+        let bytes = std::fs::read(&path).expect("a corpus file can be read");
+        assert_ne!(decode(&bytes), bytes, "{} is hexadecimal", path.display());
+        heard(&bytes);
         seen += 1;
     }
     assert!(seen >= 10, "only {seen} files in the corpus");
