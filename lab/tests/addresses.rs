@@ -7,19 +7,26 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::process::{Child, Stdio};
+use std::time::Duration;
 
 use lab::address::{self, FAMILIES, Family};
 use lab::cluster::{Cluster, allowed_servers, policy_allowing};
 use lab::server::PORT;
-use lab::tool;
+use lab::{management, tool, wait};
+
+const SOON: Duration = Duration::from_secs(10);
 
 #[test]
 #[ignore = "needs root; make test runs it"]
-fn a_node_gets_addresses_from_dnsmasq_and_has_the_same_after_a_restart() {
+fn a_node_gets_addresses_from_dnsmasq_and_keeps_them_over_restarts() {
     tool::require(&["curl", "dnsmasq"]).unwrap();
     let mut cluster = Cluster::lay_out(1).unwrap();
     let _dnsmasq = Dnsmasq::start(&cluster);
     cluster.node(1).ask_for_outside_addresses().unwrap();
+    cluster
+        .node(1)
+        .configure("dataplane", "workers: 2")
+        .unwrap();
     cluster.node(1).start().unwrap();
     cluster.wait_ready().unwrap();
     let policy = policy_allowing(&allowed_servers());
@@ -34,10 +41,39 @@ fn a_node_gets_addresses_from_dnsmasq_and_has_the_same_after_a_restart() {
     assert!(status.contains(&expected), "{status}");
     assert!(status.contains("leased by 192.0.2.254"), "{status}");
 
+    // The kernel has been told the addresses: answers come to the worker that has their flow.
+    let before = value(&cluster, "neuwerk_dp_handed_over_total ");
+    for _ in 0..6 {
+        assert_eq!(FAMILIES.map(|family| who(&cluster, family)), seen);
+    }
+    let handed_over = value(&cluster, "neuwerk_dp_handed_over_total ") - before;
+    assert!(handed_over < 100, "{handed_over}");
+
+    let live = FAMILIES.map(|family| cluster.live(1, address::allowed_server(family)).unwrap());
+    cluster.node(1).control(&["restart"]).unwrap();
+    assert_eq!(FAMILIES.map(|family| who(&cluster, family)), seen);
+    for live in &live {
+        assert_eq!(live.account().ended, None);
+    }
+    let refused = value(
+        &cluster,
+        "neuwerk_handover_flows_total{outcome=\"refused\"}",
+    );
+    assert_eq!(
+        (refused, value(&cluster, "neuwerk_dp_flows_picked_up_total")),
+        (0, 0)
+    );
+
     cluster.node(1).kill().unwrap();
     cluster.node(1).start().unwrap();
     cluster.wait_node_ready(1).unwrap();
     assert_eq!(FAMILIES.map(|family| who(&cluster, family)), seen);
+}
+
+fn value(cluster: &Cluster, name: &str) -> u64 {
+    let page = || management::metrics(&cluster.topology.operator, address::metrics(1));
+    let page = wait::until("the metrics", SOON, || page().map(Some)).unwrap();
+    management::sum(&page.0, name)
 }
 
 /// The address that a server sees when a client fetches from it through node 1, and as much of a page as shows that

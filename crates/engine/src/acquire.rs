@@ -8,7 +8,9 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use ipnet::{Ipv4Net, Ipv6Net};
+use serde::{Deserialize, Serialize};
 
+pub use crate::autoconf::Heard;
 use crate::clock::Now;
 use crate::port::PortId;
 
@@ -21,6 +23,8 @@ pub struct Config {
     pub stable: Stable,
     /// The station that routers must have; none: any.
     pub router_mac: Option<[u8; 6]>,
+    /// What the process before had, if this one takes over from it. It counts only under the same hardware address.
+    pub held: Option<Held>,
 }
 
 /// How a DHCP client asks, and whom it believes.
@@ -58,7 +62,7 @@ impl std::fmt::Debug for Stable {
 }
 
 /// An IPv4 address for a time.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lease {
     /// The address.
     pub address: Ipv4Addr,
@@ -83,7 +87,7 @@ pub struct Lease {
 }
 
 /// Where a DHCP client stands.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Standing {
     /// No server has had time to answer yet.
     #[default]
@@ -101,7 +105,7 @@ pub enum Standing {
 }
 
 /// An IPv6 address that a router's prefix led to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Address6 {
     /// The address.
     pub address: Ipv6Addr,
@@ -110,7 +114,7 @@ pub struct Address6 {
 }
 
 /// What routers advertise.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Advertised {
     /// Our addresses, those to prefer first.
     pub addresses: Vec<Address6>,
@@ -125,7 +129,7 @@ pub struct Advertised {
 }
 
 /// All that one port has learned.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Learned {
     /// Which port.
     pub port: PortId,
@@ -137,6 +141,19 @@ pub struct Learned {
     pub advertised: Advertised,
     /// Addresses that were found in use by others.
     pub duplicates: u64,
+}
+
+/// What a port has, for a process that takes over from this one without asking anew.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// The port, as in [`Stable::interface`].
+    pub interface: String,
+    /// Its hardware address.
+    pub mac: [u8; 6],
+    /// What it has learned.
+    pub learned: Learned,
+    /// What its routers have said, with how long that holds.
+    pub heard: Heard,
 }
 
 /// Who hears all that is known whenever it changes.

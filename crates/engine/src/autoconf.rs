@@ -9,6 +9,7 @@ use std::net::Ipv6Addr;
 use std::time::Duration;
 
 use ipnet::Ipv6Net;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::acquire::{Address6, Advertised, Stable};
@@ -43,14 +44,14 @@ pub(crate) enum Send {
     Try(Ipv6Addr),
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Router {
     address: Ipv6Addr,
     preference: Preference,
     until: Now,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct RouteEntry {
     prefix: Ipv6Net,
     router: Ipv6Addr,
@@ -59,7 +60,7 @@ struct RouteEntry {
 }
 
 /// Whether an address is ours.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Claim {
     /// Others have until then to object.
     Trying(Now),
@@ -68,7 +69,7 @@ enum Claim {
     Given,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Own {
     address: Ipv6Addr,
     claim: Claim,
@@ -80,11 +81,20 @@ struct Own {
     valid_until: Now,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Prefix {
     prefix: Ipv6Net,
     on_link_until: Option<Now>,
     own: Option<Own>,
+}
+
+/// What the routers of a link have said, each with the time until which it holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Heard {
+    routers: Vec<Router>,
+    routes: Vec<RouteEntry>,
+    prefixes: Vec<Prefix>,
+    mtu: Option<u16>,
 }
 
 /// Autoconfiguration of one port.
@@ -92,10 +102,7 @@ struct Prefix {
 pub(crate) struct Autoconf {
     stable: Stable,
     link_mtu: u16,
-    routers: Vec<Router>,
-    routes: Vec<RouteEntry>,
-    prefixes: Vec<Prefix>,
-    mtu: Option<u16>,
+    heard: Heard,
     /// When a router is asked for next, and the pause after that; none: one has answered.
     solicit: Option<(Now, Duration)>,
     started: bool,
@@ -108,14 +115,35 @@ impl Autoconf {
         Autoconf {
             stable,
             link_mtu,
-            routers: Vec::new(),
-            routes: Vec::new(),
-            prefixes: Vec::new(),
-            mtu: None,
+            heard: Heard::default(),
             solicit: Some((Now(0), SOLICIT_FIRST)),
             started: false,
             duplicates: 0,
         }
+    }
+
+    /// Goes on from where another left off.
+    pub(crate) fn resume(stable: Stable, link_mtu: u16, mut heard: Heard) -> Autoconf {
+        heard.routers.truncate(MAX_ROUTERS);
+        heard.routes.truncate(MAX_ROUTES);
+        heard.prefixes.truncate(MAX_PREFIXES);
+        let asks = heard.routers.is_empty() && heard.prefixes.is_empty();
+        let new = Autoconf::new(stable, link_mtu);
+        Autoconf {
+            heard,
+            solicit: new.solicit.filter(|_| asks),
+            ..new
+        }
+    }
+
+    /// The name of the port.
+    pub(crate) fn interface(&self) -> &str {
+        &self.stable.interface
+    }
+
+    /// What another can go on from.
+    pub(crate) fn heard(&self) -> &Heard {
+        &self.heard
     }
 
     /// Addresses that others turned out to have.
@@ -125,21 +153,26 @@ impl Autoconf {
 
     /// When [`handle_timeout`](Self::handle_timeout) is due.
     pub(crate) fn deadline(&self) -> Now {
-        let lives = self.routers.iter().map(|r| r.until);
-        let lives = lives.chain(self.routes.iter().map(|r| r.until));
-        let lives = lives.chain(self.prefixes.iter().flat_map(|p| p.on_link_until));
-        let own = self.prefixes.iter().flat_map(|p| p.own).flat_map(|own| {
-            let trying = match own.claim {
-                Claim::Trying(until) => Some(until),
-                Claim::Ours | Claim::Given => None,
-            };
-            // A time that has passed and was heeded is not due again.
-            [
-                trying,
-                Some(own.preferred_until).filter(|_| !own.deprecated),
-                Some(own.valid_until),
-            ]
-        });
+        let lives = self.heard.routers.iter().map(|r| r.until);
+        let lives = lives.chain(self.heard.routes.iter().map(|r| r.until));
+        let lives = lives.chain(self.heard.prefixes.iter().flat_map(|p| p.on_link_until));
+        let own = self
+            .heard
+            .prefixes
+            .iter()
+            .flat_map(|p| p.own)
+            .flat_map(|own| {
+                let trying = match own.claim {
+                    Claim::Trying(until) => Some(until),
+                    Claim::Ours | Claim::Given => None,
+                };
+                // A time that has passed and was heeded is not due again.
+                [
+                    trying,
+                    Some(own.preferred_until).filter(|_| !own.deprecated),
+                    Some(own.valid_until),
+                ]
+            });
         let solicit = self.solicit.map(|(at, _)| at);
         lives
             .chain(own.flatten())
@@ -171,9 +204,9 @@ impl Autoconf {
                 self.solicit = Some((now + fraction(SOLICIT_DELAY, random), pause));
             }
         }
-        self.routers.retain(|r| now < r.until);
-        self.routes.retain(|r| now < r.until);
-        for p in &mut self.prefixes {
+        self.heard.routers.retain(|r| now < r.until);
+        self.heard.routes.retain(|r| now < r.until);
+        for p in &mut self.heard.prefixes {
             p.on_link_until = p.on_link_until.filter(|until| now < *until);
             p.own = p.own.filter(|own| now < own.valid_until);
             if let Some(own) = &mut p.own {
@@ -183,7 +216,8 @@ impl Autoconf {
                 }
             }
         }
-        self.prefixes
+        self.heard
+            .prefixes
             .retain(|p| p.on_link_until.is_some() || p.own.is_some());
         true
     }
@@ -203,7 +237,7 @@ impl Autoconf {
         if let Some(mtu) = ra.mtu
             && (MIN_MTU..=u32::from(self.link_mtu)).contains(&mtu)
         {
-            self.mtu = Some(mtu as u16);
+            self.heard.mtu = Some(mtu as u16);
         }
         for info in &ra.routes {
             self.take_route(now, router, info.prefix, info.preference, info.lifetime_s);
@@ -213,19 +247,24 @@ impl Autoconf {
             if octets.is_link_local6() || octets.is_multicast() || octets.is_v4() || octets.0 <= 1 {
                 continue;
             }
-            let place = match self.prefixes.iter().position(|p| p.prefix == info.prefix) {
+            let place = match self
+                .heard
+                .prefixes
+                .iter()
+                .position(|p| p.prefix == info.prefix)
+            {
                 Some(place) => place,
-                None if self.prefixes.len() < MAX_PREFIXES && info.valid_s > 0 => {
-                    self.prefixes.push(Prefix {
+                None if self.heard.prefixes.len() < MAX_PREFIXES && info.valid_s > 0 => {
+                    self.heard.prefixes.push(Prefix {
                         prefix: info.prefix,
                         on_link_until: None,
                         own: None,
                     });
-                    self.prefixes.len() - 1
+                    self.heard.prefixes.len() - 1
                 }
                 None => continue,
             };
-            let known = &mut self.prefixes[place];
+            let known = &mut self.heard.prefixes[place];
             if info.on_link {
                 known.on_link_until = Some(after(now, info.valid_s)).filter(|until| now < *until);
             }
@@ -262,23 +301,23 @@ impl Autoconf {
                 }
             }
             if known.on_link_until.is_none() && known.own.is_none() {
-                self.prefixes.remove(place);
+                self.heard.prefixes.remove(place);
             }
         }
     }
 
     fn take_router(&mut self, now: Now, router: Ipv6Addr, ra: &Advertisement) {
-        let place = self.routers.iter().position(|r| r.address == router);
+        let place = self.heard.routers.iter().position(|r| r.address == router);
         let taken = Router {
             address: router,
             preference: ra.preference,
             until: now + Duration::from_secs(ra.lifetime_s.into()),
         };
         match place {
-            Some(place) if ra.lifetime_s == 0 => drop(self.routers.remove(place)),
-            Some(place) => self.routers[place] = taken,
-            None if ra.lifetime_s > 0 && self.routers.len() < MAX_ROUTERS => {
-                self.routers.push(taken);
+            Some(place) if ra.lifetime_s == 0 => drop(self.heard.routers.remove(place)),
+            Some(place) => self.heard.routers[place] = taken,
+            None if ra.lifetime_s > 0 && self.heard.routers.len() < MAX_ROUTERS => {
+                self.heard.routers.push(taken);
             }
             None => {}
         }
@@ -293,7 +332,7 @@ impl Autoconf {
         lifetime_s: u32,
     ) {
         let same = |r: &RouteEntry| r.prefix == prefix && r.router == router;
-        let place = self.routes.iter().position(same);
+        let place = self.heard.routes.iter().position(same);
         let taken = RouteEntry {
             prefix,
             router,
@@ -301,9 +340,11 @@ impl Autoconf {
             until: after(now, lifetime_s),
         };
         match place {
-            Some(place) if lifetime_s == 0 => drop(self.routes.remove(place)),
-            Some(place) => self.routes[place] = taken,
-            None if lifetime_s > 0 && self.routes.len() < MAX_ROUTES => self.routes.push(taken),
+            Some(place) if lifetime_s == 0 => drop(self.heard.routes.remove(place)),
+            Some(place) => self.heard.routes[place] = taken,
+            None if lifetime_s > 0 && self.heard.routes.len() < MAX_ROUTES => {
+                self.heard.routes.push(taken)
+            }
             None => {}
         }
     }
@@ -311,12 +352,12 @@ impl Autoconf {
     /// Whether an address is being tried, or is ours without the snapshot knowing yet.
     pub(crate) fn is_trying(&self, address: Ipv6Addr) -> bool {
         let trying = |own: &Own| own.address == address && matches!(own.claim, Claim::Trying(_));
-        self.prefixes.iter().flat_map(|p| &p.own).any(trying)
+        self.heard.prefixes.iter().flat_map(|p| &p.own).any(trying)
     }
 
     /// Another station has, or tries, an address that we try: takes another identifier, while there are any left.
     pub(crate) fn handle_claim(&mut self, now: Now, address: Ipv6Addr, mut send: impl FnMut(Send)) {
-        for p in &mut self.prefixes {
+        for p in &mut self.heard.prefixes {
             let Some(own) = &mut p.own else { continue };
             if own.address != address || !matches!(own.claim, Claim::Trying(_)) {
                 continue;
@@ -340,7 +381,7 @@ impl Autoconf {
     /// What holds now.
     pub(crate) fn advertised(&self) -> Advertised {
         let ours = |own: &&Own| own.claim == Claim::Ours;
-        let own = self.prefixes.iter().flat_map(|p| &p.own).filter(ours);
+        let own = self.heard.prefixes.iter().flat_map(|p| &p.own).filter(ours);
         let mut addresses: Vec<_> = own
             .map(|own| Address6 {
                 address: own.address,
@@ -348,10 +389,19 @@ impl Autoconf {
             })
             .collect();
         addresses.sort_by_key(|a| a.deprecated);
-        let on_link = self.prefixes.iter().filter(|p| p.on_link_until.is_some());
+        let on_link = self
+            .heard
+            .prefixes
+            .iter()
+            .filter(|p| p.on_link_until.is_some());
         // A route to everything makes its router a default router (RFC 4191 §3.1).
-        let whole = self.routes.iter().filter(|r| r.prefix.prefix_len() == 0);
+        let whole = self
+            .heard
+            .routes
+            .iter()
+            .filter(|r| r.prefix.prefix_len() == 0);
         let defaults = self
+            .heard
             .routers
             .iter()
             .map(|r| {
@@ -365,7 +415,12 @@ impl Autoconf {
         // The first of the best, so that nothing changes without need.
         let best = defaults.reduce(|best, other| if other.0 > best.0 { other } else { best });
         let mut routes: Vec<(Ipv6Net, Ipv6Addr, Preference)> = Vec::new();
-        for r in self.routes.iter().filter(|r| r.prefix.prefix_len() > 0) {
+        for r in self
+            .heard
+            .routes
+            .iter()
+            .filter(|r| r.prefix.prefix_len() > 0)
+        {
             match routes.iter_mut().find(|(prefix, ..)| *prefix == r.prefix) {
                 Some(known) if known.2 < r.preference => {
                     *known = (r.prefix, r.router, r.preference)
@@ -382,7 +437,7 @@ impl Autoconf {
                 .into_iter()
                 .map(|(prefix, router, _)| (prefix, router))
                 .collect(),
-            mtu: self.mtu,
+            mtu: self.heard.mtu,
         }
     }
 }

@@ -116,6 +116,16 @@ impl Client {
         }
     }
 
+    /// A client that goes on with a lease that holds, as of where another left off.
+    pub(crate) fn resume(config: DhcpConfig, mac: Mac, lease: Lease, standing: Standing) -> Client {
+        Client {
+            due: lease.renew_at,
+            state: State::Bound(lease),
+            standing,
+            ..Client::new(config, mac)
+        }
+    }
+
     /// The lease that holds.
     pub(crate) fn lease(&self) -> Option<&Lease> {
         match &self.state {

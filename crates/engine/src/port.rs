@@ -6,6 +6,8 @@ pub mod memory;
 use core::fmt;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 /// What is known about the transport checksum of a received frame, or asked of the transmitter.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Checksum {
@@ -169,7 +171,7 @@ pub trait Idle {
 }
 
 /// Index of a data port in a node: the inside port is 0, the outside port of two arms is 1.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct PortId(pub u8);
 
 impl fmt::Debug for PortId {

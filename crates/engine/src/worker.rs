@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
-use crate::acquire::{Config, Learned};
+use crate::acquire::{Config, Held, Learned};
 use crate::event::Event;
 use crate::fragment::Whole;
 use crate::mesh::{As, Handed, Peers};
@@ -121,6 +121,12 @@ impl<P: Port, L: Port> Worker<P, L> {
         tell: impl FnMut(&[Learned]) + Send + 'static,
     ) {
         self.pipeline.acquire(ports, Box::new(tell));
+    }
+
+    /// What the ports have of addresses that they got by themselves, for a process that takes over ([`Config::held`]). To be
+    /// called when the worker turns no more.
+    pub fn held_addresses(&self) -> Vec<Held> {
+        self.pipeline.held_addresses()
     }
 
     /// One turn: at most [`BURST`] frames of each port and of the lane, and a small step of the

@@ -182,7 +182,7 @@ impl Dataplane {
                     };
                     received.give(&mut worker, is_first);
                     drop(received);
-                    if let Some(Acquire { ports, tell }) = acquire {
+                    if let Some(Acquire { ports, tell, .. }) = acquire {
                         worker.acquire(ports, move |learned| {
                             drop(tell.send_replace(learned.to_vec()));
                         });

@@ -21,6 +21,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
+use engine::acquire::Held;
 use engine::port::Port;
 use engine::{FLOWS_VERSION, Imported, Now, Worker};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, memfd_create};
@@ -49,6 +50,9 @@ const FLOWS: &str = "flows";
 /// Section: the seed of the packet workers, a `u64`. While it and their number stay, each flow stays with its worker.
 const SEED: &str = "seed";
 const SEED_VERSION: u16 = 1;
+/// Section: what the data ports have of addresses that they got by themselves, a list in JSON.
+const ADDRESSES: &str = "addresses";
+const ADDRESSES_VERSION: u16 = 1;
 
 const SEALS: SealFlags = SealFlags::SEAL
     .union(SealFlags::SHRINK)
@@ -106,6 +110,25 @@ impl Received {
     /// The seed of the packet workers before, if they left one.
     pub(crate) fn seed(&self) -> Option<u64> {
         self.state.as_ref()?.seed()
+    }
+
+    /// What the data ports had of addresses that they got by themselves.
+    pub(crate) fn addresses(&self) -> Vec<Held> {
+        let payload = self
+            .state
+            .as_ref()
+            .and_then(|state| state.payload(ADDRESSES, ADDRESSES_VERSION));
+        let Some(payload) = payload else {
+            return Vec::new();
+        };
+        serde_json::from_slice(&payload).unwrap_or_else(|error| {
+            tracing::error!(%error, "the addresses that the process before this one had are lost");
+            self.report
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .damaged += 1;
+            Vec::new()
+        })
     }
 
     /// Gives a worker that has not turned yet the flows that are its own. `is_first` on one of them: what concerns no
@@ -203,19 +226,26 @@ impl State {
     }
 
     fn seed(&self) -> Option<u64> {
-        let mut seed = None;
+        let payload = self.payload(SEED, SEED_VERSION)?;
+        payload.try_into().ok().map(u64::from_le_bytes)
+    }
+
+    /// The payload of the last section of this name, if it has this version.
+    fn payload(&self, of: &str, in_version: u16) -> Option<Vec<u8>> {
+        let mut found = None;
         let read = self.sections(|section| {
             if let Section::Sound {
-                name: SEED,
-                version: SEED_VERSION,
+                name,
+                version,
                 payload,
             } = section
+                && (name, version) == (of, in_version)
             {
-                seed = payload.try_into().ok().map(u64::from_le_bytes);
+                found = Some(payload.to_vec());
             }
         });
         // What is wrong with it is told when the flows are taken.
-        read.ok().and(seed)
+        read.ok().and(found)
     }
 
     fn sections(&self, take: impl FnMut(Section<'_>)) -> std::io::Result<()> {
@@ -277,8 +307,14 @@ impl Leaving {
         Ok(Self { writer, now })
     }
 
-    /// Writes the flows of a worker that turns no more.
+    /// Writes the flows of a worker that turns no more, and the addresses if it is the one that asks for them.
     pub(crate) fn take<P: Port, L: Port>(&mut self, worker: &Worker<P, L>) -> std::io::Result<()> {
+        let held = worker.held_addresses();
+        if !held.is_empty() {
+            let payload = serde_json::to_vec(&held)?;
+            self.writer
+                .section(ADDRESSES, ADDRESSES_VERSION, &payload)?;
+        }
         worker.export_flows(self.now, |chunk| {
             self.writer.section(FLOWS, FLOWS_VERSION, chunk)
         })

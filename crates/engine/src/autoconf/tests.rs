@@ -356,7 +356,7 @@ fn a_flood_of_routers_prefixes_and_routes_is_bounded() {
         (advertised.addresses.len(), advertised.routes.len()),
         (MAX_PREFIXES, MAX_ROUTES)
     );
-    assert_eq!(b.autoconf.routers.len(), MAX_ROUTERS);
+    assert_eq!(b.autoconf.heard.routers.len(), MAX_ROUTERS);
     assert_eq!(
         advertised.router,
         Some(Ipv6Addr::from(0xfe80 << 112)),

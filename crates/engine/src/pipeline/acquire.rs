@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::{Pipeline, Step};
 use crate::DropReason;
-use crate::acquire::{Config, Learned, Tell};
+use crate::acquire::{Config, Held, Learned, Standing, Tell};
 use crate::address::Addr;
 use crate::autoconf::{self, Autoconf};
 use crate::clock::Now;
@@ -86,23 +86,47 @@ impl Asking {
 }
 
 impl Pipeline {
+    /// What the ports have, for a process that takes over.
+    pub(crate) fn held_addresses(&self) -> Vec<Held> {
+        let ports = self.acquire.iter().flat_map(|acquire| &acquire.ports);
+        let held = ports.map(|asking| Held {
+            interface: asking.autoconf.interface().to_owned(),
+            mac: asking.mac,
+            learned: asking.learned(),
+            heard: asking.autoconf.heard().clone(),
+        });
+        held.collect()
+    }
+
     /// Has addresses for these ports asked for from now on, and `tell` told whenever what is known changes.
     pub(crate) fn acquire(&mut self, configs: Vec<(PortId, Config)>, tell: Tell) {
         let mut ports = Vec::new();
         for (port, config) in configs {
             let caps = self.capabilities(port);
             // Both protocols speak Ethernet.
-            if !caps.layer3 {
-                ports.push(Asking {
-                    port,
-                    mac: caps.mac,
-                    router_mac: config.router_mac,
-                    client: Client::new(config.dhcp, caps.mac),
-                    autoconf: Autoconf::new(config.stable, caps.mtu),
-                    taken: 0,
-                    up: true,
-                });
+            if caps.layer3 {
+                continue;
             }
+            let held = config.held.filter(|held| held.mac == caps.mac);
+            let (lease, standing, heard) = match held {
+                Some(held) => (held.learned.lease, held.learned.standing, Some(held.heard)),
+                None => (None, Standing::Asking, None),
+            };
+            ports.push(Asking {
+                port,
+                mac: caps.mac,
+                router_mac: config.router_mac,
+                client: match lease {
+                    Some(lease) => Client::resume(config.dhcp, caps.mac, lease, standing),
+                    None => Client::new(config.dhcp, caps.mac),
+                },
+                autoconf: match heard {
+                    Some(heard) => Autoconf::resume(config.stable, caps.mtu, heard),
+                    None => Autoconf::new(config.stable, caps.mtu),
+                },
+                taken: 0,
+                up: true,
+            });
         }
         if !ports.is_empty() {
             self.acquire = Some(Box::new(Acquire {

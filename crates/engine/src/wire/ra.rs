@@ -3,6 +3,7 @@
 use std::net::Ipv6Addr;
 
 use ipnet::Ipv6Net;
+use serde::{Deserialize, Serialize};
 
 use super::ethernet::Mac;
 use super::{get, get16, get32};
@@ -17,7 +18,7 @@ const LEN: usize = 16;
 const MAX_OPTIONS: usize = 16;
 
 /// How much a router, or a route, is to be preferred (RFC 4191 §2.1).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) enum Preference {
     Low,
     Medium,

@@ -60,6 +60,7 @@ fn heard(input: &[u8]) {
             secret: [7; 16],
         },
         router_mac: None,
+        held: None,
     };
     worker.acquire(vec![(PortId(0), asking)], move |all: &[Learned]| {
         *told.lock().expect("one thread") = all.to_vec();

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::bench::*;
 use super::tcp;
-use engine::acquire::{Config, DhcpConfig, Learned, Stable, Standing};
+use engine::acquire::{Config, DhcpConfig, Held, Learned, Stable, Standing};
 use engine::port::memory::MemoryPacket;
 use engine::port::{Packet, PortId};
 use engine::snapshot::{Settings, Snat};
@@ -33,6 +33,7 @@ pub(crate) fn config() -> Config {
             secret: [7; 16],
         },
         router_mac: None,
+        held: None,
     }
 }
 
@@ -370,6 +371,49 @@ fn routers_are_asked_and_their_prefix_leads_to_an_address() {
         link.pass(Duration::from_secs(2));
         assert_ne!(link.known().advertised.addresses[0].address, address);
     }
+}
+
+#[test]
+fn a_process_that_takes_over_goes_on_with_what_the_one_before_had() {
+    let mut old = Link::new(config());
+    old.lease();
+    old.receive(advertisement("fe80::99", 255, &prefix()));
+    old.pass(Duration::from_secs(5));
+    let (known, now) = (old.known(), old.bench.now);
+    assert!(known.lease.is_some() && !known.advertised.addresses.is_empty());
+    let held = old.bench.worker.held_addresses();
+    assert_eq!(
+        (held[0].interface.as_str(), &held[0].learned),
+        ("eth1", &known)
+    );
+
+    let taking_over = |held: Held| {
+        let held = Some(held);
+        let mut link = Link::new(Config { held, ..config() });
+        link.bench.now = now + Duration::from_secs(1);
+        link
+    };
+    let mut new = taking_over(held[0].clone());
+    let sent = new.pass(Duration::from_secs(60));
+    assert_eq!(sent, Vec::<Vec<u8>>::new(), "nobody is asked");
+    assert_eq!(new.known(), known);
+    // It is asked for again after seven eighths of its hour; the prefix ends after two hours.
+    new.pass(Duration::from_secs(1800));
+    let sent = new.pass(Duration::from_secs(1400));
+    assert_eq!(new.message(&sent).1, "10.0.0.77");
+    new.pass(Duration::from_secs(4200));
+    assert_eq!(
+        (new.known().lease, new.known().advertised.addresses),
+        (None, Vec::new())
+    );
+
+    let mut other = taking_over(Held {
+        mac: PEER,
+        ..held[0].clone()
+    });
+    let sent = other.pass(Duration::ZERO);
+    assert_eq!(other.message(&sent).0, 1, "another device begins anew");
+    assert_eq!(other.known().lease, None);
 }
 
 #[test]

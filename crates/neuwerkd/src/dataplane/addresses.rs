@@ -18,9 +18,10 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use super::settings::configured_ports;
+use super::settings::{configured_ports, is_usable};
 use super::{Dataplane, PORT_NAMES, monotonic};
 use crate::config::{Config, DataPlaneMode, Mac};
+use crate::handover::Received;
 use crate::http::App;
 use crate::readiness::{Part, Readiness};
 
@@ -31,6 +32,8 @@ const FILE: &str = "addresses.json";
 pub struct Acquire {
     /// The ports that have none.
     pub ports: Vec<(PortId, Asking)>,
+    /// What the ports have to begin with.
+    pub settings: Vec<PortSettings>,
     /// Hears all that is known whenever it changes.
     pub tell: watch::Sender<Vec<Learned>>,
 }
@@ -173,7 +176,13 @@ impl KeptLease {
 
 /// Which ports of a node have to ask for addresses, and who follows what they learn; none if all are configured, or
 /// there is no Ethernet to ask on.
-pub(super) fn prepare(config: &Config, interfaces: Vec<String>) -> Option<(Acquire, Addresses)> {
+///
+/// A process that takes over begins with what the one before it had, so that flows find their addresses.
+pub(super) fn prepare(
+    config: &Config,
+    interfaces: Vec<String>,
+    received: &Received,
+) -> Option<(Acquire, Addresses)> {
     let base = configured_ports(config);
     let is_ethernet = config.bootstrap.data_plane_mode != DataPlaneMode::Tun;
     if !is_ethernet || !base.iter().any(|port| port.acquires) {
@@ -195,6 +204,18 @@ pub(super) fn prepare(config: &Config, interfaces: Vec<String>) -> Option<(Acqui
     });
     let (clocks, dataplane, dpdk) = (Clocks::now(), &config.dataplane, &config.dpdk);
     let last = base.len() - 1;
+    let held = received.addresses();
+    let held = |index: usize| {
+        let mut held = held
+            .iter()
+            .find(|h| h.interface == interfaces[index])?
+            .clone();
+        held.learned.port = PortId(index as u8);
+        let pin = dpdk.dhcp_server_ip.filter(|_| index == last);
+        let lease = held.learned.lease;
+        held.learned.lease = lease.filter(|lease| pin.is_none_or(|pin| pin == lease.server));
+        Some(held)
+    };
     let asking = |index: usize| {
         // Pins are about the port that leads to the default gateway.
         let pinned = index == last;
@@ -214,18 +235,33 @@ pub(super) fn prepare(config: &Config, interfaces: Vec<String>) -> Option<(Acqui
                 secret,
             },
             router_mac: mac(dpdk.gateway_mac),
+            held: held(index),
         }
     };
     let acquiring = base.iter().enumerate().filter(|(_, port)| port.acquires);
-    let ports = acquiring.map(|(index, _)| (PortId(index as u8), asking(index)));
-    let (tell, learned) = watch::channel(Vec::new());
+    let ports: Vec<_> = acquiring
+        .map(|(index, _)| (PortId(index as u8), asking(index)))
+        .collect();
+    let held = ports.iter().flat_map(|(_, asking)| &asking.held);
+    let mut begins: Vec<Learned> = held.map(|held| held.learned.clone()).collect();
+    let mut settings = merge(&base, &begins).0;
+    if !is_usable(config, &settings) {
+        begins.clear();
+        settings = without_addresses(&base);
+    }
+    let mut leases = vec![None; base.len()];
+    for told in &begins {
+        leases[usize::from(told.port.0)].clone_from(&told.lease);
+    }
+    let (tell, learned) = watch::channel(begins);
     let acquire = Acquire {
-        ports: ports.collect(),
+        ports,
+        settings: settings.clone(),
         tell,
     };
     let addresses = Addresses {
-        published: merge(&base, &[]).0,
-        leases: vec![None; base.len()],
+        published: settings,
+        leases,
         base,
         interfaces,
         learned,

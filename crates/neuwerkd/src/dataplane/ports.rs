@@ -54,7 +54,7 @@ impl HeldDataplane {
         }
         let mut holds = Vec::new();
         let own: Vec<String> = interfaces.iter().map(|(_, name)| name.clone()).collect();
-        let (acquire, addresses) = addresses::prepare(config, own).unzip();
+        let (acquire, addresses) = addresses::prepare(config, own, received).unzip();
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let workers = config.dataplane.workers(processors);
         let soft = |kind, acquire| {
@@ -168,7 +168,10 @@ fn launch<P: Port + 'static>(
         }
     });
     let capacity = share(config.dataplane.flow_table_capacity, workers);
-    let settings = settings(config, monotonic(), workers);
+    let mut settings = settings(config, monotonic(), workers);
+    if let Some(acquire) = &acquire {
+        settings.ports.clone_from(&acquire.settings);
+    }
     Dataplane::start(
         settings,
         policy,

@@ -25,6 +25,15 @@ pub(crate) fn check(config: &Config) -> Result<(), SettingsError> {
     Snapshot::new(1, Arc::new(Compiled::deny_all()), settings).map(|_| ())
 }
 
+/// Whether it takes them if the ports have these addresses.
+pub(super) fn is_usable(config: &Config, ports: &[PortSettings]) -> bool {
+    let settings = Settings {
+        ports: ports.to_vec(),
+        ..settings(config, Now(0), 1)
+    };
+    Snapshot::new(1, Arc::new(Compiled::deny_all()), settings).is_ok()
+}
+
 /// What each of so many workers has of what a node may have in all.
 pub(super) fn share(of: u32, workers: usize) -> u32 {
     of.div_ceil(workers.max(1) as u32)

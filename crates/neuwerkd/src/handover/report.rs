@@ -3,7 +3,7 @@
 use engine::Imported;
 
 use super::format::Section;
-use super::{FLOWS, ORIGIN, SEED, SEED_VERSION};
+use super::{ADDRESSES, ADDRESSES_VERSION, FLOWS, ORIGIN, SEED, SEED_VERSION};
 
 /// Sections and flows, by their fate.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,6 +47,11 @@ impl Report {
             | Section::Sound {
                 name: SEED,
                 version: SEED_VERSION,
+                ..
+            }
+            | Section::Sound {
+                name: ADDRESSES,
+                version: ADDRESSES_VERSION,
                 ..
             } => {}
             Section::Sound { name, version, .. } => {

@@ -1,5 +1,8 @@
 //! The state as a descriptor: what is accepted, and what only costs the state.
 
+use engine::acquire::{Advertised, Heard, Learned, Lease, Standing};
+use engine::port::PortId;
+
 use super::*;
 
 fn left() -> Leaving {
@@ -35,6 +38,53 @@ fn a_sealed_state_is_read_again_and_again() {
     assert_eq!(state.seed(), Some(7));
     let text = std::io::Write::write(&mut &state.file, b"y");
     assert!(text.is_err(), "nobody can change it");
+}
+
+#[test]
+fn addresses_are_read_as_they_were_written_and_damaged_ones_are_counted() {
+    let received = |payload: &[u8]| {
+        let mut leaving = left();
+        let written = leaving
+            .writer
+            .section(ADDRESSES, ADDRESSES_VERSION, payload);
+        written.expect("there is memory");
+        let state = State::open(leaving.seal().expect("seals")).expect("it is sound");
+        Received {
+            state: Some(state),
+            ..Received::nothing()
+        }
+    };
+    let lease = Lease {
+        address: [192, 0, 2, 9].into(),
+        prefix_len: 24,
+        server: [192, 0, 2, 1].into(),
+        gateway: None,
+        routes: Vec::new(),
+        dns: Vec::new(),
+        mtu: Some(1400),
+        renew_at: Now(5),
+        rebind_at: Now(6),
+        expires: Now(u64::MAX),
+    };
+    let held = vec![Held {
+        interface: "eth1".into(),
+        mac: [2; 6],
+        learned: Learned {
+            port: PortId(1),
+            lease: Some(lease),
+            standing: Standing::Holding,
+            advertised: Advertised::default(),
+            duplicates: 1,
+        },
+        heard: Heard::default(),
+    }];
+    let sound = received(&serde_json::to_vec(&held).expect("plain data"));
+    assert_eq!(sound.addresses(), held);
+    assert_eq!(sound.report(), Report::default());
+    let damaged = received(b"[{}]");
+    assert_eq!(damaged.addresses(), []);
+    assert_eq!(damaged.report().damaged, 1);
+    assert_eq!(Received::nothing().addresses(), []);
 }
 
 #[test]
