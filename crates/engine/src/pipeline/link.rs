@@ -66,14 +66,9 @@ impl Pipeline {
         // speaks to us. A probe (RFC 5227) has no sender address and teaches nothing.
         if self.is_on_link(port, arp.sender) {
             let answers = arp.operation == Operation::Reply && arp.target_mac == mac;
-            self.learn(
-                port,
-                arp.sender,
-                arp.sender_mac,
-                now,
-                for_us,
-                answers || for_us,
-            );
+            let (from, confirm) = (arp.sender_mac, answers || for_us);
+            let trusted = self.learn(port, arp.sender, from, now, for_us, confirm);
+            self.count_untrusted(!trusted && answer);
         }
         if arp.operation != Operation::Request || !answer {
             return Ok(Step::Consumed);
@@ -137,7 +132,8 @@ impl Pipeline {
                     && !probing
                     && self.is_on_link(port, p.key.src)
                 {
-                    self.learn(port, p.key.src, source, now, true, true);
+                    let trusted = self.learn(port, p.key.src, source, now, true, true);
+                    self.count_untrusted(!trusted && answer);
                 }
                 if !answer {
                     return Ok(Step::Consumed);
@@ -166,7 +162,8 @@ impl Pipeline {
                 }
                 // Without the override flag a different address may not replace a known one.
                 if overriding || solicited {
-                    self.learn(port, target, theirs, now, false, solicited);
+                    let trusted = self.learn(port, target, theirs, now, false, solicited);
+                    self.count_untrusted(!trusted && answer);
                 }
             }
             Message::Advertisement { mac: None, .. } => {}
@@ -244,6 +241,7 @@ impl Pipeline {
         self.outbox.ask(n.port, mac, from, n.address, n.mac);
     }
 
+    /// Takes in what a station says of itself. False if it says that it is a gateway that it must not be.
     pub(super) fn learn(
         &mut self,
         port: PortId,
@@ -252,19 +250,26 @@ impl Pipeline {
         now: Now,
         create: bool,
         confirm: bool,
-    ) {
+    ) -> bool {
         if ethernet::is_group(mac) || address.is_martian_source() {
-            return;
+            return true;
         }
         if self.snapshot.is_false_gateway(port, address, mac) {
-            self.counters.gateway_untrusted.inc();
-            return;
+            return false;
         }
         if let Some(id) = self
             .neighbors
             .learn(port, address, mac, now, create, confirm)
         {
             self.settled.push((id, true));
+        }
+        true
+    }
+
+    /// Counts a false gateway, once for all workers that hear of it.
+    fn count_untrusted(&mut self, is_false: bool) {
+        if is_false {
+            self.counters.gateway_untrusted.inc();
         }
     }
 

@@ -322,6 +322,22 @@ fn the_worker_that_asks_for_addresses_is_answered() {
 }
 
 #[test]
+fn a_false_gateway_is_counted_once_for_all_workers() {
+    let mut settings = two_arms();
+    settings.ports[OUTSIDE].gateway_mac = Some([2, 0, 0, 0, 0, 0x42]);
+    let mut team = Team::new(3, settings);
+    for (client, server) in [
+        ("10.0.0.2:5000", "198.51.100.1:53"),
+        ("[fd00::2]:5000", "[2001:db8:1::1]:53"),
+    ] {
+        let question = Frame::udp(at(client), at(server), b"q");
+        assert_eq!(team.send(INSIDE, question), []);
+    }
+    let counted = team.counters.iter().map(|c| c.gateway_untrusted.get());
+    assert_eq!(counted.sum::<u64>(), 2);
+}
+
+#[test]
 fn a_dhcp_client_behind_us_is_answered_whoever_owns_its_flow() {
     let settings = Settings {
         snat: Snat::None,
