@@ -6,9 +6,10 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 
 /// The targets in `fuzz/fuzz_targets`.
-const TARGETS: [&str; 8] = [
+const TARGETS: [&str; 9] = [
     "wire",
     "addresses",
+    "overlay_decap",
     "policy_document",
     "join_request",
     "join_token",

@@ -210,6 +210,15 @@ impl NatUse {
     }
 }
 
+/// Packets in tunnels of one kind.
+#[derive(Debug, Default)]
+pub struct TunnelCounters {
+    /// Packets taken out of a tunnel.
+    pub taken_out: Counter,
+    /// Packets put into a tunnel.
+    pub put_in: Counter,
+}
+
 /// Data ports of a node at most.
 const MAX_PORTS: usize = 2;
 
@@ -259,6 +268,8 @@ pub struct WorkerCounters {
     pub reassembled: Counter,
     /// Packets cut into fragments for a link that carries less.
     pub fragmented: Counter,
+    /// Packets in tunnels: of VXLAN, then of GENEVE.
+    pub overlay: [TunnelCounters; 2],
     /// ICMP errors translated and passed on.
     pub icmp_errors_translated: Counter,
     /// ICMP errors originated: time exceeded, packet too big, unreachable.
@@ -322,6 +333,7 @@ impl Default for WorkerCounters {
             fragments: Counter::default(),
             reassembled: Counter::default(),
             fragmented: Counter::default(),
+            overlay: Default::default(),
             icmp_errors_translated: Counter::default(),
             icmp_errors_sent: Counter::default(),
             replies_limited: Counter::default(),

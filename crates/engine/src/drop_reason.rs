@@ -113,6 +113,12 @@ drop_reasons! {
     LocalUnserved = "local_unserved",
     /// The host lane is not there or has no buffer.
     LaneUnavailable = "lane_unavailable",
+    /// Not in the tunnel that is configured, or in one that cannot be read: wrong network or header, or too many networks.
+    OverlayDecap = "overlay_decap",
+    /// A packet from a tunnel could not be put into one.
+    OverlayEncap = "overlay_encap",
+    /// Larger than the tunnel carries.
+    OverlayMtu = "overlay_mtu",
     /// From the host lane with a source that is not a service address.
     LaneSource = "lane_source",
 }

@@ -31,6 +31,23 @@ pub(crate) const NO_RULE: u32 = u32::MAX;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FlowId(u32);
 
+/// The ports that lead to the ends of a flow, of a node's two. A place without a flow leads nowhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Sides(u8);
+
+impl Sides {
+    const NOWHERE: Sides = Sides(u8::MAX);
+
+    pub(crate) fn new(client: PortId, server: PortId) -> Sides {
+        debug_assert!(client.0 < 2 && server.0 < 2, "two ports at most");
+        Sides(client.0 | server.0 << 1)
+    }
+
+    pub(crate) fn of(self, end: End) -> PortId {
+        PortId(self.0 >> end as u8 & 1)
+    }
+}
+
 /// One flow: two cache lines, the first of which every packet reads.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
@@ -47,11 +64,11 @@ pub(crate) struct Flow {
     /// What the server sees as the client's port.
     pub(crate) nat_port: u16,
     pub(crate) proto: u8,
-    pub(crate) live: bool,
+    pub(crate) sides: Sides,
     /// ICMP type and code of the first packet.
     pub(crate) icmp: (u8, u8),
-    /// The ports that lead to either end.
-    pub(crate) sides: [PortId; 2],
+    /// The network that both ends are in, by number; 0 outside of tunnels.
+    pub(crate) tunnel: u16,
     pub(crate) last_seen: Tick,
 
     /// Bytes of whole frames from either end.
@@ -80,6 +97,7 @@ impl Flow {
             src_port: self.client_port,
             dst_port: self.server_port,
             proto: self.proto,
+            tunnel: self.tunnel,
         }
     }
 
@@ -91,7 +109,13 @@ impl Flow {
             src_port: self.server_port,
             dst_port: self.nat_port,
             proto: self.proto,
+            tunnel: self.tunnel,
         }
+    }
+
+    /// Whether it is in the table; else its place is free.
+    fn is_live(&self) -> bool {
+        self.sides != Sides::NOWHERE
     }
 
     /// Whether its client is hidden behind another address.
@@ -235,7 +259,7 @@ impl FlowTable {
     /// Every flow, in no order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Flow> {
         let places = 0..self.flows.len();
-        places.map(|i| &self.flows[i]).filter(|flow| flow.live)
+        places.map(|i| &self.flows[i]).filter(|flow| flow.is_live())
     }
 
     /// Adds a flow of which neither key is in the table; none if there is no room.
@@ -245,7 +269,6 @@ impl FlowTable {
 
     /// The same, of a flow that has been idle for a while `now`.
     pub(crate) fn insert_at(&mut self, flow: Flow, now: Tick, idle: &IdleTicks) -> Option<FlowId> {
-        let flow = Flow { live: true, ..flow };
         let place = match self.wheel.take_free() {
             Some(place) => {
                 self.flows[place as usize] = flow;
@@ -313,7 +336,7 @@ impl FlowTable {
         for _ in 0..SEARCH.min(len) {
             self.hand = (self.hand + 1) % len;
             let flow = &self.flows[self.hand as usize];
-            if !flow.live {
+            if !flow.is_live() {
                 continue;
             }
             let idle = now.since(flow.last_seen);
@@ -344,7 +367,7 @@ impl FlowTable {
     }
 
     fn release(&mut self, place: u32) {
-        self.flows[place as usize].live = false;
+        self.flows[place as usize].sides = Sides::NOWHERE;
         self.wheel.put_free(place);
     }
 }

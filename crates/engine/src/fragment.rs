@@ -15,6 +15,7 @@ use crate::address::Addr;
 use crate::clock::Tick;
 use crate::flow::Key;
 use crate::flow::key::KeyHasher;
+use crate::overlay::{TunnelId, Wrapping};
 use crate::parse::Parsed;
 use crate::port::{Meta, Packet, PortId};
 use crate::wire::{checksum, ethernet, get16, get32, ipv6, put16};
@@ -106,6 +107,8 @@ struct Block {
 #[derive(Clone, Copy, Debug)]
 struct Datagram {
     key: Key,
+    /// The network that it is in, if it came in a tunnel.
+    network: Option<TunnelId>,
     port: PortId,
     since: Tick,
     /// First block of the piece with the lowest offset.
@@ -147,6 +150,8 @@ pub(crate) struct Whole {
     pub(crate) head: usize,
     /// Bytes of the pieces, in their order in the datagram.
     pub(crate) cuts: Vec<u16>,
+    /// What is to be put around the pieces, of a datagram from a tunnel on its way to its owner.
+    pub(crate) around: Option<Box<Wrapping>>,
 }
 
 impl Whole {
@@ -233,7 +238,7 @@ impl Fragments {
     pub(crate) fn take(
         &mut self,
         now: Tick,
-        port: PortId,
+        (port, network): (PortId, Option<TunnelId>),
         frame: &[u8],
         p: &Parsed,
         whole: &mut Whole,
@@ -250,15 +255,16 @@ impl Fragments {
             dst_port: piece.id as u16,
             // In IPv6 only the first fragment's word for what follows counts (RFC 8200 §4.5).
             proto: if p.is_v4() { p.key.proto } else { 0 },
+            tunnel: 0,
         };
         let slot = self.hasher.hash(&key) as usize % self.table.len();
         let needed = (p.end as usize).div_ceil(BLOCK);
         let place = self.hasher.hash_address(source(key.src)) as usize % SOURCES;
         let held = usize::from(self.sources[place]);
         let has_room = held + needed <= usize::from(PER_SOURCE);
-        let id = match self.find(slot, &key) {
+        let id = match self.find(slot, &key, network) {
             Some(id) => id,
-            None if has_room => self.open(now, port, slot, key, place, lost),
+            None if has_room => self.open(now, (port, network), slot, key, place, lost),
             None => return Err(DropReason::FragmentLimit),
         };
         let d = &self.datagrams[id as usize];
@@ -319,11 +325,11 @@ impl Fragments {
         lost
     }
 
-    fn find(&self, slot: usize, key: &Key) -> Option<u32> {
+    fn find(&self, slot: usize, key: &Key, network: Option<TunnelId>) -> Option<u32> {
         let mut id = self.table[slot];
         while id != NONE {
             let d = &self.datagrams[id as usize];
-            if d.key == *key {
+            if d.key == *key && d.network == network {
                 return Some(id);
             }
             id = d.chained;
@@ -334,7 +340,7 @@ impl Fragments {
     fn open(
         &mut self,
         now: Tick,
-        port: PortId,
+        (port, network): (PortId, Option<TunnelId>),
         slot: usize,
         key: Key,
         source: usize,
@@ -345,6 +351,7 @@ impl Fragments {
         }
         let made = Datagram {
             key,
+            network,
             port,
             since: now,
             first: NONE,
@@ -491,6 +498,7 @@ impl Fragments {
         whole.bytes.clear();
         whole.cuts.clear();
         whole.meta = Meta::default();
+        whole.around = None;
         let mut at = d.first;
         while at != NONE {
             let b = &self.blocks[at as usize];
@@ -711,7 +719,7 @@ mod tests {
                     continue;
                 }
                 taken += 1;
-                match fragments.take(Tick(1), PortId(0), &b, &p, &mut whole, &mut lost) {
+                match fragments.take(Tick(1), (PortId(0), None), &b, &p, &mut whole, &mut lost) {
                     Ok(true) => passed += whole.cuts.len() as u64,
                     Ok(false) => {}
                     Err(_) => refused += 1,

@@ -22,6 +22,7 @@ pub mod mesh;
 mod nat;
 mod neighbor;
 mod outbox;
+pub mod overlay;
 mod parse;
 mod pipeline;
 pub mod port;

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering, fence};
 
 use rtrb::{Consumer, Producer, RingBuffer};
 
+use crate::overlay::{Envelope, Wrapping};
 use crate::parse::Parsed;
 use crate::port::{Meta, Packet, PortId};
 
@@ -32,10 +33,17 @@ pub(crate) struct Handed {
 pub(crate) enum As {
     /// A frame to process.
     Frame,
+    /// The same, with the packet to process in a tunnel.
+    Inner(Envelope),
     /// A frame that was dealt with: there is only something to learn from it.
     Copy,
-    /// A datagram that came in pieces, with the bytes in front of the part that is cut, and those of the pieces.
-    Whole { head: usize, cuts: Vec<u16> },
+    /// A datagram that came in pieces, with the bytes in front of the part that is cut, those of the pieces, and what is
+    /// to be put around them if they came in a tunnel.
+    Whole {
+        head: usize,
+        cuts: Vec<u16>,
+        around: Option<Box<Wrapping>>,
+    },
 }
 
 /// Ends the sleep of one worker; called from other workers' threads.

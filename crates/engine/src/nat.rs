@@ -67,7 +67,7 @@ pub(crate) fn bind(
     let mut is_free = |address: Addr, port: u16| {
         probes += 1;
         !flows.contains(&client.answer_to(address, port))
-            && !mappings.is_some_and(|m| m.is_taken(flows, address, port, client.proto))
+            && !mappings.is_some_and(|m| m.is_taken(flows, address, port, client))
     };
     if let Some((address, port)) = mappings.and_then(|m| m.shown(flows, client))
         && addresses.contains(&address)
@@ -158,6 +158,7 @@ mod tests {
         src_port: 5000,
         dst_port: 53,
         proto: 17,
+        tunnel: 0,
     };
 
     fn table() -> FlowTable {

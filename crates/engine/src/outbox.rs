@@ -6,6 +6,7 @@ mod solicit;
 use crate::address::Addr;
 use crate::fragment::seal_header;
 use crate::neighbor::NeighborId;
+use crate::overlay::{Envelope, Overlay, Wrapping};
 use crate::port::PortId;
 use crate::wire::arp::{self, Arp, Operation};
 use crate::wire::ethernet::{self, BROADCAST, Mac};
@@ -20,6 +21,10 @@ const CAPACITY: usize = 256 * 1024;
 pub(crate) struct Outbox {
     bytes: Vec<u8>,
     frames: Vec<(Link, usize, usize)>,
+    /// What is put around frames in answer to one from a tunnel.
+    wrapping: Wrapping,
+    /// Frames that were there before those.
+    unwrapped: usize,
     /// Frames for which there was no room.
     refused: u64,
 }
@@ -58,6 +63,8 @@ impl Outbox {
         Outbox {
             bytes: Vec::with_capacity(CAPACITY),
             frames: Vec::with_capacity(CAPACITY / 64),
+            wrapping: Wrapping::default(),
+            unwrapped: 0,
             refused: 0,
         }
     }
@@ -81,9 +88,53 @@ impl Outbox {
         std::mem::take(&mut self.refused)
     }
 
+    /// From now on frames go into the tunnel that this one came by.
+    pub(crate) fn wrap(&mut self, frame: &[u8], envelope: &Envelope, overlay: &Overlay) {
+        self.wrapping.take(frame, envelope, overlay);
+        self.unwrapped = self.frames.len();
+    }
+
+    /// The same, with what was kept of that frame.
+    pub(crate) fn wrap_again(&mut self, wrapping: Wrapping) {
+        self.wrapping = wrapping;
+        self.unwrapped = self.frames.len();
+    }
+
+    /// What is put around frames now.
+    pub(crate) fn wrapping(&self) -> &Wrapping {
+        &self.wrapping
+    }
+
+    /// Completes the frames since [`wrap`](Self::wrap), those to the side `back` in the tunnel that
+    /// the packet came by, and returns how many there are. From now on frames go as they are.
+    pub(crate) fn unwrap(&mut self, back: PortId) -> u64 {
+        let wrapped = &mut self.frames[self.unwrapped..];
+        for (link, start, end) in wrapped.iter_mut() {
+            let onward = link.port != back;
+            self.wrapping
+                .seal(&mut self.bytes[*start..*end], onward, false);
+            link.port = PortId(0);
+        }
+        let count = wrapped.len() as u64;
+        self.wrapping.end();
+        count
+    }
+
     /// Room for a packet of `len` bytes behind an Ethernet header; none when the outbox is full.
     fn frame(&mut self, link: Link, ethertype: u16, len: usize) -> Option<&mut [u8]> {
-        let (start, end) = (self.bytes.len(), self.bytes.len() + ethernet::LEN + len);
+        let (front, inner) = match self.wrapping.is_on() {
+            false => (0, Some([link.dst, link.src])),
+            // A frame to nobody in particular goes between the stations of the one that came.
+            true => match self.wrapping.inner_stations() {
+                Some(came) if link.dst == Mac::default() => {
+                    (self.wrapping.header_len(), Some(came))
+                }
+                Some(_) => (self.wrapping.header_len(), Some([link.dst, link.src])),
+                None => (self.wrapping.header_len(), None),
+            },
+        };
+        let head = front + if inner.is_some() { ethernet::LEN } else { 0 };
+        let (start, end) = (self.bytes.len(), self.bytes.len() + head + len);
         if end > CAPACITY || self.frames.len() == self.frames.capacity() {
             self.refused += 1;
             return None;
@@ -91,13 +142,15 @@ impl Outbox {
         self.bytes.resize(end, 0);
         self.frames.push((link, start, end));
         let frame = &mut self.bytes[start..];
-        ethernet::Header {
-            dst: link.dst,
-            src: link.src,
-            ethertype,
+        if let Some([dst, src]) = inner {
+            let header = ethernet::Header {
+                dst,
+                src,
+                ethertype,
+            };
+            header.emit(&mut frame[front..]);
         }
-        .emit(frame);
-        Some(&mut frame[ethernet::LEN..])
+        Some(&mut frame[head..])
     }
 
     /// Room for a transport segment of `len` bytes behind an IP header.
@@ -153,7 +206,13 @@ impl Outbox {
         id: Option<u32>,
     ) {
         let count = cuts.clone().count();
-        let needed = count * head + frame.len();
+        let (front, skip) = match self.wrapping.is_on() {
+            false => (0, 0),
+            true if self.wrapping.inner_stations().is_some() => (self.wrapping.header_len(), 0),
+            // What is in the tunnel begins behind the Ethernet header.
+            true => (self.wrapping.header_len(), ethernet::LEN),
+        };
+        let needed = count * (front + head) + frame.len();
         if self.bytes.len() + needed > CAPACITY
             || self.frames.len() + count > self.frames.capacity()
         {
@@ -165,18 +224,20 @@ impl Outbox {
         let mut at = head;
         for cut in cuts {
             let start = self.bytes.len();
+            self.bytes.resize(start + front, 0);
+            let packet = start + front + ethernet::LEN - skip;
             if v4 && at > head {
                 self.bytes
-                    .extend_from_slice(&frame[..ethernet::LEN + ipv4::MIN_LEN]);
+                    .extend_from_slice(&frame[skip..ethernet::LEN + ipv4::MIN_LEN]);
                 let options = &frame[ethernet::LEN + ipv4::MIN_LEN..head];
                 ipv4::copied_options(options, &mut self.bytes);
             } else {
-                self.bytes.extend_from_slice(&frame[..head]);
+                self.bytes.extend_from_slice(&frame[skip..head]);
             }
-            let header_len = self.bytes.len() - start - ethernet::LEN;
+            let header_len = self.bytes.len() - packet;
             self.bytes.extend_from_slice(&frame[at..at + cut]);
             let more = at + cut < frame.len();
-            let b = &mut self.bytes[start + ethernet::LEN..];
+            let b = &mut self.bytes[packet..];
             let len = b.len();
             if v4 {
                 b[0] = 0x40 | (header_len / 4) as u8;

@@ -78,6 +78,16 @@ pub(crate) enum Station {
     Any,
 }
 
+impl Station {
+    /// Whether a frame is for this station and no other.
+    pub(crate) fn is_alone(&self, frame: &[u8]) -> bool {
+        match self {
+            Station::Mac(mac) => frame.starts_with(mac),
+            Station::Any => true,
+        }
+    }
+}
+
 /// Parses one frame.
 pub(crate) fn parse(
     frame: &[u8],
@@ -131,6 +141,20 @@ pub(crate) fn parse(
         return Err(DropReason::Martian);
     }
     Ok(parsed)
+}
+
+/// Parses what was in a tunnel, as a frame. Only packets belong there.
+pub(crate) fn parse_inner(frame: &[u8]) -> Result<Parsed, DropReason> {
+    let mut p = parse(frame, Station::Any, None)?;
+    match p.content {
+        Content::Flow | Content::IcmpError | Content::Fragment => Ok(p),
+        // Whoever asked for addresses did not ask in there.
+        Content::Dhcp if p.key.dst != Addr::v4(u32::MAX) => {
+            p.content = Content::Flow;
+            Ok(p)
+        }
+        Content::Dhcp | Content::Neighbor | Content::Arp => Err(DropReason::OverlayDecap),
+    }
 }
 
 fn parse_ipv4(frame: &[u8]) -> Result<Parsed, DropReason> {
@@ -188,6 +212,7 @@ impl Transport {
             src_port: 0,
             dst_port: 0,
             proto,
+            tunnel: 0,
         };
         Transport {
             content: Content::Fragment,
@@ -208,6 +233,7 @@ fn parse_transport(b: &[u8], src: Addr, dst: Addr, proto: u8) -> Result<Transpor
             src_port: 0,
             dst_port: 0,
             proto,
+            tunnel: 0,
         },
         icmp: (0, 0),
         segment: tcp::Segment::default(),

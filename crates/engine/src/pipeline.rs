@@ -19,11 +19,13 @@ pub(crate) mod handover;
 mod icmp_error;
 mod link;
 mod local;
+mod overlay;
 mod probe;
 mod reset;
 
 pub(crate) use icmp_error::quoted_key;
 
+use overlay::Underway;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 
@@ -34,15 +36,17 @@ use crate::clock::{Now, Tick};
 use crate::counters::{CloseReason, Direction};
 use crate::event::{Event, FlowFacts};
 use crate::flow::key::Random;
-use crate::flow::{Flow, FlowId, FlowTable, NO_GROUP, NO_RULE};
+use crate::flow::{Flow, FlowId, FlowTable, NO_GROUP, NO_RULE, Sides};
 use crate::fragment::{Fragments, Identifications, Whole};
 use crate::limit::TokenBucket;
 use crate::nat::{self, Mappings, Partition};
 use crate::neighbor::{NeighborId, NeighborTable};
 use crate::outbox::{Link, Outbox};
+use crate::overlay::Tunnels;
 use crate::parse::{Content, Parsed};
 use crate::port::{Capabilities, Checksum, GsoKind, Meta, Packet, PortId};
 use crate::rewrite::{self, Translation, Which};
+use crate::route::Hop;
 use crate::snapshot::{NatMapping, Side, Snapshot};
 use crate::steer::{Owner, Steering};
 use crate::tally::{self, Tally};
@@ -129,6 +133,9 @@ pub(crate) struct Pipeline {
     whole: Whole,
     /// Bytes of the largest piece of the datagram in hand; zero for a packet that came in one.
     largest_piece: usize,
+    tunnels: Tunnels,
+    /// Set while a packet from a tunnel is processed.
+    underway: Option<Underway>,
     nat_active: u32,
     mappings: Mappings,
     probes: probe::Responder,
@@ -140,7 +147,7 @@ pub(crate) struct Pipeline {
 impl Pipeline {
     pub(crate) fn new(
         snapshot: Arc<Snapshot>,
-        ports: Vec<Capabilities>,
+        mut ports: Vec<Capabilities>,
         config: crate::WorkerConfig,
         counters: Arc<WorkerCounters>,
     ) -> std::io::Result<Pipeline> {
@@ -163,6 +170,11 @@ impl Pipeline {
             config.index,
             config.count.max(1),
         );
+        let overlay = snapshot.settings().overlay;
+        if overlay.is_some_and(|o| o.encapsulation.is_pair()) {
+            // Two tunnels over one port are two arms.
+            ports.extend(ports.first().cloned());
+        }
         Ok(Pipeline {
             snapshot,
             tally,
@@ -189,6 +201,8 @@ impl Pipeline {
                 index: config.index,
                 count: config.count.max(1),
             },
+            tunnels: Tunnels::default(),
+            underway: None,
             nat_active: 0,
             mappings: Mappings::new(config.flow_capacity)?,
             probes,
@@ -210,6 +224,7 @@ impl Pipeline {
             self.install(Arc::clone(snapshot));
             self.announce(before.own_addresses());
         }
+        self.tunnels.begin();
     }
 
     fn install(&mut self, snapshot: Arc<Snapshot>) {
@@ -291,6 +306,9 @@ impl Pipeline {
             Content::Arp => self.handle_arp(now, port, frame.bytes(), true),
             Content::Fragment => return self.handle_fragment(now, port, frame.bytes(), p),
             Content::Dhcp => match self.handle_dhcp(now, port, frame, p) {
+                Ok(None) if self.has_overlay() && !self.snapshot.is_ours(p.key.dst) => {
+                    Err(DropReason::OverlayDecap)
+                }
                 Ok(None) => {
                     let hash = self.prefetch_bucket(p);
                     self.handle_packet(now, port, frame, p, hash, &mut direction)
@@ -375,7 +393,7 @@ impl Pipeline {
             self.close(id, reason);
             return Ok(None);
         }
-        if self.snapshot.two_arms() && flow.sides[from as usize] != port {
+        if self.snapshot.two_arms() && flow.sides.of(from) != port {
             // Addresses of one side on the other: somebody pretends.
             return Err(DropReason::Martian);
         }
@@ -440,7 +458,7 @@ impl Pipeline {
         let flow = *flow;
         if is_lost {
             if from == End::Client && p.key.proto == proto::TCP {
-                self.refuse_segment(now, flow.sides[from as usize], frame, p);
+                self.refuse_segment(now, flow.sides.of(from), frame, p);
             }
             self.close(id, CloseReason::AddressLost);
             return Err(DropReason::AddressLost);
@@ -488,7 +506,14 @@ impl Pipeline {
             return Err(DropReason::NoFlow);
         }
         self.check_ttl(now, port, frame, p)?;
-        let Some(hop) = snapshot.route(key.dst) else {
+        let hop = match self.underway {
+            Some(tunnel) => Some(Hop {
+                port: tunnel.onward,
+                neighbor: key.dst,
+            }),
+            None => snapshot.route(key.dst),
+        };
+        let Some(hop) = hop else {
             let error = if p.is_v4() {
                 (icmp::UNREACHABLE, 0)
             } else {
@@ -507,9 +532,8 @@ impl Pipeline {
             server_port: key.dst_port,
             nat_port: key.src_port,
             proto: key.proto,
-            live: true,
             icmp: p.icmp,
-            sides: [port, hop.port],
+            sides: Sides::new(port, hop.port),
             last_seen: now.tick(),
             bytes: [0; 2],
             packets: [0; 2],
@@ -518,6 +542,7 @@ impl Pipeline {
             rule: decision.rule.unwrap_or(NO_RULE),
             group: decision.group.map_or(NO_GROUP, |g| g as u16),
             tally: tally::NO_PLACE,
+            tunnel: key.tunnel,
             tcp: match (is_tcp, picks_up) {
                 (true, false) => Connection::open(&p.segment),
                 (true, true) => Connection::pick_up(&p.segment),
@@ -559,6 +584,7 @@ impl Pipeline {
         }
 
         self.counters.flows_opened.inc();
+        self.tunnels.opened(flow.tunnel);
         self.counters
             .flows_active
             .set(u64::from(self.flows.active()));
@@ -677,7 +703,8 @@ impl Pipeline {
         let translated = flow.is_translated();
         if p.key.proto == proto::TCP {
             if p.segment.has(SYN)
-                && let Some(max) = self.snapshot.settings().tcp_mss_max
+                && let Some(max) =
+                    segment_limit(self.snapshot.settings().tcp_mss_max, self.underway, p)
             {
                 let meta = *frame.meta();
                 rewrite::clamp_mss(frame.bytes_mut(), &meta, p, max);
@@ -756,7 +783,7 @@ impl Pipeline {
                 (usize::from(gso.header_len) + usize::from(gso.size)).saturating_sub(ethernet::LEN)
             }
         };
-        let mtu = caps.mtu;
+        let mtu = self.mtu(out);
         if size <= usize::from(mtu) || (1..=usize::from(mtu)).contains(&self.largest_piece) {
             return Ok(true);
         }
@@ -770,12 +797,32 @@ impl Pipeline {
         } else if frame.meta().gso.is_none() {
             return Ok(false);
         }
-        Err(DropReason::TooBig)
+        match self.underway {
+            Some(_) => Err(DropReason::OverlayMtu),
+            None => Err(DropReason::TooBig),
+        }
+    }
+
+    /// Bytes of the largest packet that goes on by a port.
+    #[inline]
+    fn mtu(&self, out: PortId) -> u16 {
+        match self.underway {
+            None => self.capabilities(out).mtu,
+            Some(tunnel) => tunnel.mtu,
+        }
     }
 
     /// The port and neighbour that lead to an address.
     #[inline]
     fn next_hop(&mut self, to: Addr, now: Now) -> Result<CachedHop, DropReason> {
+        if let Some(tunnel) = self.underway {
+            return Ok(CachedHop {
+                to,
+                epoch: self.epoch,
+                port: tunnel.onward,
+                neighbor: None,
+            });
+        }
         let place = self.flows.hasher().hash_address(to) as usize % HOP_CACHE;
         let cached = self.hops[place];
         if cached.to == to && cached.epoch == self.epoch {
@@ -815,7 +862,10 @@ impl Pipeline {
         *frame.meta_mut() = meta;
         let bytes = frame.bytes_mut();
         let Some(id) = hop.neighbor else {
-            bytes[..12].fill(0);
+            // A frame in a tunnel keeps its stations.
+            if self.underway.is_none() {
+                bytes[..12].fill(0);
+            }
             return Ok(Step::Send(hop.port));
         };
         bytes[6..12].copy_from_slice(&caps.mac);
@@ -873,6 +923,7 @@ impl Pipeline {
     fn closed(&mut self, flow: &Flow, reason: CloseReason) {
         self.tally.leave(flow);
         self.counters.count_closed(reason);
+        self.tunnels.closed(flow.tunnel);
         self.counters
             .flows_active
             .set(u64::from(self.flows.active()));
@@ -916,11 +967,21 @@ impl Pipeline {
 
     /// The link back to the station that a frame came from.
     fn back(&self, port: PortId, frame: &[u8]) -> Link {
-        let dst = ethernet::Header::parse(frame)
-            .map(|h| h.src)
-            .unwrap_or_default();
-        Link::new(port, self.capabilities(port).mac, dst)
+        let header = ethernet::Header::parse(frame);
+        let dst = header.map(|h| h.src).unwrap_or_default();
+        let src = match (self.underway, header) {
+            (Some(_), Some(inner)) => inner.dst,
+            _ => self.capabilities(port).mac,
+        };
+        Link::new(port, src, dst)
     }
+}
+
+/// The largest segment that an end of a connection may offer to receive: what the settings say, and what fits the tunnel.
+fn segment_limit(max: Option<u16>, underway: Option<Underway>, p: &Parsed) -> Option<u16> {
+    let headers = if p.is_v4() { 40 } else { 60 };
+    let fits = underway.map(|tunnel| tunnel.mtu.saturating_sub(headers));
+    fits.into_iter().chain(max).min()
 }
 
 /// What the policy is asked about a flow that begins with this key.

@@ -11,6 +11,7 @@ use crate::address::{Addr, Prefix};
 use crate::clock::{Now, ticks};
 use crate::nat::PrefixPair;
 use crate::nat::prefix::MAX_LEN;
+use crate::overlay::Overlay;
 use crate::port::PortId;
 use crate::route::{Hop, RouteTable};
 
@@ -210,6 +211,8 @@ pub struct Settings {
     pub nat_mapping: NatMapping,
     /// Translation of IPv6 prefixes; goes before [`nat66`](Self::nat66).
     pub nptv6: Option<Nptv6>,
+    /// The tunnel in which traffic arrives and leaves, on the one port; none if there is none.
+    pub overlay: Option<Overlay>,
     /// Idle times.
     pub timeouts: Timeouts,
     /// Bounds.
@@ -269,6 +272,14 @@ pub enum SettingsError {
     /// A NAT66 address must be one that a host can have.
     #[error("NAT66 address {0} is not a global IPv6 unicast address")]
     Nat66Address(IpAddr),
+    /// Tunnels lead back to where packets came from.
+    #[error("a tunnel needs one data port, not two")]
+    OverlayPorts,
+    /// Tunnels that cannot be told apart.
+    #[error(
+        "the tunnels towards inside and outside must differ in network or port; networks have 24 bits"
+    )]
+    OverlayTunnels,
     /// Prefixes that cannot stand for each other.
     #[error("NPTv6 prefixes {} and {} must not overlap, and be at most 64 bits long and global", .0.inside, .0.outside)]
     Nptv6Prefix(Nptv6),
@@ -317,6 +328,7 @@ struct Network {
     /// Translation is asked for, and there is no address for it at the moment: IPv4, IPv6.
     nat_missing: [bool; 2],
     services: Vec<(Addr, Vec<u16>)>,
+    two_arms: bool,
 }
 
 /// Policy and settings under one generation. Immutable; published through
@@ -426,6 +438,11 @@ impl Snapshot {
         self.network.services.iter().any(|(s, _)| *s == a)
     }
 
+    /// Whether this address is our own, translations and services not included.
+    pub(crate) fn is_own(&self, a: Addr) -> bool {
+        self.network.own.iter().any(|o| o.address == a)
+    }
+
     /// Whether it is a service address; if so, whether this port of it is served.
     pub(crate) fn service(&self, a: Addr, port: u16) -> Option<bool> {
         let (_, ports) = self.network.services.iter().find(|(s, _)| *s == a)?;
@@ -447,7 +464,7 @@ impl Snapshot {
     }
 
     pub(crate) fn two_arms(&self) -> bool {
-        self.network.settings.ports.len() > 1
+        self.network.two_arms
     }
 
     fn one_arm_side(&self, a: Addr) -> Side {
@@ -542,6 +559,16 @@ impl Network {
     fn new(settings: Settings) -> Result<Network, SettingsError> {
         if !(1..=2).contains(&settings.ports.len()) {
             return Err(SettingsError::PortCount(settings.ports.len()));
+        }
+        let mut two_arms = settings.ports.len() > 1;
+        if let Some(overlay) = &settings.overlay {
+            if two_arms {
+                return Err(SettingsError::OverlayPorts);
+            }
+            if !overlay.encapsulation.is_sound() {
+                return Err(SettingsError::OverlayTunnels);
+            }
+            two_arms = overlay.encapsulation.is_pair();
         }
         let mut routes = RouteTable::default();
         let mut own = Vec::new();
@@ -706,6 +733,7 @@ impl Network {
             nptv6,
             nat_missing,
             services,
+            two_arms,
         })
     }
 }

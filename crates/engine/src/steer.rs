@@ -72,6 +72,7 @@ impl Steering {
             src_port: src.port(),
             dst_port: dst.port(),
             proto: protocol,
+            tunnel: 0,
         };
         self.owner_of(snapshot, &key)
     }
@@ -166,6 +167,7 @@ mod tests {
             src_port: ports.0,
             dst_port: ports.1,
             proto: proto::TCP,
+            tunnel: 0,
         }
     }
 

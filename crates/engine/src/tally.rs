@@ -291,7 +291,7 @@ impl Tally {
 mod tests {
     use super::*;
     use crate::clock::Tick;
-    use crate::flow::NO_RULE;
+    use crate::flow::{NO_RULE, Sides};
     use crate::port::PortId;
     use crate::tcp::Connection;
     use policy::Document;
@@ -306,9 +306,9 @@ mod tests {
             server_port: 0,
             nat_port: 0,
             proto: 17,
-            live: true,
             icmp: (0, 0),
-            sides: [PortId(0); 2],
+            tunnel: 0,
+            sides: Sides::new(PortId(0), PortId(0)),
             last_seen: Tick(0),
             bytes: [0; 2],
             packets: [0; 2],

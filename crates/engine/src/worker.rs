@@ -15,6 +15,7 @@ use crate::event::Event;
 use crate::fragment::Whole;
 use crate::mesh::{As, Handed, Peers};
 use crate::neighbor::NeighborId;
+use crate::overlay::Envelope;
 use crate::parse::{Content, Parsed, Station, parse};
 use crate::pipeline::{Pipeline, Step};
 use crate::port::{GsoKind, Idle, Link, Packet, Port, PortId};
@@ -66,6 +67,8 @@ pub struct Worker<P: Port, L: Port> {
     rx: Vec<P::Packet>,
     lane_rx: Vec<L::Packet>,
     parsed: Vec<Result<(Parsed, u64), DropReason>>,
+    /// What was around them; empty unless packets come in a tunnel.
+    envelopes: Vec<Option<Envelope>>,
     /// Frames to send, by port.
     tx: Vec<Vec<P::Packet>>,
     lane_tx: Vec<L::Packet>,
@@ -104,6 +107,7 @@ impl<P: Port, L: Port> Worker<P, L> {
             rx: Vec::with_capacity(BURST),
             lane_rx: Vec::with_capacity(BURST),
             parsed: Vec::with_capacity(BURST),
+            envelopes: Vec::with_capacity(BURST),
             tx,
             lane_tx: Vec::with_capacity(BURST),
             waiting: VecDeque::with_capacity(MAX_WAITING),
@@ -175,9 +179,21 @@ impl<P: Port, L: Port> Worker<P, L> {
 
         // Parse all, and ask for the memory that each lookup will need.
         self.parsed.clear();
+        self.envelopes.clear();
+        let has_overlay = self.pipeline.has_overlay();
         for frame in &mut self.rx {
-            let parsed = parse(frame.bytes(), station, frame.meta().vlan).map(|p| {
-                trim(frame, &p);
+            let parsed = if has_overlay {
+                let parsed = self.pipeline.parse_overlay(frame, station);
+                self.envelopes
+                    .push(parsed.as_ref().ok().and_then(|(_, envelope)| *envelope));
+                parsed.map(|(p, _)| p)
+            } else {
+                parse(frame.bytes(), station, frame.meta().vlan)
+            };
+            let parsed = parsed.map(|p| {
+                if !has_overlay {
+                    trim(frame, &p);
+                }
                 let hash = if p.content == Content::Flow {
                     self.pipeline.prefetch_bucket(&p)
                 } else {
@@ -198,7 +214,7 @@ impl<P: Port, L: Port> Worker<P, L> {
             std::mem::take(&mut self.rx),
             std::mem::take(&mut self.parsed),
         );
-        for (mut frame, parsed) in rx.drain(..).zip(&parsed) {
+        for (i, (mut frame, parsed)) in rx.drain(..).zip(&parsed).enumerate() {
             let (p, hash) = match parsed {
                 Ok(ok) => ok,
                 Err(reason) => {
@@ -206,10 +222,16 @@ impl<P: Port, L: Port> Worker<P, L> {
                     continue;
                 }
             };
-            if self.peers.is_some() && !self.is_mine(port, &frame, p) {
+            let envelope = self.envelopes.get(i).copied().flatten();
+            if self.peers.is_some() && !self.is_mine(port, &frame, p, envelope) {
                 continue;
             }
-            let step = self.pipeline.process(now, port, &mut frame, p, *hash);
+            let step = match &envelope {
+                None => self.pipeline.process(now, port, &mut frame, p, *hash),
+                Some(envelope) => self
+                    .pipeline
+                    .process_overlay(now, &mut frame, envelope, p, *hash),
+            };
             self.settle(port, step, frame);
         }
         (self.rx, self.parsed) = (rx, parsed);
@@ -218,11 +240,21 @@ impl<P: Port, L: Port> Worker<P, L> {
 
     /// Whether a frame is for this worker. If not, its owner has it now, or it was dropped for want of room; what all are
     /// to know they have been told.
-    fn is_mine(&mut self, port: PortId, frame: &P::Packet, p: &Parsed) -> bool {
+    fn is_mine(
+        &mut self,
+        port: PortId,
+        frame: &P::Packet,
+        p: &Parsed,
+        envelope: Option<Envelope>,
+    ) -> bool {
         let Some(peers) = &mut self.peers else {
             return true;
         };
-        let owner = match self.pipeline.owner(frame.bytes(), p) {
+        let (at, as_what) = match envelope {
+            None => (0, As::Frame),
+            Some(envelope) => (usize::from(envelope.at), As::Inner(envelope)),
+        };
+        let owner = match self.pipeline.owner(&frame.bytes()[at..], p) {
             Owner::One(owner) if self.pipeline.steering().is_mine(owner) => return true,
             Owner::One(owner) => owner,
             Owner::Everyone => {
@@ -231,7 +263,7 @@ impl<P: Port, L: Port> Worker<P, L> {
             }
         };
         let bytes = frame.bytes().len();
-        if peers.hand_over(owner, port, frame, p, As::Frame) {
+        if peers.hand_over(owner, port, frame, p, as_what) {
             self.pipeline.counters().handed_over.count(bytes);
         } else {
             self.pipeline.refuse(DropReason::WorkerQueueFull, bytes);
@@ -268,6 +300,7 @@ impl<P: Port, L: Port> Worker<P, L> {
                 let as_what = As::Whole {
                     head: whole.head,
                     cuts: whole.cuts.clone(),
+                    around: whole.around.clone(),
                 };
                 let bytes = whole.bytes.len();
                 let peers = self.peers.as_mut();
@@ -307,22 +340,30 @@ impl<P: Port, L: Port> Worker<P, L> {
     }
 
     fn process_handed(&mut self, now: Now, handed: &mut Handed) {
-        let (port, p) = (handed.port, &handed.parsed);
-        match &mut handed.as_what {
-            As::Frame => {}
-            As::Copy => return self.pipeline.learn_from(now, port, &handed.bytes, p),
-            As::Whole { head, cuts } => {
+        let (port, mut p) = (handed.port, handed.parsed);
+        let envelope = match &mut handed.as_what {
+            As::Frame => None,
+            As::Inner(envelope) => Some(*envelope),
+            As::Copy => return self.pipeline.learn_from(now, port, &handed.bytes, &p),
+            As::Whole { head, cuts, around } => {
                 let whole = Whole {
                     bytes: std::mem::take(&mut handed.bytes),
                     meta: handed.meta,
                     head: *head,
                     cuts: std::mem::take(cuts),
+                    around: around.take(),
                 };
                 let step = self.pipeline.process_whole(now, port, whole);
                 return self.settle_whole(port, step);
             }
-        }
+        };
         let bytes = &handed.bytes;
+        if let Some(envelope) = &envelope {
+            match self.pipeline.network(envelope) {
+                Ok(number) => p.key.tunnel = number,
+                Err(reason) => return self.pipeline.refuse(reason, bytes.len()),
+            }
+        }
         let Some(mut frame) = self.ports[usize::from(port.0)].alloc(bytes.len()) else {
             return self
                 .pipeline
@@ -330,8 +371,13 @@ impl<P: Port, L: Port> Worker<P, L> {
         };
         frame.bytes_mut()[..bytes.len()].copy_from_slice(bytes);
         *frame.meta_mut() = handed.meta;
-        let hash = self.pipeline.prefetch_bucket(p);
-        let step = self.pipeline.process(now, port, &mut frame, p, hash);
+        let hash = self.pipeline.prefetch_bucket(&p);
+        let step = match &envelope {
+            None => self.pipeline.process(now, port, &mut frame, &p, hash),
+            Some(envelope) => self
+                .pipeline
+                .process_overlay(now, &mut frame, envelope, &p, hash),
+        };
         self.settle(port, step, frame);
     }
 

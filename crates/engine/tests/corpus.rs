@@ -7,6 +7,7 @@ use std::path::Path;
 
 include!("corpus/sound.rs");
 include!("corpus/addresses.rs");
+include!("corpus/tunnel.rs");
 
 #[test]
 fn the_corpus_is_handled_soundly() {
@@ -34,4 +35,17 @@ fn what_servers_and_routers_say_is_handled_soundly() {
         seen += 1;
     }
     assert!(seen >= 10, "only {seen} files in the corpus");
+}
+
+#[test]
+fn the_corpus_of_tunnels_is_handled_soundly() {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus/overlay_decap");
+    let mut seen = 0;
+    for entry in std::fs::read_dir(corpus).expect("the corpus is in the repository") {
+        let path = entry.expect("the corpus can be listed").path();
+        let bytes = std::fs::read(&path).expect("a corpus file can be read");
+        sound_in_tunnel(&decode(&bytes));
+        seen += 1;
+    }
+    assert!(seen >= 6, "only {seen} files in the corpus");
 }

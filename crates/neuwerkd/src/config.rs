@@ -277,6 +277,9 @@ impl Config {
         {
             let key = match error {
                 SettingsError::NoNat66Address | SettingsError::Nat66Address(_) => "dataplane.nat66",
+                SettingsError::OverlayPorts | SettingsError::OverlayTunnels => {
+                    "dataplane.encap_mode"
+                }
                 SettingsError::Nptv6Prefix(_) => "dataplane.nptv6.outside",
                 SettingsError::RouteFamily { .. } => "dataplane.ports",
                 _ => "dataplane.snat",

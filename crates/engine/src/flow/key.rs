@@ -10,6 +10,8 @@ pub(crate) struct Key {
     pub(crate) src_port: u16,
     pub(crate) dst_port: u16,
     pub(crate) proto: u8,
+    /// The network that the packet is in, by number; 0 outside of tunnels.
+    pub(crate) tunnel: u16,
 }
 
 impl Key {
@@ -21,6 +23,7 @@ impl Key {
             src_port: self.dst_port,
             dst_port: self.src_port,
             proto: self.proto,
+            tunnel: self.tunnel,
         }
     }
 }
@@ -48,8 +51,10 @@ impl KeyHasher {
         let k = &self.k;
         let (sh, sl) = ((key.src.0 >> 64) as u64, key.src.0 as u64);
         let (dh, dl) = ((key.dst.0 >> 64) as u64, key.dst.0 as u64);
-        let ports =
-            u64::from(key.src_port) << 32 | u64::from(key.dst_port) << 16 | u64::from(key.proto);
+        let ports = u64::from(key.tunnel) << 48
+            | u64::from(key.src_port) << 32
+            | u64::from(key.dst_port) << 16
+            | u64::from(key.proto);
         let a = mix(sl ^ k[0], sh ^ ports ^ k[1]);
         let b = mix(dl ^ k[2], dh ^ ports.rotate_left(24) ^ k[3]);
         mix(a ^ k[4], b ^ k[5])
@@ -97,6 +102,7 @@ mod tests {
             src_port: 3,
             dst_port: 4,
             proto: 6,
+            tunnel: 0,
         };
         let hasher = KeyHasher::new(1);
         let base = hasher.hash(&key);
@@ -112,6 +118,7 @@ mod tests {
             Key { src_port: 9, ..key },
             Key { dst_port: 9, ..key },
             Key { proto: 17, ..key },
+            Key { tunnel: 9, ..key },
             key.reversed(),
             Key {
                 src: Addr(1),
@@ -134,6 +141,7 @@ mod tests {
                 src_port: port,
                 dst_port: 443,
                 proto: 6,
+                tunnel: 0,
             };
             buckets[(hasher.hash(&key) >> 54) as usize] += 1;
         }

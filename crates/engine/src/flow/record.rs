@@ -12,24 +12,82 @@
 //! | 54 | protocol | 112 | low half of the policy revision |
 //! | 55 | ICMP type, code | 116 | rule |
 //! | 57 | TCP state, 0 without TCP | 120 | source group |
-//! | 58 | TCP flags, window shifts | 122 | end |
+//! | 58 | TCP flags, window shifts | 122 | kind of tunnel: 0 none, 1 VXLAN, 2 GENEVE, 3 with an endpoint |
+//! | | | 123 | network identifier, 24 bits |
+//! | | | 126 | endpoint |
+//! | | | 134 | end |
 //!
-//! A later version may put fields behind; a reader takes those that it knows. Neither the hash of a flow nor its place
+//! A later version may put fields behind; a reader takes those that it knows, and zeros for those that an earlier one did
+//! not have, down to [`MIN_LEN`]. Neither the hash of a flow nor its place
 //! travels, nor the generation: whoever takes it judges it anew.
 
-use super::{Flow, Key};
+use super::{Flow, Key, Sides};
 use crate::address::Addr;
 use crate::clock::{Now, TICK_SHIFT, Tick};
+use crate::overlay::{Encapsulation, TunnelId};
 use crate::port::PortId;
 use crate::tally::NO_PLACE;
 use crate::tcp::Connection;
 use crate::wire::proto;
 
 /// Bytes of a record of this version.
-pub(crate) const LEN: usize = 122;
+pub(crate) const LEN: usize = 134;
 
-/// Appends a flow as it is at `now`.
-pub(crate) fn emit(flow: &Flow, now: Tick, out: &mut Vec<u8>) {
+/// Bytes of a record where there are no tunnels; the first version had no other.
+pub(crate) const MIN_LEN: usize = 122;
+
+/// The network that a flow is in, as others know it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Network {
+    pub(crate) is_geneve: bool,
+    pub(crate) id: TunnelId,
+}
+
+impl Network {
+    pub(crate) fn new(id: TunnelId, encapsulation: &Encapsulation) -> Network {
+        Network {
+            is_geneve: matches!(encapsulation, Encapsulation::Geneve { .. }),
+            id,
+        }
+    }
+
+    fn to_bytes(self) -> [u8; LEN - MIN_LEN] {
+        let kind = match (self.is_geneve, self.id.endpoint) {
+            (false, _) => 1,
+            (true, None) => 2,
+            (true, Some(_)) => 3,
+        };
+        let mut b = [0; LEN - MIN_LEN];
+        b[0] = kind;
+        b[1..4].copy_from_slice(&self.id.vni.to_le_bytes()[..3]);
+        b[4..].copy_from_slice(&self.id.endpoint.unwrap_or(0).to_le_bytes());
+        b
+    }
+
+    /// None inside is a flow outside of tunnels; none at all is one that nobody understands.
+    fn from_bytes(b: [u8; LEN - MIN_LEN]) -> Option<Option<Network>> {
+        let [kind, low, middle, high, endpoint @ ..] = b;
+        let (is_geneve, endpoint) = match kind {
+            0 => return Some(None),
+            1 => (false, None),
+            2 => (true, None),
+            3 => (true, Some(u64::from_le_bytes(endpoint))),
+            _ => return None,
+        };
+        let vni = u32::from_le_bytes([low, middle, high, 0]);
+        let id = TunnelId { vni, endpoint };
+        Some(Some(Network { is_geneve, id }))
+    }
+}
+
+/// Appends a flow as it is at `now`, with the network that it is in if the record has this `len`: [`LEN`] or [`MIN_LEN`].
+pub(crate) fn emit(
+    flow: &Flow,
+    network: Option<Network>,
+    now: Tick,
+    len: usize,
+    out: &mut Vec<u8>,
+) {
     let mut r = [0; LEN];
     for (at, address) in [(0, flow.client), (16, flow.server), (32, flow.nat)] {
         put(&mut r, at, address.0.to_be_bytes());
@@ -50,12 +108,20 @@ pub(crate) fn emit(flow: &Flow, now: Tick, out: &mut Vec<u8>) {
     put(&mut r, 112, flow.revision.to_le_bytes());
     put(&mut r, 116, flow.rule.to_le_bytes());
     put(&mut r, 120, flow.group.to_le_bytes());
-    out.extend_from_slice(&r);
+    if let Some(network) = network {
+        put(&mut r, MIN_LEN, network.to_bytes());
+    }
+    out.extend_from_slice(&r[..len]);
 }
 
-/// Reads a record that was written `elapsed_ns` ago. None if it describes no flow, or one of long ago. The ports that
-/// lead to the ends, and the generation, are the reader's to fill in.
-pub(crate) fn parse(r: &[u8; LEN], now: Now, elapsed_ns: u64) -> Option<Flow> {
+/// Reads a record that was written `elapsed_ns` ago, and the network that its flow is in. None if it describes no flow, or
+/// one of long ago. The ports that lead to the ends, the number of the network, and the generation are the reader's to
+/// fill in.
+pub(crate) fn parse(bytes: &[u8], now: Now, elapsed_ns: u64) -> Option<(Flow, Option<Network>)> {
+    let known = bytes.len().min(LEN);
+    let mut r = [0; LEN];
+    r[..known].copy_from_slice(&bytes[..known]);
+    let r = &r;
     let address = |at| Addr(u128::from_be_bytes(get(r, at)));
     let u16_at = |at| u16::from_le_bytes(get(r, at));
     let u32_at = |at| u32::from_le_bytes(get(r, at));
@@ -76,9 +142,8 @@ pub(crate) fn parse(r: &[u8; LEN], now: Now, elapsed_ns: u64) -> Option<Flow> {
         server_port: u16_at(50),
         nat_port: u16_at(52),
         proto,
-        live: true,
         icmp: (r[55], r[56]),
-        sides: [PortId(0); 2],
+        sides: Sides::new(PortId(0), PortId(0)),
         last_seen: Tick(now.tick().0.wrapping_sub(age)),
         bytes: [u64_at(88), u64_at(96)],
         packets: [u32_at(104), u32_at(108)],
@@ -88,11 +153,13 @@ pub(crate) fn parse(r: &[u8; LEN], now: Now, elapsed_ns: u64) -> Option<Flow> {
         group: u16_at(120),
         // Counted with its group once it has been judged here.
         tally: NO_PLACE,
+        tunnel: 0,
         tcp,
     };
     let one_family =
         flow.client.is_v4() == flow.server.is_v4() && flow.client.is_v4() == flow.nat.is_v4();
-    (one_family && flow.client_key() != Key::default()).then_some(flow)
+    let network = Network::from_bytes(get(r, MIN_LEN))?;
+    (one_family && flow.client_key() != Key::default()).then_some((flow, network))
 }
 
 fn put<const N: usize>(record: &mut [u8; LEN], at: usize, bytes: [u8; N]) {

@@ -21,6 +21,7 @@ struct Mapping {
     client_port: u16,
     nat_port: u16,
     proto: u8,
+    tunnel: u16,
     /// Flows that show it; a place without any is free.
     flows: u32,
     next_free: u32,
@@ -34,35 +35,38 @@ impl Mapping {
             client_port: flow.client_port,
             nat_port: flow.nat_port,
             proto: flow.proto,
+            tunnel: flow.tunnel,
             flows: 1,
             next_free: NONE,
         }
     }
 
     fn inner(&self) -> Key {
-        inner_key(self.client, self.client_port, self.proto)
+        inner_key(self.client, self.client_port, self.proto, self.tunnel)
     }
 
     fn outer(&self) -> Key {
-        outer_key(self.nat, self.nat_port, self.proto)
+        outer_key(self.nat, self.nat_port, self.proto, self.tunnel)
     }
 }
 
 /// Keys of either end. Nobody has the address zero, so the two are never the same.
-fn inner_key(client: Addr, port: u16, proto: u8) -> Key {
+fn inner_key(client: Addr, port: u16, proto: u8, tunnel: u16) -> Key {
     Key {
         src: client,
         src_port: port,
         proto,
+        tunnel,
         ..Key::default()
     }
 }
 
-fn outer_key(nat: Addr, port: u16, proto: u8) -> Key {
+fn outer_key(nat: Addr, port: u16, proto: u8, tunnel: u16) -> Key {
     Key {
         dst: nat,
         dst_port: port,
         proto,
+        tunnel,
         ..Key::default()
     }
 }
@@ -95,14 +99,15 @@ impl Mappings {
 
     /// What a client's address and port show.
     pub(crate) fn shown(&self, flows: &FlowTable, client: &Key) -> Option<(Addr, u16)> {
-        let key = inner_key(client.src, client.src_port, client.proto);
+        let key = inner_key(client.src, client.src_port, client.proto, client.tunnel);
         let mapping = &self.places[self.find(flows, &key)? as usize];
         Some((mapping.nat, mapping.nat_port))
     }
 
-    /// Whether a client shows this address and port.
-    pub(crate) fn is_taken(&self, flows: &FlowTable, nat: Addr, port: u16, proto: u8) -> bool {
-        self.find(flows, &outer_key(nat, port, proto)).is_some()
+    /// Whether a client shows this address and port to the servers that `client` can reach.
+    pub(crate) fn is_taken(&self, flows: &FlowTable, nat: Addr, port: u16, client: &Key) -> bool {
+        let key = outer_key(nat, port, client.proto, client.tunnel);
+        self.find(flows, &key).is_some()
     }
 
     /// Takes in that a translated flow has been opened. Without room for its mapping, the next

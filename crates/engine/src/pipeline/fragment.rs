@@ -7,7 +7,7 @@ use crate::clock::Now;
 use crate::counters::Direction;
 use crate::fragment::{Lost, Whole};
 use crate::neighbor::NeighborId;
-use crate::parse::{Content, Parsed, Station, parse};
+use crate::parse::{Content, Parsed, Station, parse, parse_inner};
 use crate::port::{Checksum, Packet, PortId};
 use crate::rewrite;
 use crate::steer::Owner;
@@ -30,9 +30,10 @@ impl Pipeline {
         }
         let mut whole = std::mem::take(&mut self.whole);
         let mut lost = Lost::default();
-        let taken = self
-            .fragments
-            .take(now.tick(), port, frame, p, &mut whole, &mut lost);
+        let network = self.underway.map(|tunnel| tunnel.network);
+        let taken =
+            self.fragments
+                .take(now.tick(), (port, network), frame, p, &mut whole, &mut lost);
         let step = match taken {
             Ok(false) => Step::Consumed,
             Ok(true) => {
@@ -57,18 +58,37 @@ impl Pipeline {
         if self.steering.count() == 1 {
             return None;
         }
-        let p = parse(&whole.bytes, Station::Any, None).ok()?;
+        let p = self.parse_whole(whole).ok()?;
         match self.owner(&whole.bytes, &p) {
             Owner::One(owner) if !self.steering.is_mine(owner) => Some(owner),
             _ => None,
         }
     }
 
+    fn parse_whole(&self, whole: &Whole) -> Result<Parsed, DropReason> {
+        let Some(tunnel) = self.underway else {
+            let p = parse(&whole.bytes, Station::Any, None)?;
+            if self.has_overlay() {
+                self.check_outside_of_tunnels(&p)?;
+            }
+            return Ok(p);
+        };
+        let mut p = parse_inner(&whole.bytes)?;
+        p.key.tunnel = tunnel.number;
+        Ok(p)
+    }
+
     /// Decides on a datagram that another worker has put together.
     pub(crate) fn process_whole(&mut self, now: Now, port: PortId, mut whole: Whole) -> Step {
-        let step = self.handle_whole(now, port, &mut whole);
+        let step = match whole.around.take() {
+            None => Ok(self.handle_whole(now, port, &mut whole)),
+            Some(around) => self.handle_whole_overlay(now, *around, &mut whole),
+        };
         self.whole = whole;
-        step
+        step.unwrap_or_else(|reason| {
+            self.refuse_whole(reason);
+            Step::Drop(reason)
+        })
     }
 
     /// Counts the pieces of the datagram that is whole as dropped.
@@ -107,7 +127,7 @@ impl Pipeline {
         }
     }
 
-    fn handle_whole(&mut self, now: Now, port: PortId, whole: &mut Whole) -> Step {
+    pub(super) fn handle_whole(&mut self, now: Now, port: PortId, whole: &mut Whole) -> Step {
         let mut direction = match self.snapshot.two_arms() && port.0 > 0 {
             true => Direction::Inbound,
             false => Direction::Outbound,
@@ -137,7 +157,7 @@ impl Pipeline {
         direction: &mut Direction,
         protocol: &mut u8,
     ) -> Result<Step, DropReason> {
-        let p = parse(&whole.bytes, Station::Any, None)?;
+        let p = self.parse_whole(whole)?;
         *protocol = p.key.proto;
         // Neighbour discovery never comes in pieces (RFC 6980).
         if matches!(
@@ -211,10 +231,10 @@ impl Pipeline {
         if sum != 0 {
             return Err(DropReason::BadChecksum);
         }
-        let (src, mac) = (self.back(port, &whole.bytes), self.capabilities(port).mac);
+        let back = self.back(port, &whole.bytes);
         let b = &mut whole.bytes;
-        b[..6].copy_from_slice(&src.dst);
-        b[6..12].copy_from_slice(&mac);
+        b[..6].copy_from_slice(&back.dst);
+        b[6..12].copy_from_slice(&back.src);
         rewrite::put_address(b, p.is_v4(), rewrite::Which::Source, p.key.dst);
         rewrite::put_address(b, p.is_v4(), rewrite::Which::Destination, p.key.src);
         b[ethernet::LEN + if p.is_v4() { 8 } else { 7 }] = 64;
@@ -253,7 +273,8 @@ impl Pipeline {
         }
         let bytes = &frame.bytes()[..p.end as usize];
         let head = usize::from(p.l4);
-        let room = (ethernet::LEN + usize::from(self.capabilities(out).mtu)).saturating_sub(head);
+        let mtu = self.mtu(out);
+        let room = (ethernet::LEN + usize::from(mtu)).saturating_sub(head);
         let room = room & !7;
         if room == 0 {
             return Err(DropReason::TooBig);

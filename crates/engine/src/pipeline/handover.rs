@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use super::Pipeline;
 use crate::clock::Now;
-use crate::flow::{Flow, record};
+use crate::flow::record::{self, Network};
+use crate::flow::{Flow, Sides};
 use crate::port::PortId;
 use crate::snapshot::Side;
 
@@ -63,14 +64,21 @@ impl Pipeline {
         now: Now,
         mut sink: impl FnMut(&[u8]) -> io::Result<()>,
     ) -> io::Result<()> {
-        const FULL: usize = FRONT + CHUNK * record::LEN;
-        let room = FRONT + (self.flows.active() as usize).min(CHUNK) * record::LEN;
+        let overlay = self.snapshot.settings().overlay;
+        let record_len = match overlay {
+            None => record::MIN_LEN,
+            Some(_) => record::LEN,
+        };
+        let full = FRONT + CHUNK * record_len;
+        let room = FRONT + (self.flows.active() as usize).min(CHUNK) * record_len;
         let mut chunk = Vec::with_capacity(room);
-        let front = (record::LEN as u16).to_le_bytes();
+        let front = (record_len as u16).to_le_bytes();
         chunk.extend_from_slice(&front);
         for flow in self.flows.iter() {
-            record::emit(flow, now.tick(), &mut chunk);
-            if chunk.len() == FULL {
+            let network = self.tunnels.id(flow.tunnel).zip(overlay);
+            let network = network.map(|(id, o)| Network::new(id, &o.encapsulation));
+            record::emit(flow, network, now.tick(), record_len, &mut chunk);
+            if chunk.len() == full {
                 sink(&chunk)?;
                 chunk.truncate(FRONT);
             }
@@ -92,7 +100,7 @@ impl Pipeline {
             [low, high] => usize::from(u16::from_le_bytes([*low, *high])),
             _ => 0,
         };
-        if record_len < record::LEN || !records.len().is_multiple_of(record_len) {
+        if record_len < record::MIN_LEN || !records.len().is_multiple_of(record_len) {
             let len = records.len();
             return Err(MalformedFlows { len, record_len });
         }
@@ -101,11 +109,8 @@ impl Pipeline {
         for batch in records.chunks(record_len * BATCH) {
             let mut flows = [const { None }; BATCH];
             for (place, bytes) in flows.iter_mut().zip(batch.chunks(record_len)) {
-                let Some(known) = bytes.first_chunk() else {
-                    continue;
-                };
-                *place = record::parse(known, now, elapsed_ns);
-                if let Some(flow) = place {
+                *place = record::parse(bytes, now, elapsed_ns);
+                if let Some((flow, _)) = place {
                     for key in [flow.client_key(), flow.server_key()] {
                         self.flows.prefetch_bucket(self.flows.hash(&key));
                     }
@@ -113,8 +118,8 @@ impl Pipeline {
                     imported.refused += 1;
                 }
             }
-            for flow in flows.into_iter().flatten() {
-                self.take_over(now, flow, &mut imported);
+            for (flow, network) in flows.into_iter().flatten() {
+                self.take_over(now, flow, network, &mut imported);
             }
         }
         self.counters.taken_over.add(imported.taken);
@@ -124,16 +129,28 @@ impl Pipeline {
         Ok(imported)
     }
 
-    fn take_over(&mut self, now: Now, mut flow: Flow, imported: &mut Imported) {
+    fn take_over(
+        &mut self,
+        now: Now,
+        mut flow: Flow,
+        network: Option<Network>,
+        imported: &mut Imported,
+    ) {
         // Both directions lead to one worker, unless there are more or fewer workers than before, or another seed.
         let owner = |key| self.steering.owner_of(&self.snapshot, key);
         let (by_client, by_server) = (owner(&flow.client_key()), owner(&flow.server_key()));
         if !self.steering.is_mine(by_server) {
             imported.elsewhere += 1;
-        } else if flow.has_expired(now.tick(), self.snapshot.idle()) {
+            return;
+        }
+        if let Some(network) = network {
+            // Without a number it is not possible below.
+            flow.tunnel = self.tunnels.number(network.id).unwrap_or(0);
+        }
+        if flow.has_expired(now.tick(), self.snapshot.idle()) {
             imported.expired += 1;
         } else if by_client == by_server
-            && self.is_possible(&mut flow)
+            && self.is_possible(&mut flow, network)
             && let Some(id) = self.flows.insert_at(flow, now.tick(), self.snapshot.idle())
         {
             if !self.tally.enter(&flow) {
@@ -141,6 +158,7 @@ impl Pipeline {
                 imported.refused += 1;
                 return;
             }
+            self.tunnels.opened(flow.tunnel);
             if flow.is_translated() {
                 self.bound(&flow);
             }
@@ -151,15 +169,24 @@ impl Pipeline {
     }
 
     /// Whether a flow could have been opened like this under the settings in force; if so, knows its ports.
-    fn is_possible(&self, flow: &mut Flow) -> bool {
+    fn is_possible(&self, flow: &mut Flow, network: Option<Network>) -> bool {
         let (snapshot, limits) = (&self.snapshot, &self.snapshot.settings().limits);
-        let Some(hop) = snapshot.route(flow.server) else {
+        let towards = match (snapshot.settings().overlay, network) {
+            (Some(overlay), Some(network)) => {
+                let was_here = network == Network::new(network.id, &overlay.encapsulation);
+                let onward = PortId(u8::from(overlay.encapsulation.is_pair()));
+                (was_here && flow.tunnel != 0).then_some(onward)
+            }
+            (None, None) => snapshot.route(flow.server).map(|hop| hop.port),
+            _ => None,
+        };
+        let Some(towards) = towards else {
             return false;
         };
         // Flows begin inside: at the only port, or at the first of two.
-        flow.sides = [PortId(0), hop.port];
+        flow.sides = Sides::new(PortId(0), towards);
         let is_inside = snapshot.source_side(PortId(0), flow.client) == Side::Inside;
-        let outwards = snapshot.destination_side(hop.port, flow.server) == Side::Outside;
+        let outwards = snapshot.destination_side(towards, flow.server) == Side::Outside;
         let nat = match outwards {
             true => snapshot.nat_addresses(flow.client.is_v4()),
             false => &[],

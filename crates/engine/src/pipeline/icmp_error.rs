@@ -56,7 +56,7 @@ impl Pipeline {
             return Err(DropReason::IcmpNoFlow);
         }
         // Only the end that the quoted packet was sent to, or a router before it, can know.
-        if self.snapshot.two_arms() && flow.sides[from as usize] != port {
+        if self.snapshot.two_arms() && flow.sides.of(from) != port {
             return Err(DropReason::Martian);
         }
         self.rejudge_if_stale(now, id, frame.bytes(), p, from)?;
@@ -120,7 +120,13 @@ impl Pipeline {
         error: (u8, u8),
         rest: u32,
     ) {
-        let Some(src) = self.snapshot.address_towards(port, p.key.src) else {
+        // Our addresses are those of the one port, whatever side a tunnel leads to.
+        let ours = if self.underway.is_some() {
+            PortId(0)
+        } else {
+            port
+        };
+        let Some(src) = self.snapshot.address_towards(ours, p.key.src) else {
             return;
         };
         if p.content == crate::parse::Content::IcmpError {
@@ -176,6 +182,7 @@ fn parse_quoted(frame: &[u8], p: &Parsed) -> Result<Quoted, DropReason> {
         src_port: 0,
         dst_port: 0,
         proto,
+        tunnel: p.key.tunnel,
     };
     if matches!(proto, proto::TCP | proto::UDP | proto::ICMP4 | proto::ICMP6) {
         if transport.len() < 8 {

@@ -35,7 +35,10 @@ impl Pipeline {
             return Err(DropReason::FromOutside);
         }
         match self.snapshot.service(p.key.dst, p.key.dst_port) {
-            Some(true) if matches!(p.key.proto, proto::TCP | proto::UDP) => Ok(Step::Lane),
+            // The host's answers know no way back into a tunnel.
+            Some(true) if p.key.tunnel == 0 && matches!(p.key.proto, proto::TCP | proto::UDP) => {
+                Ok(Step::Lane)
+            }
             _ => Err(DropReason::LocalUnserved),
         }
     }

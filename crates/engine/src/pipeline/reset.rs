@@ -43,7 +43,7 @@ impl Pipeline {
         if p.segment.has(RST) {
             return;
         }
-        let link = self.back(flow.sides[from as usize], frame);
+        let link = self.back(flow.sides.of(from), frame);
         if self
             .outbox
             .tcp(link, p.key.dst, p.key.src, &answer_with_reset(&p.segment))

@@ -8,6 +8,7 @@ mod icmp;
 mod limits;
 mod link;
 mod nat;
+mod overlay;
 mod policy;
 mod probe;
 mod script;

@@ -17,16 +17,17 @@ use crate::acquire;
 use crate::bench::*;
 use crate::fragments::split;
 
-struct Team {
-    workers: Vec<Worker<MemoryPort, MemoryPort>>,
-    counters: Vec<Arc<WorkerCounters>>,
+pub(crate) struct Team {
+    pub(crate) workers: Vec<Worker<MemoryPort, MemoryPort>>,
+    pub(crate) counters: Vec<Arc<WorkerCounters>>,
     now: Now,
     /// Who receives the next frame: a linear congruence, so that every run is the same.
     draw: u32,
 }
 
 impl Team {
-    fn new(count: u16, settings: Settings) -> Team {
+    pub(crate) fn new(count: u16, settings: Settings) -> Team {
+        let port_count = settings.ports.len();
         let snapshot =
             Snapshot::new(1, compile(&allow_all(), 1), settings).expect("valid by construction");
         let published = Arc::new(ArcSwap::from_pointee(snapshot));
@@ -43,7 +44,10 @@ impl Team {
                 events: None,
             };
             Worker::new(
-                MACS.map(|mac| MemoryPort::new(mac, 1500)).into(),
+                MACS.into_iter()
+                    .take(port_count)
+                    .map(|mac| MemoryPort::new(mac, 1500))
+                    .collect(),
                 Some(MemoryPort::new([0; 6], 65_535)),
                 Arc::clone(&published),
                 config,
@@ -63,7 +67,7 @@ impl Team {
     }
 
     /// Some worker.
-    fn any(&mut self) -> usize {
+    pub(crate) fn any(&mut self) -> usize {
         self.draw = self
             .draw
             .wrapping_mul(1_664_525)
@@ -100,13 +104,13 @@ impl Team {
         self.exchange_bytes().into_iter().map(parse).collect()
     }
 
-    fn exchange_bytes(&mut self) -> Vec<(usize, Vec<u8>)> {
+    pub(crate) fn exchange_bytes(&mut self) -> Vec<(usize, Vec<u8>)> {
         let mut sent = Vec::new();
         loop {
             let mut moved = false;
             for worker in 0..self.workers.len() {
                 moved |= self.workers[worker].poll(self.now) > 0;
-                for port in 0..MACS.len() {
+                for port in 0..self.workers[worker].ports().len() {
                     while let Some(packet) = self.workers[worker].ports_mut()[port].tx.pop_front() {
                         moved = true;
                         let Some(answer) = neighbor_answer(packet.bytes()) else {
@@ -126,14 +130,14 @@ impl Team {
         }
     }
 
-    fn dropped(&self, reason: DropReason) -> u64 {
+    pub(crate) fn dropped(&self, reason: DropReason) -> u64 {
         self.counters
             .iter()
             .map(|c| c.dropped(reason).packets.get())
             .sum()
     }
 
-    fn active(&self) -> Vec<u64> {
+    pub(crate) fn active(&self) -> Vec<u64> {
         self.counters.iter().map(|c| c.flows_active.get()).collect()
     }
 }

@@ -59,7 +59,8 @@ section! {
     /// UDP port of the tunnel towards the outside.
     encap_udp_port_external: u16 = 10_801, flag("encap-udp-port-external"), range(1..=65_535),
         part(Part::Overlay);
-    /// Largest packet that the tunnel carries.
+    /// Largest packet in the tunnel; less where the link carries less. TCP connections are told so (MSS), other
+    /// senders by ICMP.
     encap_mtu: u32 = 1500, flag("encap-mtu"), unit("bytes"), range(1..=65_535), part(Part::Overlay);
     /// Flows that can be tracked; held between 1,024 and 67,108,864.
     flow_table_capacity: u32 = TABLE_CAPACITY, range(1..=u64::from(u32::MAX));
@@ -246,7 +247,7 @@ impl Dataplane {
             }
         }
         self.nptv6.check(reader);
-        self.check_overlay(reader);
+        self.check_overlay(two_arms, reader);
         self.ports.inside.check("dataplane.ports.inside", reader);
         self.ports.outside.check("dataplane.ports.outside", reader);
         if !two_arms {
@@ -276,7 +277,15 @@ impl Dataplane {
         }
     }
 
-    fn check_overlay(&self, reader: &mut Reader) {
+    fn check_overlay(&self, two_arms: bool, reader: &mut Reader) {
+        if self.encap_mode != EncapMode::None && two_arms {
+            reader.problem(
+                "dataplane.encap_mode",
+                "needs one data port, since packets go back to where they came from; leave out \
+                 bootstrap.outside_interface"
+                    .into(),
+            );
+        }
         let pair = [
             ("internal", self.encap_vni_internal),
             ("external", self.encap_vni_external),
@@ -311,6 +320,13 @@ impl Dataplane {
                             "is required by encap_mode vxlan; give the pair, or encap_vni".into(),
                         );
                     }
+                }
+                let same_port = self.encap_udp_port_internal == self.encap_udp_port_external;
+                if any_of_pair && same_port && self.encap_vni_internal == self.encap_vni_external {
+                    reader.problem(
+                        "dataplane.encap_vni_external",
+                        "and its port are those of the internal tunnel; give the two another network or port".into(),
+                    );
                 }
             }
             _ => {}

@@ -127,13 +127,15 @@ section! {
 }
 
 section! {
-    /// Tunnels under DPDK.
+    /// Tunnels. The first two keys hold in every mode.
     DpdkOverlay, Part::Dpdk;
 
-    /// Answers into the other tunnel than the one that a packet came by.
-    swap_tunnels: bool = false;
-    /// Keeps the tunnel's source port.
-    force_tunnel_src_port: bool = false;
+    /// Sends packets on in the other tunnel than the one that they came by, as Azure's gateway load balancer wants it;
+    /// otherwise they go back in the same. For vxlan with a pair of networks.
+    swap_tunnels: bool = false, part(Part::Overlay);
+    /// Sends from the tunnel's own UDP port; otherwise from the one that the packet came from, which spreads flows over
+    /// paths.
+    force_tunnel_src_port: bool = false, part(Part::Overlay);
     /// Logs tunnels.
     debug: bool = false;
     /// Logs health probes.

@@ -48,6 +48,7 @@ impl Part {
             Part::Node
                 | Part::Management
                 | Part::Cluster
+                | Part::Overlay
                 | Part::Backup
                 | Part::Dhcp
                 | Part::Migration

@@ -694,6 +694,18 @@ fn overlay_networks_are_one_or_a_pair_and_for_vxlan() {
         &[("dataplane.encap_vni_external", "is required")],
     );
     assert!(file("dataplane: {encap_mode: vxlan, encap_vni: 5}").is_ok());
+    let same = "encap_vni_internal: 6, encap_vni_external: 6";
+    assert!(file(&format!("dataplane: {{encap_mode: vxlan, {same}}}")).is_ok());
+    check(
+        file(&format!(
+            "dataplane: {{encap_mode: vxlan, {same}, encap_udp_port_external: 10800}}"
+        )),
+        &[("dataplane.encap_vni_external", "another network or port")],
+    );
+    check(
+        with(&["--encap=geneve", "--outside-interface=eth2"]),
+        &[("--encap", "needs one data port")],
+    );
 }
 
 #[test]

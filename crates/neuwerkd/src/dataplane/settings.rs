@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use engine::overlay::{Encapsulation, Overlay, VxlanTunnel};
 use engine::snapshot::{
     Limits, LocalService, NatMapping, Nptv6, PortSettings, Probes, Route, Settings, SettingsError,
     Snat, Timeouts,
@@ -12,6 +13,10 @@ use policy::Compiled;
 
 use super::addresses::without_addresses;
 use crate::config::{self, Auto, CloudProvider, Config, Mac, SourceNat};
+
+/// UDP ports of tunnels, unless configured.
+const VXLAN_PORT: u16 = 10_800;
+const GENEVE_PORT: u16 = 6081;
 
 /// The port on which `dns.target_ips` answer.
 const DNS_PORT: u16 = 53;
@@ -64,6 +69,7 @@ pub(super) fn settings(config: &Config, now: Now, workers: usize) -> Settings {
             .nptv6
             .prefixes()
             .map(|(inside, outside)| Nptv6 { inside, outside }),
+        overlay: overlay(config),
         timeouts: Timeouts {
             fragment: Duration::from_secs(u64::from(dataplane.fragment_timeout_secs)),
             ..idle.map_or_else(Timeouts::default, Timeouts::uniform)
@@ -130,6 +136,40 @@ fn port(port: &config::Port) -> PortSettings {
         acquires: port.addresses.is_empty(),
         ..PortSettings::default()
     }
+}
+
+fn overlay(config: &Config) -> Option<Overlay> {
+    let (dataplane, dpdk) = (&config.dataplane, &config.dpdk.overlay);
+    let vxlan = |vni: Option<u32>, udp_port| VxlanTunnel {
+        vni: vni.unwrap_or_default(),
+        udp_port,
+    };
+    let encapsulation = match dataplane.encap_mode {
+        config::EncapMode::None => return None,
+        config::EncapMode::Geneve => Encapsulation::Geneve {
+            udp_port: dataplane.encap_udp_port.unwrap_or(GENEVE_PORT),
+        },
+        config::EncapMode::Vxlan if dataplane.encap_vni.is_some() => {
+            let port = dataplane.encap_udp_port.unwrap_or(VXLAN_PORT);
+            Encapsulation::Vxlan(vxlan(dataplane.encap_vni, port))
+        }
+        config::EncapMode::Vxlan => Encapsulation::VxlanPair {
+            internal: vxlan(
+                dataplane.encap_vni_internal,
+                dataplane.encap_udp_port_internal,
+            ),
+            external: vxlan(
+                dataplane.encap_vni_external,
+                dataplane.encap_udp_port_external,
+            ),
+            swap: dpdk.swap_tunnels,
+        },
+    };
+    Some(Overlay {
+        encapsulation,
+        mtu: u16::try_from(dataplane.encap_mtu).unwrap_or(u16::MAX),
+        fixed_source_port: dpdk.force_tunnel_src_port,
+    })
 }
 
 fn snat(nat: SourceNat) -> Snat {

@@ -54,6 +54,9 @@ const COUNTERS: &[(&str, &str, Read)] = &[
     ("dpdk_gateway_arp_rejected",        "ARP, neighbour and router messages refused because the gateway is another station than dpdk.gateway_mac", |w| w.gateway_untrusted.get()),
     ("dpdk_dhcp_server_hint_rejected",   "DHCP messages refused because they are from another server than dpdk.dhcp_server_ip and dhcp_server_mac", |w| w.dhcp_untrusted.get()),
     ("neuwerk_dp_address_conflicts",     "ARP messages of other stations that claim an address of this node", |w| w.address_conflicts.get()),
+    ("overlay_decap_errors",             "Packets that came in no tunnel, or in a wrong or unreadable one", |w| w.dropped(DropReason::OverlayDecap).packets.get()),
+    ("overlay_encap_errors",             "Packets that could not be put into a tunnel",           |w| w.dropped(DropReason::OverlayEncap).packets.get()),
+    ("overlay_mtu_drops",                "Packets larger than the tunnel carries",                |w| w.dropped(DropReason::OverlayMtu).packets.get()),
     ("neuwerk_dp_flow_opens",            "Flows opened",                                          |w| w.flows_opened.get()),
     ("neuwerk_dp_nd_handled",            "Neighbour discovery messages handled",                  |w| w.nd_handled.get()),
     ("neuwerk_dp_local_packets",         "Frames handed to the host",                             |w| w.local.packets.get()),
@@ -88,7 +91,7 @@ const RATIOS: &[(&str, &str, Read, Read)] = &[
 ];
 
 /// Counters with labels: name, labels, help.
-const FAMILIES: [(&str, &str, &str); 5] = [
+const FAMILIES: [(&str, &str, &str); 6] = [
     (
         "dp_packets",
         "direction, proto, decision",
@@ -101,6 +104,11 @@ const FAMILIES: [(&str, &str, &str); 5] = [
         "neuwerk_dp_port_lost",
         "port, direction, cause",
         "Frames lost between a data port and the engine",
+    ),
+    (
+        "overlay_packets",
+        "mode, direction",
+        "Packets taken out of a tunnel (`in`) and put into one (`out`)",
     ),
 ];
 
@@ -158,6 +166,7 @@ fn encode(
         closes,
         drops,
         lost,
+        overlay,
     ] = FAMILIES;
     volumes(&mut encoder, packets, packets_help, workers, |volume| {
         volume.packets.get()
@@ -177,6 +186,16 @@ fn encode(
         let labels = [("reason", reason.name())];
         let value = sum(&|w| w.dropped(*reason).packets.get());
         ConstCounter::new(value).encode(drops.encode_family(&labels)?)?;
+    }
+    let (packets, _, help) = overlay;
+    let mut packets = encoder.encode_descriptor(packets, help, None, MetricType::Counter)?;
+    for (kind, mode) in ["vxlan", "geneve"].into_iter().enumerate() {
+        let taken_out = sum(&|w| w.overlay[kind].taken_out.get());
+        let put_in = sum(&|w| w.overlay[kind].put_in.get());
+        for (direction, value) in [("in", taken_out), ("out", put_in)] {
+            let labels = [("mode", mode), ("direction", direction)];
+            ConstCounter::new(value).encode(packets.encode_family(&labels)?)?;
+        }
     }
     nat_bindings(&mut encoder, workers)?;
     ports(&mut encoder, lost, workers)
@@ -328,6 +347,10 @@ mod tests {
             r#"dp_bytes_total{direction="inbound",proto="icmp",decision="deny"} 0"#,
             r#"dp_flow_closes_total{reason="policy"} 0"#,
             r#"neuwerk_dp_drops_total{reason="policy_denied"} 0"#,
+            r#"overlay_packets_total{mode="geneve",direction="out"} 0"#,
+            "overlay_decap_errors_total 0",
+            "overlay_encap_errors_total 0",
+            "overlay_mtu_drops_total 0",
             "dp_active_flows 0",
         ] {
             assert!(text.contains(line), "{line}\n{text}");

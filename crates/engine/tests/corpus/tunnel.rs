@@ -1,0 +1,102 @@
+// What must hold of any packet in a tunnel. Shared by the fuzz target `overlay_decap` and the replay of its corpus.
+
+/// Sends the bytes as what is behind the UDP header, in every kind of tunnel. Each frame gets exactly one verdict, and
+/// what comes out is a frame.
+fn sound_in_tunnel(body: &[u8]) {
+    use engine::counters::{Direction, Protocol};
+    use engine::overlay::{Encapsulation, Overlay, VxlanTunnel};
+    use engine::port::Packet;
+    use engine::port::memory::{MemoryPacket, MemoryPort};
+    use engine::snapshot::{PortSettings, Settings};
+    use engine::{DropReason, Now, Snapshot, Worker, WorkerConfig, WorkerCounters};
+    use std::sync::Arc;
+
+    let body = &body[..body.len().min(2000)];
+    let tunnel = |vni, udp_port| VxlanTunnel { vni, udp_port };
+    let pair = |swap| Encapsulation::VxlanPair {
+        internal: tunnel(800, 10_800),
+        external: tunnel(801, 10_801),
+        swap,
+    };
+    let geneve = Encapsulation::Geneve { udp_port: 6081 };
+    for (encapsulation, port) in [
+        (pair(true), 10_800u16),
+        (pair(false), 10_801),
+        (geneve, 6081),
+    ] {
+        let policy = br#"{"default_policy":"allow","source_groups":[]}"#;
+        let document = policy::Document::parse_json(policy).expect("a valid policy");
+        let compiled = policy::Compiled::compile(&document, 1).expect("a policy that compiles");
+        let net = |s: &str| s.parse().expect("a constant");
+        let settings = Settings {
+            ports: vec![PortSettings {
+                addresses: vec![net("10.0.0.1/8"), net("fd00::1/64")],
+                ..PortSettings::default()
+            }],
+            overlay: Some(Overlay {
+                encapsulation,
+                mtu: 1400,
+                fixed_source_port: false,
+            }),
+            pick_up_until: Now(1 << 40),
+            ..Settings::default()
+        };
+        let snapshot = Snapshot::new(1, Arc::new(compiled), settings).expect("settings that work");
+        let counters = Arc::new(WorkerCounters::default());
+        let config = WorkerConfig {
+            peers: None,
+            index: 0,
+            count: 1,
+            seed: 1,
+            flow_capacity: 64,
+            events: None,
+        };
+        let published = Arc::new(arc_swap::ArcSwap::from_pointee(snapshot));
+        let ports = vec![MemoryPort::new([2, 0, 0, 0, 0, 1], 1500)];
+        let mut worker = Worker::new(
+            ports,
+            None::<MemoryPort>,
+            published,
+            config,
+            Arc::clone(&counters),
+        )
+        .expect("memory for the table");
+        let udp_len = (8 + body.len()) as u16;
+        let mut frame = vec![
+            2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 9, 0x86, 0xdd, 0x60, 0, 0, 0,
+        ];
+        frame.extend(udp_len.to_be_bytes());
+        frame.extend([17, 64]);
+        for last in [9, 1] {
+            frame.extend([0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last]);
+        }
+        frame.extend([0xc3, 0x51]);
+        frame.extend(port.to_be_bytes());
+        frame.extend(udp_len.to_be_bytes());
+        frame.extend([0, 0]);
+        frame.extend(body);
+        for turn in 1..=2 {
+            let packet = MemoryPacket::new(frame.clone());
+            worker.ports_mut()[0].rx.push_back(packet);
+            worker.poll(Now(turn));
+        }
+        while let Some(sent) = worker.ports_mut()[0].tx.pop_front() {
+            assert!(sent.bytes().len() >= 14, "a frame");
+        }
+        let mut verdicts = counters.replied.get();
+        for reason in DropReason::ALL {
+            verdicts += counters.dropped(*reason).packets.get();
+        }
+        for direction in [Direction::Outbound, Direction::Inbound] {
+            for protocol in [
+                Protocol::Tcp,
+                Protocol::Udp,
+                Protocol::Icmp,
+                Protocol::Other,
+            ] {
+                verdicts += counters.allowed(direction, protocol).packets.get();
+            }
+        }
+        assert_eq!(verdicts, 2, "one verdict for each frame");
+    }
+}
