@@ -335,7 +335,10 @@ impl Reference {
     fn open_flow(&mut self, now: u64, port: usize, f: &Frame) -> Expected {
         let (proto, src, dst) = tuple(f);
         let drop = |reason| Expected::Dropped(reason, Vec::new());
-        if self.is_ours(dst.ip()) {
+        // To what clients look like outside: out and back in, as far as this model goes to where nobody waits.
+        let turns_back =
+            port == 0 && matches!(proto, 6 | 17) && self.node.outside.contains(&dst.ip());
+        if self.is_ours(dst.ip()) && !turns_back {
             if let Body::Icmp {
                 icmp_type: 8 | 128,
                 rest,
@@ -413,6 +416,9 @@ impl Reference {
             last_seen: now,
             tcp,
         });
+        if turns_back {
+            return drop(DropReason::HairpinNoFlow);
+        }
         let mut sent = between(f, shown, dst);
         sent.ttl -= 1;
         let sent = sent.between(MACS[out], PEER);

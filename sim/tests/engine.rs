@@ -263,6 +263,12 @@ fn frame(a: &Action, shown: impl Fn(u8, SocketAddr, SocketAddr) -> SocketAddr) -
             ip(["198.51.100.1", "198.51.100.2", "10.0.0.7", "192.0.2.1"][*server as usize]),
         )
     };
+    // To a NAT address only echo goes: where nobody waits, the port that its sender would show stays unknown.
+    let s = match (s, *kind) {
+        (s, 0 | 1 | 3) if s == ip("192.0.2.1") => ip("10.0.0.1"),
+        (s, 0 | 1 | 3) if s == ip("2001:db8::1") => ip("fd00::1"),
+        (s, _) => s,
+    };
     let server_port = if *port == 2 { 80 } else { 443 };
     let client_at: SocketAddr = (c, 4000 + port % 2).into();
     let server_at: SocketAddr = (s, if *kind == 2 { 0 } else { server_port }).into();

@@ -113,6 +113,8 @@ drop_reasons! {
     LocalUnserved = "local_unserved",
     /// The host lane is not there or has no buffer.
     LaneUnavailable = "lane_unavailable",
+    /// From a client to what stands for clients outside, where none asked for it.
+    HairpinNoFlow = "hairpin_no_flow",
     /// Not in the tunnel that is configured, or in one that cannot be read: wrong network or header, or too many networks.
     OverlayDecap = "overlay_decap",
     /// A packet from a tunnel could not be put into one.

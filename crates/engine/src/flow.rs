@@ -43,6 +43,15 @@ impl Sides {
         Sides(client.0 | server.0 << 1)
     }
 
+    /// The same for a flow to one of our NAT addresses, whose packets turn back there.
+    pub(crate) fn turning(self, turns: bool) -> Sides {
+        Sides(self.0 | u8::from(turns) << 2)
+    }
+
+    pub(crate) fn turns_back(self) -> bool {
+        self.0 & 4 != 0
+    }
+
     pub(crate) fn of(self, end: End) -> PortId {
         PortId(self.0 >> end as u8 & 1)
     }

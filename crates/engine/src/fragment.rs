@@ -152,6 +152,9 @@ pub(crate) struct Whole {
     pub(crate) cuts: Vec<u16>,
     /// What is to be put around the pieces, of a datagram from a tunnel on its way to its owner.
     pub(crate) around: Option<Box<Wrapping>>,
+    /// The port by which it would come back, if it was sent to one of our NAT addresses by the client that its source now
+    /// stands for.
+    pub(crate) turned: Option<PortId>,
 }
 
 impl Whole {
@@ -499,6 +502,7 @@ impl Fragments {
         whole.cuts.clear();
         whole.meta = Meta::default();
         whole.around = None;
+        whole.turned = None;
         let mut at = d.first;
         while at != NONE {
             let b = &self.blocks[at as usize];

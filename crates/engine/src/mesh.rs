@@ -35,6 +35,8 @@ pub(crate) enum As {
     Frame,
     /// The same, with the packet to process in a tunnel.
     Inner(Envelope),
+    /// A frame that was sent to one of our NAT addresses, by the client that its source now stands for.
+    Turned,
     /// A frame that was dealt with: there is only something to learn from it.
     Copy,
     /// A datagram that came in pieces, with the bytes in front of the part that is cut, those of the pieces, and what is
@@ -43,6 +45,7 @@ pub(crate) enum As {
         head: usize,
         cuts: Vec<u16>,
         around: Option<Box<Wrapping>>,
+        turned: Option<PortId>,
     },
 }
 

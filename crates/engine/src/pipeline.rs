@@ -15,6 +15,7 @@
 
 mod acquire;
 mod fragment;
+mod hairpin;
 pub(crate) mod handover;
 mod icmp_error;
 mod link;
@@ -67,6 +68,8 @@ pub(crate) enum Step {
     Cut(PortId),
     /// To the worker that owns the flow of the datagram that is whole now.
     WholeFor(u16),
+    /// Back in by a port, at the worker of the client that it is for.
+    TurnFor(u16, PortId),
     /// To the host.
     Lane,
     /// To the host: not this fragment, but the datagram that it has made whole.
@@ -82,7 +85,7 @@ impl Step {
         match self {
             Step::Send(port) | Step::Await(port, _) | Step::Cut(port) => Verdict::Forward(port),
             Step::Lane | Step::Whole => Verdict::Local,
-            Step::Consumed | Step::WholeFor(_) => Verdict::Reply,
+            Step::Consumed | Step::WholeFor(_) | Step::TurnFor(..) => Verdict::Reply,
             Step::Drop(reason) => Verdict::Drop(reason),
         }
     }
@@ -250,8 +253,11 @@ impl Pipeline {
 
     /// Who is to process a frame.
     #[inline]
-    pub(crate) fn owner(&self, frame: &[u8], p: &Parsed) -> Owner {
-        self.steering.owner(&self.snapshot, frame, p)
+    pub(crate) fn owner(&self, port: PortId, frame: &[u8], p: &Parsed) -> Owner {
+        let snapshot = &self.snapshot;
+        let from_inside =
+            snapshot.is_independent() && snapshot.source_side(port, p.key.src) == Side::Inside;
+        self.steering.owner(snapshot, from_inside, frame, p)
     }
 
     pub(crate) fn steering(&self) -> &Steering {
@@ -318,6 +324,10 @@ impl Pipeline {
             },
         }
         .unwrap_or_else(Step::Drop);
+        if let Step::TurnFor(..) = step {
+            // Counted where its fate is known.
+            return step;
+        }
         self.counters
             .count_verdict(step.verdict(), direction, p.key.proto, bytes);
         step
@@ -365,7 +375,9 @@ impl Pipeline {
             if let Some(step) = self.answer_probe(now, port, frame.bytes(), p) {
                 return step;
             }
-            return self.handle_local(port, frame, p, direction);
+            if !self.is_for_client(port, p) {
+                return self.handle_local(port, frame, p, direction);
+            }
         }
         let id = self.open(now, port, frame.bytes(), p, direction)?;
         self.forward(now, port, frame, p, id, End::Client)
@@ -523,6 +535,7 @@ impl Pipeline {
             return Err(DropReason::NoRoute);
         };
 
+        let turns_back = self.turns_back(self.underway.is_some(), key);
         let decision = snapshot.policy().evaluate(&facts(key, p.icmp));
         let mut flow = Flow {
             client: key.src,
@@ -533,7 +546,7 @@ impl Pipeline {
             nat_port: key.src_port,
             proto: key.proto,
             icmp: p.icmp,
-            sides: Sides::new(port, hop.port),
+            sides: Sides::new(port, hop.port).turning(turns_back),
             last_seen: now.tick(),
             bytes: [0; 2],
             packets: [0; 2],
@@ -567,7 +580,7 @@ impl Pipeline {
         if full && !self.evict(now.tick()) {
             return Err(DropReason::FlowTableFull);
         }
-        if snapshot.destination_side(hop.port, key.dst) == Side::Outside {
+        if turns_back || snapshot.destination_side(hop.port, key.dst) == Side::Outside {
             let translated = self.translate_outgoing(&mut flow);
             if translated == Err(DropReason::PrefixTranslation) {
                 self.send_icmp_error(now, port, frame, p, (icmp::UNREACHABLE6, 0), 0);
@@ -722,6 +735,10 @@ impl Pipeline {
         flow.bytes[from as usize] += frame.bytes().len() as u64;
         flow.packets[from as usize] = flow.packets[from as usize].saturating_add(1);
 
+        if from == End::Client && flow.sides.turns_back() {
+            let out = flow.sides.of(End::Server);
+            return self.turn_back_translated(now, out, frame, p, translation);
+        }
         let hop = self.next_hop(to, now)?;
         let fits = self.check_size(now, port, frame, p, hop.port)?;
         if translated {

@@ -505,6 +505,18 @@ impl Snapshot {
         self.network.nptv6.map_or(a, |pair| pair.inside_of(a))
     }
 
+    /// Whether this address stands for clients outside: a packet from inside to it is meant for one of them.
+    pub(crate) fn turns_back(&self, a: Addr) -> bool {
+        let n = &*self.network;
+        self.nat_addresses(a.is_v4()).contains(&a)
+            || self.inside_of(a) != a && !n.own.iter().any(|o| o.prefix.contains(a))
+    }
+
+    /// Whether a client's port shows the same port to every server.
+    pub(crate) fn is_independent(&self) -> bool {
+        self.network.settings.nat_mapping == NatMapping::EndpointIndependent
+    }
+
     /// Whether a packet to this address is translated by a mapping that all its client's flows share.
     pub(crate) fn shares_mapping(&self, to: Addr) -> bool {
         let outwards = |hop: Hop| self.destination_side(hop.port, to) == Side::Outside;

@@ -83,22 +83,55 @@ impl Steering {
     }
 
     #[inline]
-    pub(crate) fn owner(&self, snapshot: &Snapshot, frame: &[u8], p: &Parsed) -> Owner {
+    pub(crate) fn owner(
+        &self,
+        snapshot: &Snapshot,
+        from_inside: bool,
+        frame: &[u8],
+        p: &Parsed,
+    ) -> Owner {
+        let owner_of = |key: &Key| match from_inside {
+            true => self.owner_of_client(snapshot, key),
+            false => self.owner_of(snapshot, key),
+        };
         match p.content {
             Content::Arp | Content::Neighbor => Owner::Everyone,
             // The first worker asks for addresses.
             Content::Dhcp if may_be_for_us(frame, p) => Owner::One(0),
             // All pieces of a datagram have the same addresses and no ports.
-            Content::Flow | Content::Fragment | Content::Dhcp => {
-                Owner::One(self.owner_of(snapshot, &p.key))
-            }
+            Content::Flow | Content::Fragment | Content::Dhcp => Owner::One(owner_of(&p.key)),
             // The quoted packet went the other way. What quotes nothing sensible is refused by whoever has it.
-            Content::IcmpError => {
-                Owner::One(quoted_key(frame, p).map_or(self.partition.index, |quoted| {
-                    self.owner_of(snapshot, &quoted.reversed())
-                }))
-            }
+            Content::IcmpError => Owner::One(
+                quoted_key(frame, p)
+                    .map_or(self.partition.index, |quoted| owner_of(&quoted.reversed())),
+            ),
         }
+    }
+
+    /// The same for a packet that comes from inside. One that is sent to a NAT address shares its client's mapping, and
+    /// belongs to the worker that has it.
+    pub(crate) fn owner_of_client(&self, snapshot: &Snapshot, key: &Key) -> u16 {
+        let shares = snapshot.is_independent()
+            && has_ports(key.proto)
+            && snapshot.nat_addresses(key.dst.is_v4()).contains(&key.dst);
+        match shares {
+            true => self.owner_of_mapping(key),
+            false => self.owner_of(snapshot, key),
+        }
+    }
+
+    /// All flows of a client's port go through the worker that has its mapping.
+    fn owner_of_mapping(&self, key: &Key) -> u16 {
+        let client = Key {
+            dst: Addr::default(),
+            dst_port: 0,
+            ..*key
+        };
+        self.by_hash(&client)
+    }
+
+    fn by_hash(&self, key: &Key) -> u16 {
+        (self.symmetric_hash(key) >> 16) as u16 % self.partition.count
     }
 
     pub(crate) fn owner_of(&self, snapshot: &Snapshot, key: &Key) -> u16 {
@@ -108,19 +141,13 @@ impl Steering {
         if snapshot.nat_addresses(key.dst.is_v4()).contains(&key.dst) {
             return self.partition.owner(key.dst_port);
         }
-        let key = match snapshot.shares_mapping(key.dst) {
-            // All flows of a client's port go through the worker that has its mapping.
-            true => Key {
-                dst: Addr::default(),
-                dst_port: 0,
-                ..*key
-            },
-            false => Key {
-                dst: snapshot.inside_of(key.dst),
-                ..*key
-            },
-        };
-        (self.symmetric_hash(&key) >> 16) as u16 % self.partition.count
+        if snapshot.shares_mapping(key.dst) {
+            return self.owner_of_mapping(key);
+        }
+        self.by_hash(&Key {
+            dst: snapshot.inside_of(key.dst),
+            ..*key
+        })
     }
 
     #[inline]

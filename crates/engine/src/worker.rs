@@ -254,7 +254,7 @@ impl<P: Port, L: Port> Worker<P, L> {
             None => (0, As::Frame),
             Some(envelope) => (usize::from(envelope.at), As::Inner(envelope)),
         };
-        let owner = match self.pipeline.owner(&frame.bytes()[at..], p) {
+        let owner = match self.pipeline.owner(port, &frame.bytes()[at..], p) {
             Owner::One(owner) if self.pipeline.steering().is_mine(owner) => return true,
             Owner::One(owner) => owner,
             Owner::Everyone => {
@@ -281,7 +281,23 @@ impl<P: Port, L: Port> Worker<P, L> {
                     self.pipeline.refuse_lane(frame.bytes().len());
                 }
             }
+            Step::TurnFor(owner, out) => self.turn(owner, out, &frame),
             step => self.settle_whole(port, step),
+        }
+    }
+
+    /// Hands a frame that has turned back to the worker of the client that it is for.
+    #[cold]
+    fn turn(&mut self, owner: u16, out: PortId, frame: &P::Packet) {
+        let bytes = frame.bytes().len();
+        let handed = parse(frame.bytes(), Station::Any, None)
+            .ok()
+            .zip(self.peers.as_mut())
+            .is_some_and(|(p, peers)| peers.hand_over(owner, out, frame, &p, As::Turned));
+        if handed {
+            self.pipeline.counters().handed_over.count(bytes);
+        } else {
+            self.pipeline.refuse(DropReason::WorkerQueueFull, bytes);
         }
     }
 
@@ -301,6 +317,7 @@ impl<P: Port, L: Port> Worker<P, L> {
                     head: whole.head,
                     cuts: whole.cuts.clone(),
                     around: whole.around.clone(),
+                    turned: whole.turned,
                 };
                 let bytes = whole.bytes.len();
                 let peers = self.peers.as_mut();
@@ -342,16 +359,22 @@ impl<P: Port, L: Port> Worker<P, L> {
     fn process_handed(&mut self, now: Now, handed: &mut Handed) {
         let (port, mut p) = (handed.port, handed.parsed);
         let envelope = match &mut handed.as_what {
-            As::Frame => None,
+            As::Frame | As::Turned => None,
             As::Inner(envelope) => Some(*envelope),
             As::Copy => return self.pipeline.learn_from(now, port, &handed.bytes, &p),
-            As::Whole { head, cuts, around } => {
+            As::Whole {
+                head,
+                cuts,
+                around,
+                turned,
+            } => {
                 let whole = Whole {
                     bytes: std::mem::take(&mut handed.bytes),
                     meta: handed.meta,
                     head: *head,
                     cuts: std::mem::take(cuts),
                     around: around.take(),
+                    turned: *turned,
                 };
                 let step = self.pipeline.process_whole(now, port, whole);
                 return self.settle_whole(port, step);
@@ -373,6 +396,9 @@ impl<P: Port, L: Port> Worker<P, L> {
         *frame.meta_mut() = handed.meta;
         let hash = self.pipeline.prefetch_bucket(&p);
         let step = match &envelope {
+            None if handed.as_what == As::Turned => {
+                self.pipeline.process_turned(now, port, &mut frame, &p)
+            }
             None => self.pipeline.process(now, port, &mut frame, &p, hash),
             Some(envelope) => self
                 .pipeline

@@ -38,7 +38,7 @@ impl Pipeline {
             Ok(false) => Step::Consumed,
             Ok(true) => {
                 self.counters.reassembled.inc();
-                match self.owner_of_whole(&whole) {
+                match self.owner_of_whole(port, &whole) {
                     Some(owner) => Step::WholeFor(owner),
                     None => self.handle_whole(now, port, &mut whole),
                 }
@@ -54,12 +54,12 @@ impl Pipeline {
     }
 
     /// The other worker that owns the flow of a datagram that is whole, if it is another.
-    fn owner_of_whole(&self, whole: &Whole) -> Option<u16> {
+    fn owner_of_whole(&self, port: PortId, whole: &Whole) -> Option<u16> {
         if self.steering.count() == 1 {
             return None;
         }
         let p = self.parse_whole(whole).ok()?;
-        match self.owner(&whole.bytes, &p) {
+        match self.owner(port, &whole.bytes, &p) {
             Owner::One(owner) if !self.steering.is_mine(owner) => Some(owner),
             _ => None,
         }
@@ -138,6 +138,9 @@ impl Pipeline {
             .send_whole(now, port, whole, &mut direction, &mut protocol)
             .unwrap_or_else(Step::Drop);
         self.largest_piece = 0;
+        if let Step::WholeFor(_) = step {
+            return step;
+        }
         for cut in &whole.cuts {
             let bytes = whole.head + usize::from(*cut);
             self.counters
@@ -182,7 +185,9 @@ impl Pipeline {
         if is_echo && self.snapshot.is_ours(p.key.dst) {
             return self.answer_whole_echo(port, whole, &p);
         }
-        let step = if p.content == Content::IcmpError {
+        let step = if let Some(out) = whole.turned.take() {
+            self.handle_turned(now, out, whole, &p, direction)?
+        } else if p.content == Content::IcmpError {
             self.handle_icmp_error(now, port, whole, &p, direction)?
         } else {
             let hash = self.flows.hash(&p.key);
@@ -192,6 +197,10 @@ impl Pipeline {
             Step::Send(out) => (out, None),
             Step::Await(out, id) => (out, Some(id)),
             Step::Lane => return Ok(Step::Whole),
+            Step::TurnFor(owner, out) => {
+                whole.turned = Some(out);
+                return Ok(Step::WholeFor(owner));
+            }
             step => return Ok(step),
         };
         let is_translated = !rewrite::has_source(&whole.bytes, p.key.src);

@@ -137,8 +137,9 @@ impl Pipeline {
         imported: &mut Imported,
     ) {
         // Both directions lead to one worker, unless there are more or fewer workers than before, or another seed.
-        let owner = |key| self.steering.owner_of(&self.snapshot, key);
-        let (by_client, by_server) = (owner(&flow.client_key()), owner(&flow.server_key()));
+        let (steering, snapshot) = (&self.steering, &self.snapshot);
+        let by_client = steering.owner_of_client(snapshot, &flow.client_key());
+        let by_server = steering.owner_of(snapshot, &flow.server_key());
         if !self.steering.is_mine(by_server) {
             imported.elsewhere += 1;
             return;
@@ -184,9 +185,11 @@ impl Pipeline {
             return false;
         };
         // Flows begin inside: at the only port, or at the first of two.
-        flow.sides = Sides::new(PortId(0), towards);
+        let turns_back = self.turns_back(network.is_some(), &flow.client_key());
+        flow.sides = Sides::new(PortId(0), towards).turning(turns_back);
         let is_inside = snapshot.source_side(PortId(0), flow.client) == Side::Inside;
-        let outwards = snapshot.destination_side(towards, flow.server) == Side::Outside;
+        let outwards =
+            turns_back || snapshot.destination_side(towards, flow.server) == Side::Outside;
         let nat = match outwards {
             true => snapshot.nat_addresses(flow.client.is_v4()),
             false => &[],

@@ -7,7 +7,7 @@ use crate::address::Addr;
 use crate::clock::Now;
 use crate::counters::Direction;
 use crate::flow::Key;
-use crate::parse::Parsed;
+use crate::parse::{Content, Parsed, Station, parse};
 use crate::port::{Packet, PortId};
 use crate::rewrite::{self, Which};
 use crate::snapshot::Side;
@@ -71,7 +71,6 @@ impl Pipeline {
         if p.key.dst != quoted.key.src {
             return Err(DropReason::IcmpNoFlow);
         }
-        let hop = self.next_hop(to, now)?;
         if flow.is_translated() {
             let bytes = frame.bytes_mut();
             match from {
@@ -104,6 +103,11 @@ impl Pipeline {
             };
             seal(bytes, p, src, dst);
         }
+        if from == End::Client && flow.sides.turns_back() {
+            let p = parse(frame.bytes(), Station::Any, None)?;
+            return self.turn_back(now, flow.sides.of(End::Server), frame, &p, direction);
+        }
+        let hop = self.next_hop(to, now)?;
         rewrite::decrement_ttl(frame.bytes_mut(), p);
         self.counters.icmp_errors_translated.inc();
         self.dispatch(frame, hop)
@@ -129,7 +133,8 @@ impl Pipeline {
         let Some(src) = self.snapshot.address_towards(ours, p.key.src) else {
             return;
         };
-        if p.content == crate::parse::Content::IcmpError {
+        // Nobody has the address of what has turned back.
+        if p.content == Content::IcmpError || self.snapshot.turns_back(p.key.src) {
             return;
         }
         if !self

@@ -68,7 +68,7 @@ impl Pipeline {
         let inner = &frame.bytes()[at..];
         let mut p = parse_inner(inner)?;
         let is_mine = self.steering.count() == 1
-            || matches!(self.owner(inner, &p), Owner::One(owner) if self.steering.is_mine(owner));
+            || matches!(self.owner(PortId(envelope.way as u8), inner, &p), Owner::One(owner) if self.steering.is_mine(owner));
         if is_mine {
             p.key.tunnel = self.network(&envelope)?;
         }

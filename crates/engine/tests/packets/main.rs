@@ -3,6 +3,7 @@
 mod acquire;
 mod bench;
 mod fragments;
+mod hairpin;
 mod handover;
 mod icmp;
 mod limits;

@@ -18,6 +18,7 @@ use crate::bench::*;
 use crate::fragments::split;
 
 pub(crate) struct Team {
+    pub(crate) settings: Settings,
     pub(crate) workers: Vec<Worker<MemoryPort, MemoryPort>>,
     pub(crate) counters: Vec<Arc<WorkerCounters>>,
     now: Now,
@@ -28,6 +29,7 @@ pub(crate) struct Team {
 impl Team {
     pub(crate) fn new(count: u16, settings: Settings) -> Team {
         let port_count = settings.ports.len();
+        let kept = settings.clone();
         let snapshot =
             Snapshot::new(1, compile(&allow_all(), 1), settings).expect("valid by construction");
         let published = Arc::new(ArcSwap::from_pointee(snapshot));
@@ -57,6 +59,7 @@ impl Team {
         });
         let workers = workers.collect();
         let mut team = Team {
+            settings: kept,
             workers,
             counters,
             now: Now(1_000_000_000),
@@ -83,13 +86,13 @@ impl Team {
     }
 
     /// Gives a frame to some worker and returns what comes out anywhere.
-    fn send(&mut self, port: usize, frame: Frame) -> Vec<(usize, Frame)> {
+    pub(crate) fn send(&mut self, port: usize, frame: Frame) -> Vec<(usize, Frame)> {
         let worker = self.any();
         self.receive(worker, port, frame);
         self.exchange()
     }
 
-    fn one(&mut self, port: usize, frame: Frame) -> (usize, Frame) {
+    pub(crate) fn one(&mut self, port: usize, frame: Frame) -> (usize, Frame) {
         let mut sent = self.send(port, frame);
         assert_eq!(sent.len(), 1, "{sent:?}");
         sent.pop().expect("valid by construction")
