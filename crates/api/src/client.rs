@@ -3,6 +3,7 @@
 //! One request, one answer; nothing is retried here. What a caller may want to act on is told
 //! apart by [`Error`].
 
+mod dataplane;
 mod joining;
 mod transport;
 

@@ -10,6 +10,7 @@ pub mod auth;
 pub mod changes;
 pub mod client;
 pub mod cluster;
+pub mod dataplane;
 pub mod document;
 pub mod duration;
 pub mod error;

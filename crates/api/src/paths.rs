@@ -34,6 +34,14 @@ pub const POLICY_REVISIONS: &str = "/api/v1/policy/revisions";
 pub const POLICY_REVISION: &str = "/api/v1/policy/revisions/{revision}";
 /// Counters and the state of the cluster.
 pub const STATS: &str = "/api/v1/stats";
+/// Flows of a node.
+pub const FLOWS: &str = "/api/v1/dataplane/flows";
+/// The largest of them.
+pub const FLOWS_TOP: &str = "/api/v1/dataplane/flows/top";
+/// Ends flows.
+pub const FLOWS_KILL: &str = "/api/v1/dataplane/flows/kill";
+/// Translation addresses and their ports.
+pub const NAT: &str = "/api/v1/dataplane/nat";
 /// The cluster's members.
 pub const MEMBERS: &str = "/api/v1/cluster/members";
 /// Lets a node in that waits for approval.

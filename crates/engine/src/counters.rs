@@ -95,17 +95,20 @@ pub enum CloseReason {
     Reused,
     /// It was translated to an address that the node has no longer.
     AddressLost,
+    /// An administrator ended it.
+    Killed,
 }
 
 impl CloseReason {
     /// All reasons, in the order of their discriminants.
-    pub const ALL: [CloseReason; 6] = [
+    pub const ALL: [CloseReason; 7] = [
         CloseReason::Idle,
         CloseReason::Finished,
         CloseReason::Policy,
         CloseReason::Evicted,
         CloseReason::Reused,
         CloseReason::AddressLost,
+        CloseReason::Killed,
     ];
 
     /// The stable name used in metrics and events.
@@ -117,6 +120,7 @@ impl CloseReason {
             CloseReason::Evicted => "evicted",
             CloseReason::Reused => "reused",
             CloseReason::AddressLost => "address_lost",
+            CloseReason::Killed => "killed",
         }
     }
 }

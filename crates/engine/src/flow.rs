@@ -57,6 +57,13 @@ impl Sides {
     }
 }
 
+impl FlowId {
+    /// The flow at a place that [`FlowTable::at`] has shown to be live.
+    pub(crate) fn of(place: u32) -> FlowId {
+        FlowId(place)
+    }
+}
+
 /// One flow: two cache lines, the first of which every packet reads.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
@@ -123,7 +130,7 @@ impl Flow {
     }
 
     /// Whether it is in the table; else its place is free.
-    fn is_live(&self) -> bool {
+    pub(crate) fn is_live(&self) -> bool {
         self.sides != Sides::NOWHERE
     }
 
@@ -269,6 +276,13 @@ impl FlowTable {
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Flow> {
         let places = 0..self.flows.len();
         places.map(|i| &self.flows[i]).filter(|flow| flow.is_live())
+    }
+
+    /// What is at a place, live or not; none behind the last place that was ever used.
+    #[inline]
+    pub(crate) fn at(&self, place: u32) -> Option<&Flow> {
+        let place = place as usize;
+        (place < self.flows.len()).then(|| &self.flows[place])
     }
 
     /// Adds a flow of which neither key is in the table; none if there is no room.

@@ -18,6 +18,7 @@ pub mod event;
 mod flow;
 mod fragment;
 mod limit;
+pub mod look;
 pub mod mesh;
 mod nat;
 mod neighbor;

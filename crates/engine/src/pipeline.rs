@@ -20,6 +20,7 @@ pub(crate) mod handover;
 mod icmp_error;
 mod link;
 mod local;
+mod look;
 mod overlay;
 mod probe;
 mod reset;
@@ -40,6 +41,7 @@ use crate::flow::key::Random;
 use crate::flow::{Flow, FlowId, FlowTable, NO_GROUP, NO_RULE, Sides};
 use crate::fragment::{Fragments, Identifications, Whole};
 use crate::limit::TokenBucket;
+use crate::look::Desk;
 use crate::nat::{self, Mappings, Partition};
 use crate::neighbor::{NeighborId, NeighborTable};
 use crate::outbox::{Link, Outbox};
@@ -145,6 +147,8 @@ pub(crate) struct Pipeline {
     icmp_limit: TokenBucket,
     reset_limit: TokenBucket,
     started: bool,
+    /// Where questions of the control side arrive, if there is one.
+    desk: Option<Desk>,
 }
 
 impl Pipeline {
@@ -212,6 +216,7 @@ impl Pipeline {
             icmp_limit: TokenBucket::full(),
             reset_limit: TokenBucket::full(),
             started: false,
+            desk: None,
         })
     }
 
@@ -1002,7 +1007,7 @@ fn segment_limit(max: Option<u16>, underway: Option<Underway>, p: &Parsed) -> Op
 }
 
 /// What the policy is asked about a flow that begins with this key.
-fn facts(key: &crate::flow::Key, icmp: (u8, u8)) -> Facts {
+pub(crate) fn facts(key: &crate::flow::Key, icmp: (u8, u8)) -> Facts {
     let is_icmp = matches!(key.proto, proto::ICMP4 | proto::ICMP6);
     Facts {
         src: key.src.ip(),

@@ -552,6 +552,12 @@ impl Snapshot {
         port.gateway_mac.is_some_and(|pin| pin != mac) && is_gateway()
     }
 
+    /// Every address that sources are translated to.
+    pub fn translation_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let n = &*self.network;
+        n.nat4.iter().chain(&n.nat6).map(|a| a.ip())
+    }
+
     /// Our address on a port to speak from to `peer`: on the same prefix if there is one.
     pub(crate) fn address_towards(&self, port: PortId, peer: Addr) -> Option<Addr> {
         let mine = || {

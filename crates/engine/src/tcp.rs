@@ -129,6 +129,11 @@ impl Connection {
         })
     }
 
+    /// The sequence number that one end would go on with, if it has been heard.
+    pub(crate) fn next_of(&self, end: End) -> Option<u32> {
+        (self.flags & SEEN[end as usize] != 0).then_some(self.end[end as usize])
+    }
+
     /// Whether a SYN of the client begins a new connection on the same ports.
     pub(crate) fn may_be_reused(&self) -> bool {
         let both = FIN_SEEN[0] | FIN_SEEN[1];

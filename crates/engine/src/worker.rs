@@ -13,6 +13,7 @@ use arc_swap::ArcSwap;
 use crate::acquire::{Config, Held, Learned};
 use crate::event::Event;
 use crate::fragment::Whole;
+use crate::look::Desk;
 use crate::mesh::{As, Handed, Peers};
 use crate::neighbor::NeighborId;
 use crate::overlay::Envelope;
@@ -133,6 +134,13 @@ impl<P: Port, L: Port> Worker<P, L> {
         self.pipeline.held_addresses()
     }
 
+    /// The same worker, which answers the questions that arrive at `desk`.
+    #[must_use]
+    pub fn with_desk(mut self, desk: Desk) -> Self {
+        self.pipeline.set_desk(desk);
+        self
+    }
+
     /// One turn: at most [`BURST`] frames of each port and of the lane, and a small step of the
     /// timers. Returns how many frames were taken; 0 means idle.
     pub fn poll(&mut self, now: Now) -> usize {
@@ -155,6 +163,7 @@ impl<P: Port, L: Port> Worker<P, L> {
         taken += self.poll_peers(now);
         taken += self.poll_lane(now);
         self.pipeline.handle_timeout(now);
+        self.pipeline.handle_questions(now);
         self.release_settled();
         self.send_originated();
         self.transmit();
@@ -565,7 +574,7 @@ impl<P: Port, L: Port> Worker<P, L> {
         let mut armed = false;
         while !stop.load(Ordering::Relaxed) {
             let now = clock();
-            if self.poll(now) > 0 {
+            if self.poll(now) > 0 || self.pipeline.is_asked() {
                 awake_until = now + SPIN;
                 armed = false;
                 continue;

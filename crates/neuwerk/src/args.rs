@@ -10,6 +10,7 @@ use clap::{
 use neuwerkd::config::Flags;
 
 use crate::failure::Failure;
+use crate::flows::{FlowsVerb, Nat};
 use crate::joining;
 use crate::print;
 
@@ -39,6 +40,11 @@ pub(crate) enum Verb {
     /// Read or replace the policy.
     #[command(subcommand)]
     Policy(Policy),
+    /// Look at the flows of a node, and end some.
+    #[command(subcommand)]
+    Flows(FlowsVerb),
+    /// Show how much of a node's translation addresses is in use.
+    Nat(Nat),
     /// Look at the cluster.
     #[command(subcommand)]
     Cluster(Cluster),
@@ -745,6 +751,11 @@ mod tests {
             "cluster approval",
             "cluster backup --output /f --recipient age1x --passphrase-file /p",
             "cluster restore --key-file /k",
+            "flows",
+            "flows list --rule r",
+            "flows top --by size",
+            "flows top --count 0",
+            "nat list",
         ] {
             assert_eq!(
                 parsed(line).err().map(|error| error.exit_code()),
@@ -792,6 +803,10 @@ mod tests {
             "cluster recover",
             "cluster recover --data-dir /a --data-dir /b --confirm berlin",
             "cluster rejoin --join node1:9601",
+            "flows list --from 10.0.0.0/8 --proto tcp --dport 443 --state established --json",
+            "flows top --by bytes --count 20 --node 00000000000000a1",
+            "flows kill --group clients --rule web --reset",
+            "nat --json",
         ] {
             assert!(
                 parsed(line).is_ok(),

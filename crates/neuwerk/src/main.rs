@@ -12,6 +12,7 @@ mod check;
 mod cluster;
 mod connect;
 mod failure;
+mod flows;
 mod joining;
 mod policy;
 mod preflight;
@@ -62,6 +63,8 @@ fn perform(cli: Cli, matches: &clap::ArgMatches) -> Result<ExitCode, Failure> {
         Verb::Policy(Policy::History(target)) => connect::block_on(policy::history(target)),
         Verb::Sysdump(verb) => connect::block_on(sysdump::sysdump(verb)),
         Verb::Restart(verb) => connect::block_on(restart::restart(verb)),
+        Verb::Flows(verb) => connect::block_on(flows::flows(verb)),
+        Verb::Nat(verb) => connect::block_on(flows::nat(verb)),
         Verb::Status(target) => connect::block_on(status::status(target)),
         Verb::Cluster(verb) => {
             let of_cluster = matches.subcommand_matches("cluster");

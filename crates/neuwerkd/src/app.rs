@@ -126,7 +126,8 @@ pub fn start(config: Config, log: RecentLog, received: Received) -> anyhow::Resu
     let mut metrics = Metrics::default();
     crate::metrics::handover::register(metrics.registry(), &handed_over);
     let app = http::App::new(Arc::clone(&readiness), metrics.http());
-    app.set_counters(dataplane.dataplane().counters());
+    app.set_dataplane(dataplane.dataplane());
+    control_runtime.spawn(Arc::clone(dataplane.dataplane()).keep_surveying());
     app.set_support(Arc::clone(&config), log);
     app.set_backups(Arc::new(Backups::new(&config.cluster.backup)));
     let certificates = Certificates::new(&config)?;

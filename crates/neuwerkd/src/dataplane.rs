@@ -5,6 +5,7 @@
 //! once every worker has loaded that generation, which each does at the start of its next burst.
 
 mod addresses;
+mod look;
 mod ports;
 mod settings;
 
@@ -16,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use arc_swap::ArcSwap;
+use engine::look::Asker;
 use engine::mesh::mesh;
 use engine::port::{Link, Port};
 use engine::snapshot::{PortSettings, Probes, Settings, SettingsError};
@@ -28,6 +30,7 @@ use policy::Compiled;
 use crate::handover::{Leaving, Received};
 
 pub use addresses::{Acquire, Acquired, Addresses, PortAddresses};
+pub use look::{Found, LookError, Order, Page, Shown, summed, utilization};
 pub use ports::HeldDataplane;
 pub(crate) use settings::check;
 
@@ -64,9 +67,12 @@ pub struct Dataplane {
     stop: Arc<AtomicBool>,
     /// Where workers leave their flows when they stop, if another process is to take them over.
     leaving: Arc<Mutex<Option<Leaving>>>,
+    /// What was counted in the flow tables last.
+    shown: Mutex<Arc<Shown>>,
 }
 
 struct WorkerThread {
+    asker: Asker,
     counters: Arc<WorkerCounters>,
     waker: Waker,
     seen: Mutex<Seen>,
@@ -122,6 +128,7 @@ impl Dataplane {
             fanouts: Mutex::default(),
             stop: Arc::new(AtomicBool::new(false)),
             leaving: Arc::default(),
+            shown: Mutex::default(),
         };
         let idles = open
             .iter()
@@ -162,6 +169,7 @@ impl Dataplane {
     {
         let counters = Arc::new(WorkerCounters::default());
         let waker = idle.waker();
+        let (asker, desk) = engine::look::channel();
         let (opened, result) = std::sync::mpsc::sync_channel(1);
         let thread = {
             let counters = Arc::clone(&counters);
@@ -177,7 +185,7 @@ impl Dataplane {
                         Err(error) => return drop(opened.send(Err(error))),
                     };
                     let mut worker = match Worker::new(ports, lane, published, config, counters) {
-                        Ok(worker) => worker,
+                        Ok(worker) => worker.with_desk(desk),
                         Err(error) => return drop(opened.send(Err(error.into()))),
                     };
                     received.give(&mut worker, is_first);
@@ -206,6 +214,7 @@ impl Dataplane {
             at: Instant::now(),
         });
         self.workers.push(WorkerThread {
+            asker,
             counters,
             waker,
             seen,

@@ -12,6 +12,7 @@ pub mod certificate;
 mod change;
 pub mod changes;
 pub mod control;
+pub mod dataplane;
 mod edge;
 pub mod error;
 mod gate;
@@ -54,7 +55,7 @@ use crate::auth::signatures::Signatures;
 use crate::backup::Backups;
 use crate::config::{Config, RecentLog};
 use crate::control::rejoin::Rejoin;
-use crate::dataplane::Acquired;
+use crate::dataplane::{Acquired, Dataplane, Shown};
 use crate::metrics::{HttpMetrics, Links};
 use crate::readiness::{Readiness, View};
 use crate::sysdump::Source;
@@ -71,6 +72,9 @@ const ARCHIVES_AT_ONCE: usize = 1;
 pub struct App {
     node: ArcSwapOption<Node>,
     counters: ArcSwap<Vec<Arc<WorkerCounters>>>,
+    dataplane: ArcSwapOption<Dataplane>,
+    /// Turns at measuring flows' rates.
+    rates: Semaphore,
     readiness: Arc<Readiness>,
     metrics: HttpMetrics,
     logins: Mutex<Limiter>,
@@ -150,6 +154,8 @@ impl App {
         Arc::new(Self {
             node: ArcSwapOption::empty(),
             counters: ArcSwap::default(),
+            dataplane: ArcSwapOption::empty(),
+            rates: Semaphore::new(1),
             readiness,
             metrics,
             logins: Mutex::default(),
@@ -175,6 +181,21 @@ impl App {
     /// Sets whose counters the dataplane's figures are.
     pub fn set_counters(&self, counters: Vec<Arc<WorkerCounters>>) {
         self.counters.store(Arc::new(counters));
+    }
+
+    /// Sets whose flows are looked at; the counters are theirs, too.
+    pub fn set_dataplane(&self, dataplane: &Arc<Dataplane>) {
+        self.set_counters(dataplane.counters());
+        self.dataplane.store(Some(Arc::clone(dataplane)));
+    }
+
+    /// What was counted in the flow tables last, while there are any.
+    pub(crate) fn surveyed(&self) -> Option<Arc<Shown>> {
+        Some(self.dataplane.load_full()?.shown())
+    }
+
+    fn rates(&self) -> &Semaphore {
+        &self.rates
     }
 
     /// Sets what is known of scheduled backups.

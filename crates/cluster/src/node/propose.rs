@@ -393,6 +393,23 @@ impl<R: AsyncRuntime> Node<R> {
             .map_err(|error| ForwardError::Lost(format!("unreadable answer: {error}")))
     }
 
+    /// The same with any member, leader or not.
+    ///
+    /// # Errors
+    /// As [`ask_member`](Self::ask_member).
+    pub async fn forward_http_to(
+        &self,
+        member: NodeId,
+        request: &HttpRequest,
+        deadline: Duration,
+    ) -> Result<HttpResponse, ForwardError> {
+        let body = rmp_serde::to_vec_named(request)
+            .expect("a request has no value that MessagePack lacks");
+        let answer = self.ask_member(member, Kind::Http, body.into(), deadline);
+        rmp_serde::from_slice(&answer.await?)
+            .map_err(|error| ForwardError::Lost(format!("unreadable answer: {error}")))
+    }
+
     /// Hands leadership to `to`, or to the voter that is furthest, and waits until that one leads.
     ///
     /// # Errors

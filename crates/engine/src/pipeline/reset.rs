@@ -2,8 +2,9 @@
 //! that a new policy ends.
 
 use super::Pipeline;
+use crate::address::Addr;
 use crate::clock::Now;
-use crate::flow::Flow;
+use crate::flow::{Flow, Key};
 use crate::outbox::Link;
 use crate::parse::Parsed;
 use crate::port::PortId;
@@ -55,12 +56,34 @@ impl Pipeline {
             End::Client => (flow.server_key().reversed(), flow.server),
             End::Server => (flow.client_key().reversed(), flow.client),
         };
+        let flags = RST | p.segment.flags & ACK;
+        self.reset_one(now, key, to, (p.segment.seq, p.segment.ack), flags);
+    }
+
+    /// Ends a connection towards both ends of their own accord: each is told by what the other has
+    /// sent last. An end that has not been heard yet has nothing to be told by.
+    pub(super) fn reset_ends(&mut self, now: Now, flow: &Flow) {
+        let [client, server] = [End::Client, End::Server].map(|end| flow.tcp.next_of(end));
+        if let Some(seq) = client {
+            let (key, ack) = (flow.server_key().reversed(), server.unwrap_or(0));
+            let flags = if server.is_some() { RST | ACK } else { RST };
+            self.reset_one(now, key, flow.server, (seq, ack), flags);
+        }
+        if let Some(ack) = client {
+            // A client that waits for the answer to its SYN takes a reset that acknowledges it.
+            let (key, seq) = (flow.client_key().reversed(), server.unwrap_or(0));
+            self.reset_one(now, key, flow.client, (seq, ack), RST | ACK);
+        }
+    }
+
+    /// Sends a reset with this key, in the name of its source.
+    fn reset_one(&mut self, now: Now, key: Key, to: Addr, (seq, ack): (u32, u32), flags: u8) {
         let segment = Segment {
             src_port: key.src_port,
             dst_port: key.dst_port,
-            seq: p.segment.seq,
-            ack: p.segment.ack,
-            flags: RST | p.segment.flags & ACK,
+            seq,
+            ack,
+            flags,
             ..Segment::default()
         };
         let Ok(hop) = self.next_hop(to, now) else {

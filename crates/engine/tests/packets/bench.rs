@@ -104,6 +104,7 @@ pub(crate) struct Bench {
     pub(crate) published: Arc<ArcSwap<Snapshot>>,
     pub(crate) counters: Arc<WorkerCounters>,
     pub(crate) events: Receiver<Event>,
+    pub(crate) asker: engine::look::Asker,
     pub(crate) now: Now,
     seen: BTreeMap<String, u64>,
 }
@@ -180,12 +181,15 @@ impl Bench {
             Arc::clone(&counters),
         )
         .expect("valid by construction");
+        let (asker, desk) = engine::look::channel();
+        let worker = worker.with_desk(desk);
         let now = Now(1_000_000_000);
         let mut bench = Bench {
             worker,
             published,
             counters,
             events,
+            asker,
             now,
             seen: BTreeMap::new(),
         };
@@ -298,6 +302,13 @@ impl Bench {
             "{:?}",
             self.moved()
         );
+    }
+
+    /// What comes out by itself.
+    pub(crate) fn exchange_frames(&mut self) -> Vec<(usize, Frame)> {
+        let parse = |p: &MemoryPacket| Frame::parse(p.bytes()).unwrap_or_else(|e| panic!("{e}"));
+        let sent = self.exchange();
+        sent.iter().map(|(port, p)| (*port, parse(p))).collect()
     }
 
     /// Polls until nothing moves; answers questions for neighbours; collects the rest.

@@ -8,6 +8,7 @@ mod handover;
 mod icmp;
 mod limits;
 mod link;
+mod look;
 mod nat;
 mod overlay;
 mod policy;

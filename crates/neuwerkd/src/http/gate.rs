@@ -14,7 +14,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use cluster::command::Role as Grade;
-use cluster::{Digest, ForwardError, NoLeader, Node, Role};
+use cluster::{Digest, ForwardError, NoLeader, Node, NodeId, Role};
 use http::header::{AUTHORIZATION, CONTENT_LENGTH, COOKIE, EXPECT, IF_MATCH, LOCATION};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, request};
 use http_body_util::{BodyExt as _, Limited};
@@ -85,7 +85,19 @@ async fn admit(app: &App, row: &Row, request: Request, next: Next) -> Answer {
     if let Some(identity) = identity {
         parts.extensions.insert(identity);
     }
-    if row.answered == Answered::Here {
+    let elsewhere = match row.answered {
+        Answered::Named => named(app, parts.uri.query())?,
+        _ => None,
+    };
+    if let Some((node, member)) = elsewhere {
+        if matches!(origin, Origin::Member { .. }) {
+            return Err(Refused::bad_request(
+                "node names another member than the one that is asked",
+            ));
+        }
+        return forward(&node, row, Some(member), parts, body, &origin).await;
+    }
+    if matches!(row.answered, Answered::Here | Answered::Named) {
         return Ok(next.run(Request::from_parts(parts, Body::from(body))).await);
     }
 
@@ -161,7 +173,7 @@ async fn carry_out(
             Ok(next.run(Request::from_parts(parts, Body::from(body))).await)
         }
         Plan::Lead => Ok(next.run(Request::from_parts(parts, Body::from(body))).await),
-        Plan::Forward => forward(node, row, parts, body, origin).await,
+        Plan::Forward => forward(node, row, None, parts, body, origin).await,
         Plan::Redirect(leader) => redirect_to(&leader, &parts),
         Plan::Nobody(why) => Err(Refused::no_leader(why)),
         Plan::Moved => Err(Refused::unavailable(
@@ -205,7 +217,7 @@ fn plan(
     redirect: bool,
 ) -> Plan {
     let local = match (answered, consistency) {
-        (Answered::Here, _) => true,
+        (Answered::Here | Answered::Named, _) => true,
         (Answered::Write, _) => false,
         (_, Some(consistency)) => consistency == Consistency::Local,
         (Answered::LocalRead, None) => true,
@@ -449,9 +461,27 @@ fn ensure_idempotency_key(headers: &mut HeaderMap) -> Answer<()> {
     }
 }
 
+/// The member that a query names, if it is not this node.
+fn named(app: &App, query: Option<&str>) -> Answer<Option<(Arc<Node>, NodeId)>> {
+    let Some((_, id)) = query_pairs(query).find(|(key, _)| *key == "node") else {
+        return Ok(None);
+    };
+    let node = app.node()?;
+    let member = super::members::parse_id(id)?;
+    if member == node.node_id() {
+        return Ok(None);
+    }
+    match node.state().member(member) {
+        Some(_) => Ok(Some((node, member))),
+        None => Err(Refused::not_found(&format!("member {member}"))),
+    }
+}
+
+/// Has the leader answer, or `member`.
 async fn forward(
     node: &Node,
     row: &Row,
+    member: Option<NodeId>,
     parts: request::Parts,
     body: Bytes,
     origin: &Origin,
@@ -472,6 +502,15 @@ async fn forward(
     };
     let limit = FORWARD_LIMIT + super::policy::asked_wait(parts.uri.query());
     let request = to_leader(&parts, &headers, &body, client);
+    if let Some(member) = member {
+        let answer = node.forward_http_to(member, &request, limit).await;
+        return answer.ok().and_then(from_leader).ok_or_else(|| {
+            Refused::new(
+                StatusCode::GATEWAY_TIMEOUT,
+                format!("member {member} does not answer"),
+            )
+        });
+    }
     let answer = node.forward_http(&request, limit).await;
     let changes = row.answered == Answered::Write;
     let key = text(&headers, &IDEMPOTENCY_KEY).filter(|_| changes);
@@ -497,8 +536,6 @@ fn tell_freshness(node: &Node, headers: &mut HeaderMap) {
 
 #[cfg(test)]
 mod tests {
-    use cluster::NodeId;
-
     use super::*;
 
     const LEADER: Role = Role::Leader { term: 1 };

@@ -408,7 +408,7 @@ fn optional<T: DeserializeOwned + Default>(body: &[u8]) -> Answer<T> {
     openapi::parse(body)
 }
 
-fn parse_id(text: &str) -> Answer<NodeId> {
+pub(super) fn parse_id(text: &str) -> Answer<NodeId> {
     text.parse()
         .map_err(|_| Refused::not_found(&format!("member {text}; an id has 16 hexadecimal digits")))
 }

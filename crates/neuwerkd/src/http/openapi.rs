@@ -235,6 +235,11 @@ pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Answer<T> {
         api::cluster::PreflightRequest,
         api::cluster::PreflightResponse,
         api::cluster::Reached,
+        api::dataplane::FlowList,
+        api::dataplane::FlowEntry,
+        api::dataplane::KilledFlows,
+        api::dataplane::NatUse,
+        api::dataplane::NatAddress,
         api::stats::StatsSnapshot,
         api::stats::DataplaneStats,
         api::stats::DecisionCounters,
@@ -338,6 +343,10 @@ fn operation(row: &Row) -> utoipa::openapi::path::Operation {
         operation =
             operation.parameter(parameter(param.name, ParameterIn::Query, param.description));
     }
+    if row.answered == Answered::Named {
+        let description = "the member that answers, by its id; default the node that is asked";
+        operation = operation.parameter(parameter("node", ParameterIn::Query, description));
+    }
     if matches!(
         row.answered,
         Answered::LocalRead | Answered::LinearizableRead
@@ -418,6 +427,10 @@ fn answers(row: &Row) -> Vec<(u16, &'static str, Option<Media>)> {
             "The change may or may not have been made; retry with the key named",
             Some(ERROR),
         ));
+    }
+    if row.answered == Answered::Named {
+        answers.push((404, "There is no such member", Some(ERROR)));
+        answers.push((504, "The member has not answered", Some(ERROR)));
     }
     if row.access != Access::Public {
         answers.push((

@@ -10,8 +10,8 @@ use http::Method;
 
 use super::openapi::Doc;
 use super::{
-    App, account, backup, ca, changes, health, history, joining, key, members, openapi, policy,
-    preflight, session, stats, sysdump,
+    App, account, backup, ca, changes, dataplane, health, history, joining, key, members, openapi,
+    policy, preflight, session, stats, sysdump,
 };
 
 /// Who may use a route.
@@ -32,6 +32,8 @@ pub enum Access {
 pub enum Answered {
     /// The node that was asked, from what it has; consistency does not apply.
     Here,
+    /// The member that `?node=` names, from what it has; else the node that was asked.
+    Named,
     /// The node that was asked, unless `?consistency=linearizable`.
     LocalRead,
     /// The leader, after it has made sure that it is one, unless `?consistency=local`.
@@ -85,7 +87,7 @@ pub struct Row {
 }
 
 use Access::{Admin, Any, Node, Public};
-use Answered::{Here, LinearizableRead, LocalRead, Write};
+use Answered::{Here, LinearizableRead, LocalRead, Named, Write};
 
 /// Every route of the management API.
 #[rustfmt::skip] // A table reads better in columns.
@@ -106,6 +108,10 @@ pub static ROUTES: &[Row] = &[
     row(Method::GET,    api::paths::POLICY_REVISIONS,       Any,    LocalRead,        "listPolicyRevisions",  || get(history::list),              &history::LIST),
     row(Method::GET,    api::paths::POLICY_REVISION,        Any,    LocalRead,        "getPolicyRevision",    || get(history::read),              &history::READ),
     row(Method::GET,    api::paths::STATS,                  Any,    LocalRead,        "stats",                || get(stats::read),                  &stats::READ),
+    row(Method::GET,    api::paths::FLOWS,                  Any,    Named,            "listFlows",            || get(dataplane::flows),            &dataplane::FLOWS),
+    row(Method::GET,    api::paths::FLOWS_TOP,              Any,    Named,            "topFlows",             || get(dataplane::top),              &dataplane::TOP),
+    row(Method::POST,   api::paths::FLOWS_KILL,             Admin,  Named,            "killFlows",            || post(dataplane::kill),            &dataplane::KILL),
+    row(Method::GET,    api::paths::NAT,                    Any,    Named,            "natUse",               || get(dataplane::nat),              &dataplane::NAT),
     row(Method::GET,    api::paths::MEMBERS,                Any,    LocalRead,        "clusterMembers",       || get(members::list),                &members::LIST),
     row(Method::POST,   api::paths::MEMBER_APPROVAL,        Admin,  Write,            "approveMember",        || post(joining::approve),           &joining::APPROVE),
     row(Method::GET,    api::paths::JOIN_SETTINGS,          Any,    LocalRead,        "getJoinSettings",      || get(joining::read),               &joining::READ),

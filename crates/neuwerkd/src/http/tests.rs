@@ -4,6 +4,7 @@ mod access;
 mod accounts;
 mod archives;
 mod certificates;
+mod dataplane;
 mod joining;
 mod keys;
 mod leader;

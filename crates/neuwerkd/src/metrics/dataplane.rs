@@ -13,7 +13,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
-use crate::dataplane::PORT_NAMES;
+use crate::dataplane::{PORT_NAMES, Shown};
 use crate::http::App;
 
 /// Reads the counters that `app` has now.
@@ -36,7 +36,8 @@ impl std::fmt::Debug for DataplaneCollector {
 
 impl Collector for DataplaneCollector {
     fn encode(&self, encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
-        encode(&self.app.counters(), encoder)
+        let surveyed = self.app.surveyed().unwrap_or_default();
+        encode(&self.app.counters(), &surveyed, encoder)
     }
 }
 
@@ -112,6 +113,34 @@ const FAMILIES: [(&str, &str, &str); 6] = [
     ),
 ];
 
+const PORT_UTILIZATION: (&str, &str, &str) = (
+    "dp_nat_port_utilization_ratio",
+    "",
+    "Share of the ports of one translation address that one protocol uses, 0 to 1; of all, the largest. Up to 10 s old",
+);
+const SYN_ONLY: (&str, &str, &str) = (
+    "dp_syn_only_active_flows",
+    "worker",
+    "TCP flows of which only the first SYN has been seen. Up to 10 s old",
+);
+const BY_GROUP: (&str, &str, &str) = (
+    "dp_active_flows_by_source_group",
+    "source_group",
+    "Flows by the source group that allows them; `default` if none decided. Up to 10 s old",
+);
+
+/// A gauge of one worker, which may be a share.
+type ReadGauge = fn(&WorkerCounters) -> f64;
+
+#[rustfmt::skip] // A table reads better in columns.
+const BY_WORKER: &[(&str, &str, &str, ReadGauge)] = &[
+    ("dp_active_flows_shard",                "shard",  "Flows of one packet worker",                           |w| w.flows_active.get() as f64),
+    ("dp_active_nat_entries_shard",          "shard",  "Translations of one packet worker",                    |w| w.nat_active.get() as f64),
+    ("dp_flow_table_capacity",               "worker", "Flows that fit into the table of one packet worker",   |w| w.flow_capacity.get() as f64),
+    ("dp_flow_table_utilization_ratio_shard","shard",  "Share of the flow table of one packet worker in use, 0 to 1", |w| share(w.flows_active.get(), w.flow_capacity.get())),
+    ("dp_nat_table_utilization_ratio_shard", "shard",  "Share of the translations of one packet worker in use, 0 to 1", |w| share(w.nat_active.get(), w.nat_capacity.get())),
+];
+
 const PORT_UP: (&str, &str, &str) = (
     "neuwerk_dp_port_up",
     "port",
@@ -134,11 +163,21 @@ pub(super) fn counters() -> impl Iterator<Item = (&'static str, &'static str, &'
 pub(super) fn gauges() -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
     let plain = GAUGES.iter().map(|(name, help, _)| (*name, "", *help));
     let ratios = RATIOS.iter().map(|(name, help, ..)| (*name, "", *help));
-    plain.chain(ratios).chain([PORT_UP, NAT_BINDINGS])
+    let by_worker = BY_WORKER
+        .iter()
+        .map(|(name, label, help, _)| (*name, *label, *help));
+    plain.chain(ratios).chain(by_worker).chain([
+        PORT_UTILIZATION,
+        SYN_ONLY,
+        BY_GROUP,
+        PORT_UP,
+        NAT_BINDINGS,
+    ])
 }
 
 fn encode(
     workers: &[Arc<WorkerCounters>],
+    surveyed: &Shown,
     mut encoder: DescriptorEncoder,
 ) -> Result<(), std::fmt::Error> {
     let sum = |read: &dyn Fn(&WorkerCounters) -> u64| -> u64 {
@@ -160,6 +199,25 @@ fn encode(
         };
         gauge(&mut encoder, name, help, share)?;
     }
+    gauge(
+        &mut encoder,
+        PORT_UTILIZATION.0,
+        PORT_UTILIZATION.2,
+        surveyed.port_utilization,
+    )?;
+    let (name, _, help) = SYN_ONLY;
+    let mut syn_only = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    for (index, flows) in surveyed.syn_only.iter().enumerate() {
+        let labels = [("worker", index.to_string())];
+        ConstGauge::new(*flows).encode(syn_only.encode_family(&labels)?)?;
+    }
+    let (name, _, help) = BY_GROUP;
+    let mut groups = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    for (group, flows) in &surveyed.groups {
+        let labels = [("source_group", group.as_str())];
+        ConstGauge::new(*flows).encode(groups.encode_family(&labels)?)?;
+    }
+    by_worker(&mut encoder, workers)?;
     let [
         (packets, _, packets_help),
         (bytes, _, bytes_help),
@@ -217,6 +275,29 @@ fn nat_bindings(
         ConstGauge::new(count).encode(family.encode_family(&labels)?)?;
     }
     Ok(())
+}
+
+/// Gauges of each worker.
+fn by_worker(
+    encoder: &mut DescriptorEncoder,
+    workers: &[Arc<WorkerCounters>],
+) -> Result<(), std::fmt::Error> {
+    for (name, label, help, read) in BY_WORKER {
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (index, worker) in workers.iter().enumerate() {
+            let labels = [(*label, index.to_string())];
+            ConstGauge::new(read(worker)).encode(family.encode_family(&labels)?)?;
+        }
+    }
+    Ok(())
+}
+
+fn share(used: u64, of: u64) -> f64 {
+    if of == 0 {
+        0.0
+    } else {
+        used as f64 / of as f64
+    }
 }
 
 /// Whether the data ports are up, and what they have lost outside the engine.
@@ -315,7 +396,11 @@ mod tests {
 
     impl Collector for Two {
         fn encode(&self, encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
-            super::encode(&[Arc::default(), Arc::default()], encoder)
+            super::encode(
+                &[Arc::default(), Arc::default()],
+                &Shown::default(),
+                encoder,
+            )
         }
     }
 

@@ -1,0 +1,226 @@
+//! Flows and translations over the API, from packet workers with ports in memory.
+
+use engine::port::memory::{MemoryPacket, MemoryPort};
+use engine::snapshot::{PortSettings, Settings};
+use policy::{Compiled, Document};
+
+use super::*;
+use crate::dataplane::{Dataplane, Opened};
+
+const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+
+/// A UDP packet of 10.0.0.2 to port 53 of 198.51.100.1.
+fn datagram(src_port: u16) -> MemoryPacket {
+    let mut frame = [&MAC[..], &[2, 0, 0, 0, 0, 0x99], &[8, 0]].concat();
+    let mut ip = [
+        69, 0, 0, 33, 0, 0, 0x40, 0, 64, 17, 0, 0, 10, 0, 0, 2, 198, 51, 100, 1,
+    ];
+    let words = ip
+        .chunks(2)
+        .map(|word| u32::from(word[0]) << 8 | u32::from(word[1]));
+    let sum: u32 = words.sum();
+    let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
+    ip[10..12].copy_from_slice(&sum.to_be_bytes());
+    frame.extend(ip);
+    frame.extend(src_port.to_be_bytes());
+    frame.extend([0, 53, 0, 13, 0, 0]);
+    frame.extend(b"hello");
+    MemoryPacket::new(frame)
+}
+
+/// Packet workers that have seen datagrams from these ports.
+fn dataplane(ports: &'static [u16]) -> Arc<Dataplane> {
+    let document = r#"{"default_policy":"deny","source_groups":[{"id":"clients","mode":"enforce",
+        "sources":{"cidrs":["10.0.0.0/8"]},
+        "rules":[{"id":"dns","action":"allow","match":{"proto":"udp","dst_ports":[53]}}]}]}"#;
+    let document = Document::parse_json(document.as_bytes()).unwrap();
+    let policy = Arc::new(Compiled::compile(&document, 1).unwrap());
+    let port = |address: &str, gateway: Option<&str>| PortSettings {
+        addresses: vec![address.parse().unwrap()],
+        gateways: gateway.iter().map(|via| via.parse().unwrap()).collect(),
+        ..PortSettings::default()
+    };
+    let settings = Settings {
+        ports: vec![
+            port("10.0.0.1/24", None),
+            port("192.0.2.1/24", Some("192.0.2.254")),
+        ],
+        ..Settings::default()
+    };
+    let open = move || {
+        let mut inside = MemoryPort::new(MAC, 1500);
+        inside.rx.extend(ports.iter().map(|port| datagram(*port)));
+        Ok(Opened::<_, MemoryPort> {
+            ports: vec![inside, MemoryPort::new([2, 0, 0, 0, 0, 2], 1500)],
+            lane: None,
+        })
+    };
+    let nothing = Arc::new(crate::handover::Received::nothing());
+    Arc::new(Dataplane::start(settings, policy, 1024, None, vec![open], &nothing).unwrap())
+}
+
+async fn looked_at(cluster: &Cluster, n: usize, ports: &'static [u16]) -> Arc<Dataplane> {
+    let dataplane = dataplane(ports);
+    cluster.app(n).set_dataplane(&dataplane);
+    let opened = || dataplane.active_flows() as usize == ports.len();
+    cluster.wait("the flows are there", |_| opened()).await;
+    dataplane
+}
+
+/// Source ports of the flows in an answer.
+fn ports(answer: &Value) -> Vec<u64> {
+    let flows = answer["flows"].as_array().unwrap().iter();
+    let mut ports: Vec<_> = flows
+        .map(|flow| flow["src_port"].as_u64().unwrap())
+        .collect();
+    ports.sort_unstable();
+    ports
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn flows_are_listed_page_by_page_and_by_filter() {
+    let cluster = Cluster::one().await;
+    let _dataplane = looked_at(&cluster, 0, &[5001, 5002, 5003]).await;
+    let get = async |query: &str| {
+        let path = format!("{}{query}", api::paths::FLOWS);
+        cluster.get(0, &path).expect(StatusCode::OK).await.json()
+    };
+    let all = get("").await;
+    assert_eq!(ports(&all), [5001, 5002, 5003]);
+    let flow = &all["flows"][0];
+    let facts = ["proto", "dst_ip", "nat_ip", "source_group", "rule", "state"];
+    let facts = facts.map(|name| flow[name].as_str().unwrap());
+    let expected = [
+        "udp",
+        "198.51.100.1",
+        "192.0.2.1",
+        "clients",
+        "dns",
+        "unanswered",
+    ];
+    assert_eq!(facts, expected);
+
+    let first = get("?limit=2").await;
+    assert_eq!(ports(&first).len(), 2);
+    let rest = get(&format!(
+        "?limit=2&cursor={}",
+        first["next"].as_str().unwrap()
+    ))
+    .await;
+    assert_eq!((ports(&rest).len(), rest.get("next")), (1, None));
+    for (query, expected) in [
+        ("?sport=5002", &[5002][..]),
+        ("?from=10.0.0.0%2F8&port=5003", &[5003]),
+        ("?to=10.0.0.2", &[]),
+        ("?group=clients&rule=dns&proto=udp", &[5001, 5002, 5003]),
+        ("?state=established", &[]),
+    ] {
+        assert_eq!(ports(&get(query).await), expected, "{query}");
+    }
+    for query in [
+        "?sprt=1",
+        "?group=none",
+        "?rule=dns",
+        "?limit=0",
+        "?cursor=x",
+        "?proto=foo",
+    ] {
+        let path = format!("{}{query}", api::paths::FLOWS);
+        cluster.get(0, &path).expect(StatusCode::BAD_REQUEST).await;
+    }
+    for by in ["bytes", "packets", "rate&interval_ms=100"] {
+        let path = format!("{}?count=2&by={by}", api::paths::FLOWS_TOP);
+        let top = cluster.get(0, &path).expect(StatusCode::OK).await.json();
+        assert_eq!(ports(&top).len(), 2, "{by}");
+    }
+    let nat = cluster
+        .get(0, api::paths::NAT)
+        .expect(StatusCode::OK)
+        .await
+        .json();
+    assert_eq!(nat["addresses"][0]["address"], "192.0.2.1");
+    assert_eq!(
+        (&nat["bindings"], &nat["addresses"][0]["udp_ports"]),
+        (&3.into(), &3.into())
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn flows_end_when_an_administrator_says_which() {
+    let cluster = Cluster::one().await;
+    let dataplane = looked_at(&cluster, 0, &[5001, 5002, 5003]).await;
+    let kill = |query: &str, role: &str| {
+        let path = format!("{}{query}", api::paths::FLOWS_KILL);
+        let ask = cluster.ask(0, Method::POST, &path);
+        ask.token(&cluster.token(&[role]))
+    };
+    kill("?sport=5001", "readonly")
+        .expect(StatusCode::FORBIDDEN)
+        .await;
+    for query in [
+        "",
+        "?all=false",
+        "?sport=5001&all=true",
+        "?srcport=5001",
+        "?sport=5001&reset=1",
+    ] {
+        kill(query, "admin").expect(StatusCode::BAD_REQUEST).await;
+    }
+    assert_eq!(dataplane.active_flows(), 3);
+    let killed = kill("?sport=5001", "admin").expect(StatusCode::OK).await;
+    assert_eq!(
+        (killed.json()["killed"].as_u64(), dataplane.active_flows()),
+        (Some(1), 2)
+    );
+    let killed = kill("?all=true&reset=true", "admin")
+        .expect(StatusCode::OK)
+        .await;
+    assert_eq!(
+        (killed.json()["killed"].as_u64(), dataplane.active_flows()),
+        (Some(2), 0)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn any_member_answers_for_any_other() {
+    let cluster = Cluster::three().await;
+    let _dataplanes = [
+        looked_at(&cluster, 0, &[5001]).await,
+        looked_at(&cluster, 1, &[5002, 5003]).await,
+    ];
+    let of = |n: usize| cluster.node(n).node_id();
+    let path = |n: usize| format!("{}?node={}", api::paths::FLOWS, of(n));
+    for (asked, named, expected) in [
+        (0, 0, &[5001][..]),
+        (0, 1, &[5002, 5003]),
+        (2, 1, &[5002, 5003]),
+    ] {
+        let ask = cluster.get(asked, &path(named));
+        let answer = ask.expect(StatusCode::OK).await.json();
+        assert_eq!(ports(&answer), expected, "{asked} about {named}");
+        assert_eq!(answer["node_id"], of(named).to_string());
+    }
+    // Root at one member, who has no token.
+    let root = cluster.ask(2, Method::GET, &path(0)).by_root();
+    assert_eq!(ports(&root.expect(StatusCode::OK).await.json()), [5001]);
+    // The member's own refusal comes back; so does that of who may not ask at all.
+    cluster
+        .get(0, &path(2))
+        .expect(StatusCode::SERVICE_UNAVAILABLE)
+        .await;
+    let unknown = format!("{}?node=00000000000000ff", api::paths::FLOWS);
+    cluster.get(0, &unknown).expect(StatusCode::NOT_FOUND).await;
+    cluster
+        .ask(0, Method::GET, &path(1))
+        .expect(StatusCode::UNAUTHORIZED)
+        .await;
+    let path = format!("{}?node={}&all=true", api::paths::FLOWS_KILL, of(1));
+    let ask = cluster
+        .ask(0, Method::POST, &path)
+        .token(&cluster.token(&["readonly"]));
+    ask.expect(StatusCode::FORBIDDEN).await;
+
+    cluster.cut_off(1);
+    let late = cluster.get(0, &format!("{}?node={}", api::paths::FLOWS, of(1)));
+    late.expect(StatusCode::GATEWAY_TIMEOUT).await;
+}
