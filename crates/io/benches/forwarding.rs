@@ -6,7 +6,8 @@
 //! a worker of the engine on two ports of each backend, with the same policy and SNAT. Each turn floods 256
 //! UDP flows of 64-byte frames, one in 64 of them to a denied address, and then lets iperf3 send
 //! one TCP stream with all offloads. The sink counts what arrived with the translated source,
-//! and the run fails if anything arrived untranslated or denied. Turns are interleaved and
+//! and the run fails if anything arrived untranslated or denied. Then wrk asks nginx (`forwarding/sink.nginx`) as often as
+//! it can, over a new connection each time, and `ping` measures the round trip through a forwarder that is idle. Turns are interleaved and
 //! repeated; medians are compared.
 //!
 //! By itself the kernel forwards on the core that sends, the sender's time included, while the
@@ -20,7 +21,7 @@
 
 #[path = "forwarding/forwarder.rs"]
 mod forwarder;
-#[path = "forwarding/report.rs"]
+#[path = "engine/report.rs"]
 mod report;
 #[path = "forwarding/space.rs"]
 mod space;
@@ -28,26 +29,63 @@ mod space;
 mod traffic;
 
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use forwarder::{Backend, Engine, Kernel};
-use report::{Line, heading, median};
-use serde_json::{Value, json};
+use report::{Line, Target};
 use space::Space;
-use traffic::{Flood, Transfer, flood, transfer};
+use traffic::{Connections, Echo, Flood, Transfer, connections, echo, flood, transfer};
 
 /// The forwarders, in the order of their turns.
 const KERNEL: usize = 0;
 const KERNEL_SPREAD: usize = 1;
-/// The engine's backends come after the two: name, backend, and what is wanted of its rate of small frames and of its
-/// bulk transfer, as a multiple of the kernel's.
-const BACKENDS: [(&str, Backend, [Option<f64>; 2]); 2] = [
-    ("packet", Backend::Packet, [Some(1.5), Some(1.0)]),
-    // No super-packets, so no bulk transfer to speak of.
-    ("xdp", Backend::Xdp, [Some(1.7), None]),
+/// The engine's backends come after the two: name, backend, and what is wanted of it, as multiples of the kernel's.
+const BACKENDS: [(&str, Backend, Wanted); 2] = [
+    (
+        "packet",
+        Backend::Packet,
+        Wanted {
+            flood: Some(Target::AtLeast(1.5)),
+            transfer: Some(Target::AtLeast(1.0)),
+            connections: Some(Target::AtLeast(1.0)),
+            echo: Some(Target::AtMost(2.5)),
+        },
+    ),
+    (
+        "xdp",
+        Backend::Xdp,
+        Wanted {
+            flood: Some(Target::AtLeast(1.7)),
+            // It has no super-packets.
+            transfer: None,
+            connections: None,
+            echo: None,
+        },
+    ),
 ];
+
+/// What is wanted of a backend.
+#[derive(Clone, Copy)]
+struct Wanted {
+    /// Small frames per second.
+    flood: Option<Target>,
+    /// Rate of a bulk transfer.
+    transfer: Option<Target>,
+    /// Connections per second.
+    connections: Option<Target>,
+    /// Round trip of an echo.
+    echo: Option<Target>,
+}
+
+/// What one turn of a forwarder gave.
+struct Turn {
+    flood: Flood,
+    transfer: Transfer,
+    connections: Connections,
+    echo: Echo,
+}
+
 const FORWARDERS: usize = 2 + BACKENDS.len();
 
 fn main() -> Result<()> {
@@ -55,44 +93,35 @@ fn main() -> Result<()> {
         // `cargo test --benches` runs it too, without `--bench`.
         return Ok(());
     };
+    traffic::install()?;
     let links = Links::lay()?;
-    let mut floods: [Vec<Flood>; FORWARDERS] = Default::default();
-    let mut transfers: [Vec<Transfer>; FORWARDERS] = Default::default();
+    let mut turns: [Vec<Turn>; FORWARDERS] = Default::default();
     for repetition in 1..=options.repetitions {
         for turn in (0..FORWARDERS).filter(|turn| options.wants(*turn)) {
-            let (flood, transfer) = links.measure(turn, options.length)?;
+            let measured = links.measure(turn, options.length)?;
             println!(
                 "{repetition}/{} {:<12} {:>8.0} packets/s of {:>8.0} offered, {:>5.2} µs of processor each; \
-                 {:>6.2} Gbit/s, {} retransmits, {:.2} cores",
+                 {:>6.2} Gbit/s, {} retransmits, {:.2} cores; {:>6.0} connections/s, {} failed; echo in {:>5.0} µs",
                 options.repetitions,
                 name(turn),
-                flood.packets_per_s,
-                flood.offered_per_s,
-                flood.cpu_us_per_packet,
-                transfer.gbit_per_s,
-                transfer.retransmits,
-                transfer.cores,
+                measured.flood.packets_per_s,
+                measured.flood.offered_per_s,
+                measured.flood.cpu_us_per_packet,
+                measured.transfer.gbit_per_s,
+                measured.transfer.retransmits,
+                measured.transfer.cores,
+                measured.connections.per_s,
+                measured.connections.failed,
+                measured.echo.rtt_us,
             );
-            floods[turn].push(flood);
-            transfers[turn].push(transfer);
+            turns[turn].push(measured);
         }
     }
     let lines: Vec<Line> = (0..BACKENDS.len())
         .filter(|backend| options.wants(2 + backend))
-        .flat_map(|backend| compare(backend, &floods, &transfers))
+        .flat_map(|backend| compare(backend, &turns))
         .collect();
-    println!("\n{}", heading());
-    for line in &lines {
-        println!("{}", line.to_text());
-    }
-    let path = result_path();
-    if let Some(directory) = path.parent() {
-        fs::create_dir_all(directory)?;
-    }
-    let result: Vec<Value> = lines.iter().map(Line::to_json).collect();
-    fs::write(&path, format!("{:#}\n", json!(result)))?;
-    println!("\nwritten to {}", path.display());
-    Ok(())
+    report::publish("forwarding", ["engine", "kernel"], &lines)
 }
 
 /// What a turn measures.
@@ -192,10 +221,14 @@ impl Links {
     }
 
     /// Measures one forwarder.
-    fn measure(&self, turn: usize, length: Duration) -> Result<(Flood, Transfer)> {
-        let run = || -> Result<(Flood, Transfer)> {
-            let flood = flood(&self.source, &self.sink, length)?;
-            Ok((flood, transfer(&self.source, &self.sink, length)?))
+    fn measure(&self, turn: usize, length: Duration) -> Result<Turn> {
+        let run = || -> Result<Turn> {
+            Ok(Turn {
+                flood: flood(&self.source, &self.sink, length)?,
+                transfer: transfer(&self.source, &self.sink, length)?,
+                connections: connections(&self.source, &self.sink, length)?,
+                echo: echo(&self.source)?,
+            })
         };
         if turn < 2 {
             let spread_to = (turn == KERNEL_SPREAD).then_some(self.core);
@@ -225,51 +258,49 @@ impl Links {
     }
 }
 
-fn compare(
-    backend: usize,
-    floods: &[Vec<Flood>; FORWARDERS],
-    transfers: &[Vec<Transfer>; FORWARDERS],
-) -> Vec<Line> {
-    let (name, _, [flood_target, transfer_target]) = BACKENDS[backend];
-    let engine = 2 + backend;
-    let of_floods =
-        |turn: usize, pick: fn(&Flood) -> f64| median(floods[turn].iter().map(pick).collect());
-    let of_transfers = |turn: usize, pick: fn(&Transfer) -> f64| {
-        median(transfers[turn].iter().map(pick).collect())
+fn compare(backend: usize, turns: &[Vec<Turn>; FORWARDERS]) -> Vec<Line> {
+    let (name, _, wanted) = BACKENDS[backend];
+    let line = |what: &str, unit, target, kernel: usize, pick: fn(&Turn) -> f64| {
+        let of = |turn: usize| median(turns[turn].iter().map(pick).collect());
+        let suffix = match kernel {
+            KERNEL_SPREAD => ", kernel with RPS",
+            _ => "",
+        };
+        Line {
+            what: format!("{name}: {what}{suffix}"),
+            value: of(2 + backend),
+            yardstick: of(kernel),
+            unit,
+            target,
+        }
     };
-    let mut lines = Vec::new();
-    for (kernel, suffix) in [(KERNEL, ""), (KERNEL_SPREAD, ", kernel with RPS")] {
-        let wanted = |target: Option<f64>| target.filter(|_| kernel == KERNEL);
-        lines.push(Line {
-            what: format!("{name}: UDP, 64-byte frames{suffix}"),
-            value: of_floods(engine, |f| f.packets_per_s / 1e3),
-            unit: "kpackets/s",
-            yardstick: of_floods(kernel, |f| f.packets_per_s / 1e3),
-            target: wanted(flood_target),
-        });
-        lines.push(Line {
-            what: format!("{name}: TCP, one stream with offloads{suffix}"),
-            value: of_transfers(engine, |t| t.gbit_per_s),
-            unit: "Gbit/s",
-            yardstick: of_transfers(kernel, |t| t.gbit_per_s),
-            target: wanted(transfer_target),
-        });
-    }
-    lines.push(Line {
-        what: format!("{name}: processor time, source to sink"),
-        value: of_floods(engine, |f| f.cpu_us_per_packet),
-        unit: "µs/packet",
-        yardstick: of_floods(KERNEL, |f| f.cpu_us_per_packet),
-        target: None,
-    });
-    lines
+    let small = |turn: &Turn| turn.flood.packets_per_s / 1e3;
+    let bulk = |turn: &Turn| turn.transfer.gbit_per_s;
+    let fresh = |turn: &Turn| turn.connections.per_s / 1e3;
+    let time = |turn: &Turn| turn.flood.cpu_us_per_packet;
+    let (flood, transfer) = ("UDP, 64-byte frames", "TCP, one stream with offloads");
+    let connections = "TCP, a connection for each request";
+    vec![
+        line(flood, "kpackets/s", wanted.flood, KERNEL, small),
+        line(flood, "kpackets/s", None, KERNEL_SPREAD, small),
+        line(
+            "processor time, source to sink",
+            "µs/packet",
+            None,
+            KERNEL,
+            time,
+        ),
+        line(transfer, "Gbit/s", wanted.transfer, KERNEL, bulk),
+        line(transfer, "Gbit/s", None, KERNEL_SPREAD, bulk),
+        line(connections, "k/s", wanted.connections, KERNEL, fresh),
+        line("echo, idle", "µs", wanted.echo, KERNEL, |turn| {
+            turn.echo.rtt_us
+        }),
+    ]
 }
 
-/// `bench/forwarding.json` where cargo builds.
-fn result_path() -> PathBuf {
-    let built = std::env::var_os("CARGO_TARGET_DIR").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target"),
-        PathBuf::from,
-    );
-    built.join("bench/forwarding.json")
+/// The middle of a few measurements.
+pub(crate) fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }

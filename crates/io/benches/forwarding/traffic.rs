@@ -1,5 +1,8 @@
 //! What is sent through the forwarder and what is seen behind it.
 
+#![expect(clippy::print_stdout, reason = "it says what it installs")]
+
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -11,6 +14,7 @@ use io::packet::{PacketConfig, PacketPort};
 use serde_json::Value;
 
 use crate::forwarder::WARM_UP;
+use crate::median;
 use crate::space::{Space, pin};
 
 /// Flows of the flood, told apart by their source port.
@@ -243,4 +247,113 @@ pub(crate) fn transfer(source: &Space, sink: &Space, length: Duration) -> Result
             .unwrap_or(0),
         cores,
     })
+}
+
+/// What a forwarder that is idle otherwise makes of single packets.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Echo {
+    /// Median round trip, microseconds.
+    pub(crate) rtt_us: f64,
+}
+
+/// A few hundred echo requests, one after the other.
+pub(crate) fn echo(source: &Space) -> Result<Echo> {
+    const REQUESTS: usize = 500;
+    let output = source.sh(&format!(
+        "ping -c 5 -i 0.01 -W 2 -q 10.2.0.1 > /dev/null
+         ping -c {REQUESTS} -i 0.005 -W 2 10.2.0.1"
+    ))?;
+    let times: Vec<f64> = output
+        .lines()
+        .filter_map(|line| line.split_once("time="))
+        .filter_map(|(_, time)| time.strip_suffix(" ms")?.parse().ok())
+        .collect();
+    ensure!(
+        times.len() == REQUESTS,
+        "{} of {REQUESTS} requests were answered",
+        times.len()
+    );
+    Ok(Echo {
+        rtt_us: median(times) * 1e3,
+    })
+}
+
+/// What a forwarder makes of connections that carry one request each.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Connections {
+    /// Requests that were answered, each over a connection of its own, per second.
+    pub(crate) per_s: f64,
+    /// Connections that failed.
+    pub(crate) failed: u64,
+}
+
+/// Opens connections to a web server as fast as wrk's 64 clients can.
+pub(crate) fn connections(source: &Space, sink: &Space, length: Duration) -> Result<Connections> {
+    let directory = tempfile::tempdir()?;
+    let path = directory.path().join("nginx.conf");
+    let text = include_str!("sink.nginx");
+    let text = text.replace("@directory@", &directory.path().to_string_lossy());
+    std::fs::write(&path, text)?;
+    let mut server = sink.run(move || {
+        Command::new("nginx")
+            .arg("-c")
+            .arg(path)
+            .stdout(Stdio::null())
+            .spawn()
+    })??;
+    let before = counters(sink)?.tcp_natted;
+    // Every port for the client: the range that is the default would be used up within two seconds.
+    let output = source.sh(&format!(
+        "sysctl -qw net.ipv4.ip_local_port_range='1024 65535'
+         for try in 1 2 3 4 5 6 7 8 9 10; do
+             curl -s -o /dev/null --max-time 1 http://10.2.0.1:8080/ && break
+             sleep 0.2
+         done
+         taskset -c 0 wrk -t 1 -c 64 -d {} -H 'Connection: close' http://10.2.0.1:8080/",
+        length.as_secs().max(1)
+    ));
+    server.kill()?;
+    server.wait()?;
+    let output = output?;
+    let after = counters(sink)?;
+    ensure!(after.tcp_natted > before, "no translated segment arrived");
+    ensure!(
+        after.leaked == 0,
+        "{} segments were not translated",
+        after.leaked
+    );
+    let number = |text: &str| text.trim().trim_end_matches(',').parse::<f64>().ok();
+    let line = |name: &str| {
+        output
+            .lines()
+            .find_map(|line| line.trim().strip_prefix(name))
+    };
+    let errors = line("Socket errors:").unwrap_or_default();
+    let failed = errors.split_whitespace().filter_map(number).sum::<f64>()
+        + line("Non-2xx or 3xx responses:")
+            .and_then(number)
+            .unwrap_or(0.0);
+    Ok(Connections {
+        per_s: line("Requests/sec:")
+            .and_then(number)
+            .context("wrk reported no rate")?,
+        failed: failed as u64,
+    })
+}
+
+/// Installs the web server and its client if they are missing; Debian's unit of the server stays off.
+pub(crate) fn install() -> Result<()> {
+    let present = |program: &str| Command::new(program).arg("-v").output().is_ok();
+    if present("nginx") && present("wrk") {
+        return Ok(());
+    }
+    println!("installing: nginx-light wrk (the unit stays off)");
+    crate::space::sh(
+        "mkdir -p /etc/systemd/system
+         [ -e /etc/systemd/system/nginx.service ] || ln -sf /dev/null /etc/systemd/system/nginx.service
+         export DEBIAN_FRONTEND=noninteractive
+         apt-get update -qq
+         apt-get install -y -qq --no-install-recommends nginx-light wrk",
+    )?;
+    Ok(())
 }

@@ -1,0 +1,218 @@
+//! What the engine itself costs: one worker, on ports that cost next to nothing.
+//!
+//! `cargo bench -p io --bench engine`, or `make bench-dataplane`. Needs no root. Times are those of the thread
+//! (`CLOCK_THREAD_CPUTIME_ID`), so that what else runs on the machine counts only by the caches that it dirties.
+//!
+//! - **Established flows**: UDP packets of 60 bytes in shuffled order, so that each meets a flow that the caches have
+//!   forgotten; translated to the outside address, forwarded, and checked.
+//! - **New flows**: each packet opens one, is judged by the policy and gets a port; with 10 and with 10,000 rules.
+//! - **A million flows**: the memory that they take, the time to hand them to the next process, and the longest turn of the worker while all expire.
+//! - **A new policy** of 10,000 rules under load: packets lost by it, and the longest turn of the worker.
+//!
+//! `--quick` measures a tenth as long and without the ten million flows. The result goes to `target/bench/engine.json`.
+#![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
+
+#[path = "engine/looped.rs"]
+mod looped;
+#[path = "engine/report.rs"]
+mod report;
+#[path = "engine/scene.rs"]
+mod scene;
+
+use anyhow::{Context, Result, bail, ensure};
+use engine::Now;
+use report::{Line, Target};
+use scene::{Rules, Scene};
+
+const SECOND: u64 = 1_000_000_000;
+
+fn main() -> Result<()> {
+    let mut quick = false;
+    let mut wanted = false;
+    for argument in std::env::args().skip(1) {
+        match argument.as_str() {
+            "--bench" => wanted = true,
+            "--quick" => quick = true,
+            other => bail!("unknown argument {other}"),
+        }
+    }
+    if !wanted {
+        // `cargo test --benches` runs it too, without `--bench`.
+        return Ok(());
+    }
+    let packets = if quick { 2_000_000 } else { 20_000_000 };
+    let mut lines = Vec::new();
+    for (flows, name, limit) in [
+        (65_536, "64 k", 60.0),
+        (1_000_000, "1 M", 90.0),
+        (10_000_000, "10 M", 120.0),
+    ] {
+        if !(quick && flows > 1_000_000) {
+            lines.push(Line::alone(
+                format!("established flow, {name} flows, per packet"),
+                established(flows, packets)?,
+                "ns",
+                Target::AtMost(limit),
+            ));
+        }
+    }
+    let flows = if quick { 200_000 } else { 1_000_000 };
+    let few = new_flows(&Rules::few(), flows)?;
+    let many = new_flows(&Rules::many(), flows)?;
+    lines.push(Line::alone(
+        "new flow, 10,000 rules and 10,000 names".into(),
+        many,
+        "ns",
+        Target::AtMost(500.0),
+    ));
+    lines.push(Line {
+        what: "new flow, 10,000 rules ÷ 10 rules".into(),
+        value: many,
+        yardstick: few,
+        unit: "ns",
+        target: Some(Target::AtMost(1.5)),
+    });
+    lines.extend(million()?);
+    lines.extend(swap(if quick { 5 } else { 50 })?);
+    report::publish("engine", ["engine", "yardstick"], &lines)
+}
+
+/// Nanoseconds for each packet of flows that exist.
+fn established(flows: u32, packets: u64) -> Result<f64> {
+    let mut scene = Scene::new(&Rules::few(), flows)?;
+    scene.open_all()?;
+    scene.check_round()?;
+    let mut best = f64::INFINITY;
+    for _ in 0..3 {
+        let rounds = packets.max(u64::from(flows));
+        let before = scene.sent();
+        let time = scene.poll_packets(rounds);
+        let taken = time.packets;
+        ensure!(
+            scene.sent() - before == taken,
+            "{} of {taken} packets were forwarded",
+            scene.sent() - before
+        );
+        best = best.min(time.cpu_ns as f64 / taken as f64);
+    }
+    scene.check_round()?;
+    Ok(best)
+}
+
+/// Nanoseconds for each packet that opens a flow.
+fn new_flows(rules: &Rules, flows: u32) -> Result<f64> {
+    let mut best = f64::INFINITY;
+    for _ in 0..3 {
+        let mut scene = Scene::new(rules, flows)?;
+        let time = scene.open_all()?;
+        best = best.min(time.cpu_ns as f64 / f64::from(flows));
+        scene.check_round()?;
+    }
+    Ok(best)
+}
+
+/// Memory of a million flows, and the worker's longest turn while they expire.
+fn million() -> Result<Vec<Line>> {
+    const FLOWS: u32 = 1_000_000;
+    let frames = Scene::frames(FLOWS);
+    let before = resident_bytes()?;
+    let mut scene = Scene::with_frames(&Rules::few(), FLOWS, frames)?;
+    scene.open_all()?;
+    let memory = resident_bytes()?.saturating_sub(before) as f64 / f64::from(FLOWS);
+    let [export, import] = scene.hand_over()?;
+    scene.silence();
+    // Every flow is idle now, and nothing else is to be done. A turn each tenth of a millisecond, as under load.
+    let mut now = scene.clock() + 400 * SECOND;
+    let mut longest = 0;
+    let mut turns = 0_u64;
+    while scene.active() > 0 {
+        ensure!(turns < 10_000_000, "{} flows never expire", scene.active());
+        longest = longest.max(scene.turn(Now(now)));
+        now += SECOND / 10_000;
+        turns += 1;
+    }
+    println!("a million flows expired in {turns} turns");
+    let told = |what: &str, value| Line {
+        what: what.into(),
+        value,
+        yardstick: f64::NAN,
+        unit: "ms",
+        target: None,
+    };
+    Ok(vec![
+        told("1 M flows written for the next process", export),
+        told("1 M flows taken over by it", import),
+        Line::alone(
+            "memory per flow, 1 M flows".into(),
+            memory,
+            "bytes",
+            Target::AtMost(128.0),
+        ),
+        Line::alone(
+            "longest turn while 1 M flows expire".into(),
+            longest as f64 / 1e3,
+            "µs",
+            Target::AtMost(100.0),
+        ),
+    ])
+}
+
+/// Packets that new policies lose, and how much longer a turn with a new policy takes than the longest without.
+fn swap(times: u32) -> Result<[Line; 2]> {
+    let mut scene = Scene::new(&Rules::many(), 65_536)?;
+    scene.open_all()?;
+    scene.check_round()?;
+    let lost_before = scene.lost();
+    let (mut usual, mut with_news) = (Vec::new(), Vec::new());
+    for revision in 2..2 + times {
+        // The one before it is dropped by whoever published it, as in a node.
+        let old = scene.publish(&Rules::many(), u64::from(revision))?;
+        for turn in 0..4096 {
+            let now = scene.now();
+            let time = scene.turn(now);
+            if turn < 2048 {
+                &mut with_news
+            } else {
+                &mut usual
+            }
+            .push(time);
+        }
+        drop(old);
+    }
+    scene.check_round()?;
+    ensure!(
+        scene.rejudged() >= u64::from(times) * 65_536,
+        "only {} flows were judged anew",
+        scene.rejudged()
+    );
+    let longest = |mut times: Vec<u64>| {
+        times.sort_unstable();
+        // One turn in 2,000 meets an interrupt.
+        times[times.len() - 1 - times.len() / 2000] as f64 / 1e3
+    };
+    let (usual, with_news) = (longest(usual), longest(with_news));
+    println!("turns of 64 packets: {usual:.1} µs, with a new policy {with_news:.1} µs");
+    Ok([
+        Line::alone(
+            "packets lost by new policies".into(),
+            (scene.lost() - lost_before) as f64,
+            "packets",
+            Target::AtMost(0.0),
+        ),
+        Line::alone(
+            "pause by a new policy of 10,000 rules".into(),
+            (with_news - usual).max(0.0),
+            "µs",
+            Target::AtMost(50.0),
+        ),
+    ])
+}
+
+/// What this process holds in memory.
+fn resident_bytes() -> Result<u64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = resident.and_then(|text| text.split_whitespace().next());
+    let kib: u64 = kib.context("the kernel does not say")?.parse()?;
+    Ok(kib * 1024)
+}

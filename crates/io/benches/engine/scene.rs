@@ -1,0 +1,320 @@
+//! A worker between clients and one server, and the clients' frames.
+
+use std::fmt::Write as _;
+use std::net::Ipv4Addr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use arc_swap::ArcSwap;
+use engine::snapshot::{PortSettings, Settings};
+use engine::{DropReason, Imported, Now, Snapshot, Worker, WorkerConfig, WorkerCounters};
+use policy::{Compiled, Document};
+use sim::frame::Frame;
+
+use super::looped::{LEN, Looped};
+
+const MACS: [[u8; 6]; 2] = [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]];
+const PEER: [u8; 6] = [2, 0, 0, 0, 0, 0x99];
+
+/// What every packet leaves with.
+const OUTSIDE: [u8; 4] = [192, 0, 2, 1];
+const SERVER: [u8; 4] = [192, 0, 2, 9];
+
+/// A policy document, as JSON.
+pub(crate) struct Rules(String);
+
+impl Rules {
+    /// Ten rules, of which the last allows the traffic.
+    pub(crate) fn few() -> Self {
+        Self::of(10, 0)
+    }
+
+    /// Ten rules of which none allows the traffic.
+    #[allow(dead_code, reason = "not every bench denies")]
+    pub(crate) fn none() -> Self {
+        Self(Self::few().0.replace("192.0.2.9/32", "192.0.2.8/32"))
+    }
+
+    /// 10,000 rules for addresses, of which the last allows the traffic, behind 10,000 for names.
+    pub(crate) fn many() -> Self {
+        Self::of(10_000, 10_000)
+    }
+
+    fn of(addresses: u32, names: u32) -> Self {
+        let mut json = String::from(
+            "{\"source_groups\":[{\"id\":\"clients\",\"mode\":\"enforce\",\
+             \"sources\":{\"cidrs\":[\"10.0.0.0/8\"]},\"rules\":[",
+        );
+        let mut rule = |id: String, matches: String| {
+            write!(
+                json,
+                "{{\"id\":\"{id}\",\"action\":\"allow\",\"match\":{{{matches}}}}},"
+            )
+            .expect("a string grows");
+        };
+        for i in 0..names {
+            rule(
+                format!("n{i}"),
+                format!("\"dns_names\":[\"host-{i}.example.com\"]"),
+            );
+        }
+        for i in 1..addresses {
+            let address = Ipv4Addr::from(0xcb00_0000 + i);
+            rule(
+                format!("a{i}"),
+                format!("\"dst_cidrs\":[\"{address}/32\"],\"proto\":\"tcp\",\"dst_ports\":[443]"),
+            );
+        }
+        rule("web".into(), "\"dst_cidrs\":[\"192.0.2.9/32\"]".into());
+        json.pop();
+        Self(json + "]}]}")
+    }
+
+    fn compile(&self, revision: u64) -> Result<Arc<Compiled>> {
+        let document = Document::parse_json(self.0.as_bytes()).context("the document")?;
+        Ok(Arc::new(Compiled::compile(&document, revision)?))
+    }
+}
+
+/// A measurement.
+#[derive(Default)]
+pub(crate) struct Time {
+    pub(crate) packets: u64,
+    pub(crate) cpu_ns: u64,
+}
+
+pub(crate) struct Scene {
+    worker: Worker<Looped, Looped>,
+    counters: Arc<WorkerCounters>,
+    published: Arc<ArcSwap<Snapshot>>,
+    frames: Rc<[u8]>,
+    /// Nanoseconds of the worker's clock.
+    clock: u64,
+}
+
+impl Scene {
+    pub(crate) fn new(rules: &Rules, flows: u32) -> Result<Self> {
+        Self::with_frames(rules, flows, Self::frames(flows))
+    }
+
+    /// One frame of each flow, shuffled.
+    pub(crate) fn frames(flows: u32) -> Rc<[u8]> {
+        let mut order: Vec<u32> = (0..flows).collect();
+        let mut random = 1_u64;
+        for i in (1..order.len()).rev() {
+            random = random
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            order.swap(i, (random >> 33) as usize % (i + 1));
+        }
+        let mut frames = Vec::with_capacity(order.len() * LEN);
+        for i in order {
+            let client = Ipv4Addr::from(0x0a01_0000 + i / 16);
+            let source = (client, 2000 + (i % 16) as u16).into();
+            let server = (SERVER, 1000 + (i / 16 % 32_000) as u16).into();
+            let frame = Frame::udp(source, server, &[0; 18]);
+            frames.extend(frame.between(PEER, MACS[0]).emit());
+        }
+        frames.into()
+    }
+
+    /// A worker that has an entry for the server's station.
+    pub(crate) fn with_frames(rules: &Rules, flows: u32, frames: Rc<[u8]>) -> Result<Self> {
+        ensure!(
+            frames.len() == flows as usize * LEN,
+            "frames of {LEN} bytes"
+        );
+        let port = |address: &str| -> Result<PortSettings> {
+            Ok(PortSettings {
+                addresses: vec![address.parse()?],
+                ..PortSettings::default()
+            })
+        };
+        let settings = Settings {
+            ports: vec![port("10.0.0.1/8")?, port("192.0.2.1/24")?],
+            ..Settings::default()
+        };
+        let snapshot = Snapshot::new(1, rules.compile(1)?, settings)?;
+        let published = Arc::new(ArcSwap::from_pointee(snapshot));
+        let counters = Arc::new(WorkerCounters::default());
+        let worker = worker(42, flows, &published, &counters)?;
+        let mut scene = Self {
+            worker,
+            counters,
+            published,
+            frames: Rc::clone(&frames),
+            clock: 1,
+        };
+        // The first packets ask for the server's station, and this is its answer (RFC 826).
+        scene.worker.ports_mut()[0].deliver(frames);
+        let now = scene.now();
+        scene.turn(now);
+        let mut answer = [&MACS[1][..], &PEER, &[8, 6, 0, 1, 8, 0, 6, 4, 0, 2], &PEER].concat();
+        answer.extend(SERVER);
+        answer.extend(MACS[1]);
+        answer.extend(OUTSIDE);
+        answer.resize(LEN, 0);
+        scene.worker.ports_mut()[0].deliver(Rc::new([]));
+        scene.worker.ports_mut()[1].deliver(answer.into());
+        let now = scene.now();
+        scene.turn(now);
+        scene.silence();
+        Ok(scene)
+    }
+
+    /// Nothing comes any more.
+    pub(crate) fn silence(&mut self) {
+        for port in self.worker.ports_mut() {
+            port.deliver(Rc::new([]));
+        }
+    }
+
+    /// The clients' packets come again.
+    pub(crate) fn resume(&mut self) {
+        self.worker.ports_mut()[0].deliver(Rc::clone(&self.frames));
+    }
+
+    /// The worker's time: ten microseconds pass in a turn.
+    pub(crate) fn now(&mut self) -> Now {
+        self.clock += 10_000;
+        Now(self.clock)
+    }
+
+    pub(crate) fn clock(&self) -> u64 {
+        self.clock
+    }
+
+    /// One turn of the worker, and the nanoseconds that it took.
+    pub(crate) fn turn(&mut self, now: Now) -> u64 {
+        let before = cpu_ns();
+        self.worker.poll(now);
+        cpu_ns() - before
+    }
+
+    /// Sends a packet of each flow, all of which are opened by that.
+    pub(crate) fn open_all(&mut self) -> Result<Time> {
+        let flows = (self.frames.len() / LEN) as u64;
+        self.resume();
+        let time = self.poll_packets(flows);
+        ensure!(
+            self.active() == flows,
+            "{} of {flows} flows were opened",
+            self.active()
+        );
+        Ok(time)
+    }
+
+    /// Turns until so many packets were taken.
+    pub(crate) fn poll_packets(&mut self, packets: u64) -> Time {
+        let before = cpu_ns();
+        let mut taken = 0;
+        while taken < packets {
+            let now = self.now();
+            taken += self.worker.poll(now) as u64;
+        }
+        Time {
+            packets: taken,
+            cpu_ns: cpu_ns() - before,
+        }
+    }
+
+    /// A packet of each flow again, each of which has to arrive with the translated source.
+    pub(crate) fn check_round(&mut self) -> Result<()> {
+        let flows = (self.frames.len() / LEN) as u64;
+        self.worker.ports_mut()[1].expected = Some((OUTSIDE, 0));
+        let before = self.sent();
+        let taken = self.poll_packets(flows).packets;
+        let sent = self.sent() - before;
+        let wrong = self.worker.ports_mut()[1].expected.take();
+        ensure!(
+            wrong == Some((OUTSIDE, 0)) && sent == taken,
+            "{sent} of {taken} packets arrived, {wrong:?} untranslated"
+        );
+        Ok(())
+    }
+
+    /// Makes the rules the policy, and returns what was in force before.
+    pub(crate) fn publish(&mut self, rules: &Rules, revision: u64) -> Result<Arc<Snapshot>> {
+        let now = self.published.load_full();
+        let next = now.with_policy(revision, rules.compile(revision)?);
+        self.published.store(Arc::new(next));
+        Ok(now)
+    }
+
+    /// Hands every flow to a worker of the next process, and takes them back; milliseconds of both.
+    pub(crate) fn hand_over(&mut self) -> Result<[f64; 2]> {
+        let flows = self.frames.len() / LEN;
+        let mut chunks = Vec::new();
+        let before = cpu_ns();
+        self.worker.export_flows(Now(self.clock), |chunk| {
+            chunks.push(chunk.to_vec());
+            Ok(())
+        })?;
+        let exported = cpu_ns();
+        let counters = Arc::new(WorkerCounters::default());
+        let mut next = worker(43, u32::try_from(flows)?, &self.published, &counters)?;
+        let began = cpu_ns();
+        let mut handed = Imported::default();
+        for chunk in &chunks {
+            handed += next.import_flows(Now(self.clock), Duration::ZERO, chunk)?;
+        }
+        let imported = cpu_ns();
+        ensure!(
+            handed.taken == flows as u64,
+            "{} of {flows} flows were taken over",
+            handed.taken
+        );
+        Ok([exported - before, imported - began].map(|ns| ns as f64 / 1e6))
+    }
+
+    /// Packets that were sent outside.
+    pub(crate) fn sent(&self) -> u64 {
+        self.worker.ports()[1].sent
+    }
+
+    /// Packets that came and were dropped.
+    pub(crate) fn lost(&self) -> u64 {
+        DropReason::ALL
+            .iter()
+            .map(|reason| self.counters.dropped(*reason).packets.get())
+            .sum()
+    }
+
+    /// Flows in the table.
+    pub(crate) fn active(&self) -> u64 {
+        self.counters.flows_active.get()
+    }
+
+    /// Flows that a new policy has judged.
+    pub(crate) fn rejudged(&self) -> u64 {
+        self.counters.rejudged.get()
+    }
+}
+
+fn worker(
+    seed: u64,
+    flows: u32,
+    published: &Arc<ArcSwap<Snapshot>>,
+    counters: &Arc<WorkerCounters>,
+) -> Result<Worker<Looped, Looped>> {
+    let config = WorkerConfig {
+        index: 0,
+        count: 1,
+        peers: None,
+        seed,
+        flow_capacity: flows.max(1024),
+        events: None,
+    };
+    let pool = Rc::default();
+    let ports = vec![Looped::new(MACS[0], &pool), Looped::new(MACS[1], &pool)];
+    let (published, counters) = (Arc::clone(published), Arc::clone(counters));
+    Ok(Worker::new(ports, None, published, config, counters)?)
+}
+
+/// Processor time of this thread.
+fn cpu_ns() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs()
+}
