@@ -22,10 +22,11 @@ test-upgrade: tools
 	cargo build --package neuwerk
 	cargo test --package lab --test upgrade -- --nocapture
 
-bench: tools
-	@cargo xtask bench
-
 # FULL=1: as many and as long samples as the targets speak of.
+bench: tools
+	@cargo xtask bench forwarding
+	@cargo xtask bench cluster $(if $(FULL),--full)
+
 bench-cluster: tools
 	@cargo xtask bench cluster $(if $(FULL),--full)
 

@@ -390,6 +390,8 @@ pub enum EventKind {
     DuplicateIdentity,
     /// A token was minted on a node, without quorum.
     BreakGlass,
+    /// A member showed a certificate whose dates do not include now.
+    OutOfDate,
     /// The cluster was recovered from what one node held, or restored from a backup, under a new lineage.
     Recovered,
 }
@@ -521,6 +523,9 @@ pub enum Command {
     SetSuffrage {
         /// What holds for whom from now on.
         members: BTreeMap<NodeId, Suffrage>,
+        /// Refused unless this is [`State::suffrage_tag`](crate::State::suffrage_tag).
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        if_match: Option<u64>,
     },
     /// Has a member refuse new flows, or take them again.
     DrainMember {

@@ -61,7 +61,7 @@ impl EventKind {
             | EventKind::ForeignCluster
             | EventKind::DuplicateIdentity
             | EventKind::BreakGlass => 1,
-            EventKind::Recovered => 2,
+            EventKind::OutOfDate | EventKind::Recovered => 2,
         }
     }
 }

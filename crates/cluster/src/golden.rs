@@ -290,6 +290,21 @@ fn later_forms() -> Vec<(&'static str, Command)> {
             },
         ),
         (
+            "set-suffrage-if-match",
+            Command::SetSuffrage {
+                members: [(NodeId(0x22), Suffrage::Voter)].into(),
+                if_match: Some(7),
+            },
+        ),
+        (
+            "record-event-out-of-date",
+            Command::RecordEvent {
+                kind: EventKind::OutOfDate,
+                subject: "0000000000000002".into(),
+                detail: "its certificate is out of date".into(),
+            },
+        ),
+        (
             "record-event-recovered",
             Command::RecordEvent {
                 kind: EventKind::Recovered,

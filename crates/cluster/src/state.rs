@@ -449,6 +449,29 @@ impl State {
         self.members.get(&id)
     }
 
+    /// Names who is a member and who decides whether it votes: the same number for the same answer, 2^53 at most, so
+    /// that a change of the voters can be made on condition that nobody else made one in between.
+    pub fn suffrage_tag(&self) -> u64 {
+        let words = self.members.values().map(|member| {
+            let mut word = [0; 10];
+            word[..8].copy_from_slice(&member.node_id.0.to_be_bytes());
+            word[8] = match member.standing {
+                Standing::Joining => 0,
+                Standing::Member => 1,
+                Standing::Leaving => 2,
+            };
+            word[9] = match member.suffrage {
+                Suffrage::Auto => 0,
+                Suffrage::Voter => 1,
+                Suffrage::Learner => 2,
+            };
+            word
+        });
+        let words: Vec<u8> = words.flatten().collect();
+        let digest = Digest::of(&words).0;
+        u64::from_be_bytes(digest[..8].try_into().expect("8 of 32 bytes")) >> 11
+    }
+
     /// Whether it certainly has the same members, former members, lineage, authorities and settings as `other`. Costs
     /// nothing, and may say no where they are the same.
     pub fn has_same_members(&self, other: &State) -> bool {

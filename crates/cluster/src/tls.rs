@@ -370,6 +370,12 @@ impl Trust {
         }
     }
 
+    /// The members that have shown a certificate which is out of date, and no other since.
+    pub fn out_of_date(&self) -> BTreeSet<NodeId> {
+        let out_of_date = self.out_of_date.lock();
+        out_of_date.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// A handshake was meant for another node, cluster or lineage than the one that answered.
     pub(crate) fn note_misdirected(&self) {
         self.alerts.misdirected.fetch_add(1, Ordering::Relaxed);

@@ -13,7 +13,10 @@ fn membership_commands_are_read_for_ever() {
         (NodeId(0x24), Suffrage::Auto),
     ]);
     for command in [
-        Command::SetSuffrage { members },
+        Command::SetSuffrage {
+            members,
+            if_match: None,
+        },
         Command::DrainMember {
             node_id,
             draining: true,

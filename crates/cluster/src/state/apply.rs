@@ -160,7 +160,10 @@ impl State {
             }),
             Command::RemoveMember { node_id } => self.remove_member(node_id, context),
             Command::ReleaseMember { node_id } => self.release_member(node_id, context),
-            Command::SetSuffrage { members } => self.set_suffrage(&members, context),
+            Command::SetSuffrage { members, if_match } => {
+                check_match(Record::Member, self.suffrage_tag(), if_match)?;
+                self.set_suffrage(&members, context)
+            }
             Command::DrainMember { node_id, draining } => {
                 self.drain_member(node_id, draining, context)
             }

@@ -770,6 +770,7 @@ fn somebody_may_always_vote() {
     let second = story.member(2);
     let demote = |ids: &[NodeId]| Command::SetSuffrage {
         members: ids.iter().map(|id| (*id, Suffrage::Learner)).collect(),
+        if_match: None,
     };
     assert_eq!(
         story.refused(demote(&[NodeId(1), second])),
@@ -794,6 +795,7 @@ fn somebody_may_always_vote() {
     );
     story.apply(Command::SetSuffrage {
         members: [(second, Suffrage::Auto)].into(),
+        if_match: None,
     });
     story.apply(Command::RemoveMember { node_id: seed });
     assert_eq!(
@@ -803,6 +805,43 @@ fn somebody_may_always_vote() {
         },
         "who leaves has no say"
     );
+}
+
+#[test]
+fn who_votes_changes_on_condition_that_nobody_else_changed_it() {
+    let mut story = Story::founded();
+    let second = story.member(2);
+    let set = |suffrage, if_match| Command::SetSuffrage {
+        members: [(second, suffrage)].into(),
+        if_match: Some(if_match),
+    };
+    let before = story.state.suffrage_tag();
+    story.apply(set(Suffrage::Voter, before));
+    let after = story.state.suffrage_tag();
+    assert_ne!(before, after);
+    assert_eq!(
+        story.refused(set(Suffrage::Learner, before)),
+        Refusal::Conflict {
+            record: Record::Member,
+            current: after
+        }
+    );
+    assert_eq!(
+        story.state.suffrage_tag(),
+        after,
+        "a refusal changes nothing"
+    );
+    story.apply(Command::DrainMember {
+        node_id: second,
+        draining: true,
+    });
+    assert_eq!(
+        story.state.suffrage_tag(),
+        after,
+        "a drain is another matter"
+    );
+    story.member(3);
+    assert_ne!(story.state.suffrage_tag(), after, "who joins may vote");
 }
 
 #[test]

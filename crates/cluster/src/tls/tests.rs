@@ -179,6 +179,7 @@ async fn an_expired_member_is_let_in_with_an_alert() {
     assert_eq!(handshake(&a, &b, B).await, Ok((A, B)));
     assert_eq!(b.alerts().out_of_date.load(Ordering::Relaxed), 1);
     assert_eq!(a.alerts().out_of_date.load(Ordering::Relaxed), 1);
+    assert_eq!((a.out_of_date(), b.out_of_date()), ([B].into(), [A].into()));
 }
 
 #[tokio::test]

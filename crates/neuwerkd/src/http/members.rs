@@ -16,16 +16,17 @@ use axum::extract::{Path, State};
 use axum::response::IntoResponse as _;
 use axum::{Extension, Json};
 use bytes::Bytes;
-use cluster::command::{Command, Suffrage};
+use cluster::command::{Command, Record, Refusal, Suffrage};
 use cluster::node::{Foresight, TransferError, Wish};
 use cluster::state::{Member, Standing};
 use cluster::{MemberRole, MemberStatus, Node, NodeId};
-use http::StatusCode;
+use http::{HeaderMap, StatusCode};
 use serde::de::DeserializeOwned;
 
 use super::change::Change;
 use super::error::{Answer, Refused};
 use super::openapi::{self, Doc};
+use super::revision::{conflict, etag, if_match};
 use super::{App, Origin};
 
 /// How long an answer waits for the voters to change. They do within a second, unless members are slow.
@@ -122,12 +123,27 @@ const VOTERS_CHANGED: &[(u16, &str, Option<openapi::Media>)] = &[
     ),
 ];
 
+pub(super) static VOTERS: Doc = Doc::new("Who votes").answers(&[(
+    200,
+    "The voters, and the entity tag of who is a member and who decides whether it votes",
+    Some(openapi::json("ClusterVotersResponse")),
+)]);
+
+pub(super) async fn voters(State(app): State<Arc<App>>) -> Answer {
+    let node = app.node()?;
+    let state = node.state();
+    let voters = voting(&node).iter().map(ToString::to_string).collect();
+    let tag = etag(&state, state.suffrage_tag());
+    Ok(([tag], Json(ClusterVotersResponse { voters })).into_response())
+}
+
 pub(super) static SET_VOTERS: Doc = Doc::new("Set who votes")
     .takes(openapi::json("ReplaceClusterVotersRequest"))
+    .conditional()
     .idempotent()
     .answers(VOTERS_CHANGED);
 
-pub(super) async fn set_voters(change: Change, body: Bytes) -> Answer {
+pub(super) async fn set_voters(change: Change, headers: HeaderMap, body: Bytes) -> Answer {
     let request: ReplaceClusterVotersRequest = openapi::parse(&body)?;
     let wanted: Vec<NodeId> = request
         .ids
@@ -156,13 +172,9 @@ pub(super) async fn set_voters(change: Change, body: Bytes) -> Answer {
         .members()
         .filter(|member| member.standing == Standing::Member)
         .map(|member| (member.node_id, suffrage(member.node_id)));
-    change_votes(
-        &change,
-        Wish::Suffrage(all.collect()),
-        request.force,
-        CHANGE_LIMIT,
-    )
-    .await
+    let wish = Wish::Suffrage(all.collect());
+    let if_match = if_match(&headers, &state)?;
+    change_votes(&change, wish, if_match, request.force, CHANGE_LIMIT).await
 }
 
 pub(super) static REMOVE: Doc = Doc::new("Take a member out of the cluster, for good")
@@ -186,7 +198,7 @@ pub(super) async fn remove(
     } else {
         CHANGE_LIMIT
     };
-    change_votes(&change, wish, force, patience).await
+    change_votes(&change, wish, None, force, patience).await
 }
 
 pub(super) static PROMOTE: Doc = Doc::new("Have a member vote, or leave that to the cluster again")
@@ -202,7 +214,7 @@ pub(super) async fn promote(change: Change, Path(id): Path<String>, body: Bytes)
         Suffrage::Voter
     };
     let wish = Wish::Suffrage([(known(&change, &id)?, suffrage)].into());
-    change_votes(&change, wish, request.force, CHANGE_LIMIT).await
+    change_votes(&change, wish, None, request.force, CHANGE_LIMIT).await
 }
 
 pub(super) static DEMOTE: Doc = Doc::new("Have a member vote no more, until it is promoted")
@@ -213,11 +225,20 @@ pub(super) static DEMOTE: Doc = Doc::new("Have a member vote no more, until it i
 pub(super) async fn demote(change: Change, Path(id): Path<String>, body: Bytes) -> Answer {
     let RemoveClusterMemberRequest { force } = optional(&body)?;
     let wish = Wish::Suffrage([(known(&change, &id)?, Suffrage::Learner)].into());
-    change_votes(&change, wish, force, CHANGE_LIMIT).await
+    change_votes(&change, wish, None, force, CHANGE_LIMIT).await
 }
 
 /// Grants a wish if that is safe, or forced, and waits a little until the voters are as they should be.
-async fn change_votes(change: &Change, wish: Wish, force: bool, patience: Duration) -> Answer {
+async fn change_votes(
+    change: &Change,
+    wish: Wish,
+    if_match: Option<u64>,
+    force: bool,
+    patience: Duration,
+) -> Answer {
+    if if_match.is_some_and(|tag| tag != change.state().suffrage_tag()) {
+        return Err(changed_in_between(&change.state()));
+    }
     let told = change.node().foresee(&wish);
     if !force && let Some(objection) = objection(&told) {
         return Err(Refused::new(StatusCode::CONFLICT, objection));
@@ -226,9 +247,13 @@ async fn change_votes(change: &Change, wish: Wish, force: bool, patience: Durati
         Wish::Remove(node_id) => Command::RemoveMember { node_id: *node_id },
         Wish::Suffrage(members) => Command::SetSuffrage {
             members: members.clone(),
+            if_match,
         },
     };
-    change.done(command).await?;
+    match change.answered(command).await?.accepted() {
+        Err(Refusal::Conflict { .. }) => return Err(changed_in_between(&change.state())),
+        other => other?,
+    };
     // A leader that is to go hands over before; the rest is its successor's.
     let leads = || matches!(change.node().role(), cluster::Role::Leader { .. });
     let waiting = tokio::time::timeout(patience, async {
@@ -239,12 +264,18 @@ async fn change_votes(change: &Change, wish: Wish, force: bool, patience: Durati
     // What is not done in time is done later all the same.
     let _ = waiting.await;
     let (status, voters) = if is_granted(change.node(), &wish) {
-        (StatusCode::OK, voters(change.node()))
+        (StatusCode::OK, voting(change.node()))
     } else {
         (StatusCode::ACCEPTED, told.voters.into_iter().collect())
     };
     let voters = voters.iter().map(ToString::to_string).collect();
     Ok((status, Json(ClusterVotersResponse { voters })).into_response())
+}
+
+fn changed_in_between(state: &cluster::State) -> Refused {
+    let current = state.suffrage_tag();
+    let record = Record::Member;
+    conflict(Refusal::Conflict { record, current }, "who votes", state)
 }
 
 /// Why a change is not to be made without force.
@@ -286,7 +317,7 @@ fn is_granted(node: &Node, wish: &Wish) -> bool {
     }
 }
 
-fn voters(node: &Node) -> Vec<NodeId> {
+fn voting(node: &Node) -> Vec<NodeId> {
     let members = node.members().into_iter();
     members.filter(|m| m.voter).map(|m| m.node_id).collect()
 }

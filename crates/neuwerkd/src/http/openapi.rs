@@ -397,6 +397,9 @@ fn answers(row: &Row) -> Vec<(u16, &'static str, Option<Media>)> {
     if row.access != Access::Public {
         answers.push((401, "No credential, or none that is valid", Some(ERROR)));
     }
+    if row.doc.conditional && answers.iter().all(|(status, ..)| *status != 412) {
+        answers.push((412, "It was changed in between", Some(ERROR)));
+    }
     if matches!(row.access, Access::Admin | Access::Node) {
         answers.push((403, "The credential may not do this", Some(ERROR)));
     }

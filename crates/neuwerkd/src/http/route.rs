@@ -128,6 +128,7 @@ pub static ROUTES: &[Row] = &[
     row(Method::POST,   api::paths::SYSDUMP_CLUSTER,        Admin,  Here,             "sysdumpCluster",       || post(sysdump::cluster),          &sysdump::CLUSTER),
     row(Method::POST,   api::paths::BACKUP,                 Admin,  Here,             "makeBackup",           || post(backup::make),               &backup::MAKE),
     row(Method::POST,   api::paths::REJOIN,                 Node,   Here,             "rejoin",               || post(backup::rejoin),             &backup::REJOIN),
+    row(Method::GET,    api::paths::VOTERS,                 Any,    LocalRead,        "getVoters",            || get(members::voters),             &members::VOTERS),
     row(Method::PUT,    api::paths::VOTERS,                 Admin,  Write,            "setVoters",            || put(members::set_voters),          &members::SET_VOTERS),
     row(Method::POST,   api::paths::MEMBER_REMOVE,          Admin,  Write,            "removeMember",         || post(members::remove),             &members::REMOVE),
     row(Method::POST,   api::paths::MEMBER_PROMOTE,         Admin,  Write,            "promoteMember",        || post(members::promote),            &members::PROMOTE),

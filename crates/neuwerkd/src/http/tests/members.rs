@@ -139,7 +139,20 @@ async fn voters_are_set_as_a_whole() {
     let refused = set(&four, true).expect(StatusCode::BAD_REQUEST).await;
     assert!(refused.text.contains("odd number"), "{}", refused.text);
     set(&[&ids[0]], false).expect(StatusCode::CONFLICT).await;
-    set(&[&ids[0]], true).expect(StatusCode::OK).await;
+    let tag = || async {
+        let token = cluster.token(&["readonly"]);
+        let asked = cluster.ask(0, Method::GET, api::paths::VOTERS);
+        let answer = asked.token(&token).expect(StatusCode::OK).await;
+        answer.header("etag").to_owned()
+    };
+    let seen = tag().await;
+    set(&[&ids[0]], true)
+        .header("if-match", &seen)
+        .expect(StatusCode::OK)
+        .await;
+    let late = set(&[&ids[1]], true).header("if-match", &seen);
+    let refused = late.expect(StatusCode::PRECONDITION_FAILED).await;
+    assert_eq!(refused.header("etag"), tag().await);
     assert_eq!(cluster.voters(0).await.0, [ids[0].clone()]);
     let all: Vec<&str> = ids.iter().map(String::as_str).collect();
     set(&all, false).expect(StatusCode::OK).await;
