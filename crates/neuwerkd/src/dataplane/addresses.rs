@@ -11,7 +11,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use engine::Now;
-use engine::acquire::{Advertised, Config as Asking, DhcpConfig, Learned, Lease, Stable, Standing};
+use engine::acquire::{
+    Advertised, Config as Asking, DhcpConfig, Held, Learned, Lease, Stable, Standing,
+};
 use engine::port::PortId;
 use engine::snapshot::{PortSettings, Route};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -21,7 +23,6 @@ use tokio::sync::watch;
 use super::settings::{configured_ports, is_usable};
 use super::{Dataplane, PORT_NAMES, monotonic};
 use crate::config::{Config, DataPlaneMode, Mac};
-use crate::handover::Received;
 use crate::http::App;
 use crate::readiness::{Part, Readiness};
 
@@ -177,11 +178,11 @@ impl KeptLease {
 /// Which ports of a node have to ask for addresses, and who follows what they learn; none if all are configured, or
 /// there is no Ethernet to ask on.
 ///
-/// A process that takes over begins with what the one before it had, so that flows find their addresses.
+/// A process that takes over begins with what the one before it `held`, so that flows find their addresses.
 pub(super) fn prepare(
     config: &Config,
     interfaces: Vec<String>,
-    received: &Received,
+    held: &[Held],
 ) -> Option<(Acquire, Addresses)> {
     let base = configured_ports(config);
     let is_ethernet = config.bootstrap.data_plane_mode != DataPlaneMode::Tun;
@@ -204,16 +205,19 @@ pub(super) fn prepare(
     });
     let (clocks, dataplane, dpdk) = (Clocks::now(), &config.dataplane, &config.dpdk);
     let last = base.len() - 1;
-    let held = received.addresses();
+    // A lease of a server that is no longer the configured one is worth nothing.
+    let trusts = |index: usize, lease: &Lease| {
+        let pin = dpdk.dhcp_server_ip.filter(|_| index == last);
+        pin.is_none_or(|pin| pin == lease.server)
+    };
     let held = |index: usize| {
         let mut held = held
             .iter()
             .find(|h| h.interface == interfaces[index])?
             .clone();
         held.learned.port = PortId(index as u8);
-        let pin = dpdk.dhcp_server_ip.filter(|_| index == last);
         let lease = held.learned.lease;
-        held.learned.lease = lease.filter(|lease| pin.is_none_or(|pin| pin == lease.server));
+        held.learned.lease = lease.filter(|lease| trusts(index, lease));
         Some(held)
     };
     let asking = |index: usize| {
@@ -228,7 +232,9 @@ pub(super) fn prepare(
                 lease_min: Duration::from_secs(dataplane.dhcp_lease_min_secs.into()),
                 server_ip: dpdk.dhcp_server_ip.filter(|_| pinned),
                 server_mac: mac(dpdk.dhcp_server_mac),
-                remembered: remembered.and_then(|lease| lease.lease(clocks)),
+                remembered: remembered
+                    .and_then(|lease| lease.lease(clocks))
+                    .filter(|lease| trusts(index, lease)),
             },
             stable: Stable {
                 interface: interfaces[index].clone(),
@@ -560,9 +566,11 @@ fn unhex(text: &str) -> Option<[u8; 16]> {
 mod tests {
     use super::*;
     use engine::Snapshot;
-    use engine::acquire::Address6;
+    use engine::acquire::{Address6, Heard};
     use engine::snapshot::{Settings, Snat};
     use policy::Compiled;
+
+    use crate::config::Flags;
 
     fn port(addresses: &[&str]) -> PortSettings {
         PortSettings {
@@ -699,6 +707,43 @@ mod tests {
         ];
         let (ports, _) = check(&[port(&[]), port(&[])], &both);
         assert_eq!((ports[0].addresses.len(), ports[1].addresses.len()), (1, 0));
+    }
+
+    #[test]
+    fn a_process_that_takes_over_begins_with_what_the_one_before_had() {
+        let dir = tempfile::tempdir().unwrap();
+        let prepare = |lines: &str, interface: &str| {
+            let text = format!(
+                "version: 1\nbootstrap: {{management_interface: eth0, data_interface: eth1}}\n\
+                 cluster: {{node_id_path: {}/node_id}}\n{lines}",
+                dir.path().display()
+            );
+            let config = Config::parse(Some(&text), &Flags::default()).unwrap();
+            let held = Held {
+                interface: interface.into(),
+                mac: [2; 6],
+                learned: told(1, Some(lease("10.0.0.9/24"))),
+                heard: Heard::default(),
+            };
+            super::prepare(&config, vec!["eth1".into()], &[held])
+        };
+        let (acquire, addresses) = prepare("", "eth1").unwrap();
+        let expected: IpNet = "10.0.0.9/24".parse().unwrap();
+        assert_eq!(acquire.settings[0].addresses, [expected]);
+        assert_eq!(addresses.published, acquire.settings);
+        let held = acquire.ports[0].1.held.as_ref().unwrap();
+        assert_eq!(held.learned.port, PortId(0), "the first port by now");
+        assert_eq!(addresses.leases[0], held.learned.lease);
+
+        let begins_without = |lines, interface| {
+            let (acquire, addresses) = prepare(lines, interface).unwrap();
+            assert!(acquire.settings[0].addresses.is_empty(), "{lines}");
+            assert_eq!(addresses.leases, [None]);
+        };
+        begins_without("", "eth2");
+        begins_without("dpdk: {dhcp_server_ip: 10.0.0.2}\n", "eth1");
+        let configured = "dataplane: {ports: {inside: {addresses: 10.0.0.5/24}}}\n";
+        assert!(prepare(configured, "eth1").is_none());
     }
 
     #[test]

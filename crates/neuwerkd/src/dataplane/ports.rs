@@ -54,7 +54,7 @@ impl HeldDataplane {
         }
         let mut holds = Vec::new();
         let own: Vec<String> = interfaces.iter().map(|(_, name)| name.clone()).collect();
-        let (acquire, addresses) = addresses::prepare(config, own, received).unzip();
+        let (acquire, addresses) = addresses::prepare(config, own, &received.addresses()).unzip();
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let workers = config.dataplane.workers(processors);
         let soft = |kind, acquire| {
