@@ -1,6 +1,6 @@
 # The commands of the project. Each installs the Debian packages that it lacks (as root) and says which.
 
-.PHONY: help demo test test-upgrade bench bench-cluster lint fix tools
+.PHONY: help demo test test-upgrade bench bench-dataplane bench-cluster lint fix tools
 
 help:
 	@echo "make demo    three nodes in network namespaces, live (root; ONCE=1: end with a verdict)"
@@ -26,6 +26,10 @@ test-upgrade: tools
 bench: tools
 	@cargo xtask bench forwarding
 	@cargo xtask bench cluster $(if $(FULL),--full)
+
+bench-dataplane: tools
+	@cargo bench -p io --bench engine
+	@cargo xtask bench forwarding
 
 bench-cluster: tools
 	@cargo xtask bench cluster $(if $(FULL),--full)

@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use crate::{cargo, dependencies, dpdk};
 
-/// Formatting, lints, documentation, dependencies; ends at the first that fails.
+/// Formatting, lints, documentation, dependencies, instructions per packet; ends at the first that fails.
 pub(crate) fn run() -> Result<()> {
     cargo(&["fmt", "--all", "--check"], &[])?;
     eprintln!("==> dependencies: licences, bans, sources, unused");
@@ -42,5 +42,10 @@ pub(crate) fn run() -> Result<()> {
             "RUSTDOCFLAGS",
             "-D warnings -A rustdoc::private-intra-doc-links",
         )],
+    )?;
+    eprintln!("==> instructions per packet");
+    cargo(
+        &["bench", "-p", "io", "--bench", "instructions", "--locked"],
+        &[],
     )
 }

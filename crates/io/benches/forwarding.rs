@@ -21,6 +21,8 @@
 
 #[path = "forwarding/forwarder.rs"]
 mod forwarder;
+#[path = "engine/frame.rs"]
+mod frame;
 #[path = "engine/report.rs"]
 mod report;
 #[path = "forwarding/space.rs"]

@@ -4,6 +4,8 @@
 //! than 5 %. A change that is worth it says why, and writes the new figures with `-- --write`.
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
+#[path = "engine/frame.rs"]
+mod frame;
 #[path = "engine/looped.rs"]
 mod looped;
 #[path = "engine/scene.rs"]

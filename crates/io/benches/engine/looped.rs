@@ -3,10 +3,8 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
+use crate::frame::LEN;
 use engine::port::{Capabilities, Link, Meta, Packet, Port, PortStats};
-
-/// Bytes of each frame.
-pub(crate) const LEN: usize = 60;
 
 /// Where the source address is in a frame.
 const SOURCE: std::ops::Range<usize> = 26..30;

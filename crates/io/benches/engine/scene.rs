@@ -1,7 +1,7 @@
 //! A worker between clients and one server, and the clients' frames.
 
 use std::fmt::Write as _;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,9 +11,9 @@ use arc_swap::ArcSwap;
 use engine::snapshot::{PortSettings, Settings};
 use engine::{DropReason, Imported, Now, Snapshot, Worker, WorkerConfig, WorkerCounters};
 use policy::{Compiled, Document};
-use sim::frame::Frame;
 
-use super::looped::{LEN, Looped};
+use super::frame::{LEN, udp};
+use super::looped::Looped;
 
 const MACS: [[u8; 6]; 2] = [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]];
 const PEER: [u8; 6] = [2, 0, 0, 0, 0, 0x99];
@@ -28,7 +28,7 @@ pub(crate) struct Rules(String);
 impl Rules {
     /// Ten rules, of which the last allows the traffic.
     pub(crate) fn few() -> Self {
-        Self::of(10, 0)
+        Self::of(10)
     }
 
     /// Ten rules of which none allows the traffic.
@@ -37,12 +37,12 @@ impl Rules {
         Self(Self::few().0.replace("192.0.2.9/32", "192.0.2.8/32"))
     }
 
-    /// 10,000 rules for addresses, of which the last allows the traffic, behind 10,000 for names.
+    /// 10,000 rules, of which the last allows the traffic.
     pub(crate) fn many() -> Self {
-        Self::of(10_000, 10_000)
+        Self::of(10_000)
     }
 
-    fn of(addresses: u32, names: u32) -> Self {
+    fn of(count: u32) -> Self {
         let mut json = String::from(
             "{\"source_groups\":[{\"id\":\"clients\",\"mode\":\"enforce\",\
              \"sources\":{\"cidrs\":[\"10.0.0.0/8\"]},\"rules\":[",
@@ -54,13 +54,7 @@ impl Rules {
             )
             .expect("a string grows");
         };
-        for i in 0..names {
-            rule(
-                format!("n{i}"),
-                format!("\"dns_names\":[\"host-{i}.example.com\"]"),
-            );
-        }
-        for i in 1..addresses {
+        for i in 1..count {
             let address = Ipv4Addr::from(0xcb00_0000 + i);
             rule(
                 format!("a{i}"),
@@ -112,10 +106,9 @@ impl Scene {
         let mut frames = Vec::with_capacity(order.len() * LEN);
         for i in order {
             let client = Ipv4Addr::from(0x0a01_0000 + i / 16);
-            let source = (client, 2000 + (i % 16) as u16).into();
-            let server = (SERVER, 1000 + (i / 16 % 32_000) as u16).into();
-            let frame = Frame::udp(source, server, &[0; 18]);
-            frames.extend(frame.between(PEER, MACS[0]).emit());
+            let source = SocketAddrV4::new(client, 2000 + (i % 16) as u16);
+            let server = SocketAddrV4::new(SERVER.into(), 1000 + (i / 16 % 32_000) as u16);
+            frames.extend(udp([PEER, MACS[0]], source, server));
         }
         frames.into()
     }
@@ -315,6 +308,6 @@ fn worker(
 
 /// Processor time of this thread.
 fn cpu_ns() -> u64 {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs()
+    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID);
+    time.map_or(0, |time| Duration::from(time).as_nanos() as u64)
 }

@@ -2,6 +2,7 @@
 
 #![expect(clippy::print_stdout, reason = "it says what it installs")]
 
+use std::net::SocketAddrV4;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,6 +15,7 @@ use io::packet::{PacketConfig, PacketPort};
 use serde_json::Value;
 
 use crate::forwarder::WARM_UP;
+use crate::frame::{LEN, udp};
 use crate::median;
 use crate::space::{Space, pin};
 
@@ -24,8 +26,6 @@ const DENIED_EVERY: u64 = 64;
 /// How TCP's sender reacts to loss: Debian's default. BBR, to which some machines are set, sends at the rate of its own
 /// model of the path, whatever the path could carry.
 const CONGESTION_CONTROL: &str = "cubic";
-/// 64 bytes on a wire: 60 and the check sequence.
-const FRAME_LEN: usize = 60;
 
 /// What one run through a forwarder gave.
 #[derive(Clone, Copy, Debug)]
@@ -89,7 +89,7 @@ fn generate(
         pin(0)?;
         let mut port = PacketPort::open(&PacketConfig::new("source"))?;
         let mac = port.capabilities().mac;
-        let frames: Vec<[u8; FRAME_LEN]> = (0..FLOWS)
+        let frames: Vec<[u8; LEN]> = (0..FLOWS)
             .map(|flow| frame(mac, gateway, 20_000 + flow, [10, 2, 0, 1]))
             .collect();
         let denied = frame(mac, gateway, 30_000, [10, 2, 0, 66]);
@@ -103,7 +103,7 @@ fn generate(
                 } else {
                     &frames[(count % u64::from(FLOWS)) as usize]
                 };
-                let mut packet = port.alloc(FRAME_LEN).context("a buffer is free")?;
+                let mut packet = port.alloc(LEN).context("a buffer is free")?;
                 packet.bytes_mut().copy_from_slice(bytes);
                 burst.push(packet);
             }
@@ -113,23 +113,10 @@ fn generate(
     })
 }
 
-fn frame(mac: [u8; 6], gateway: [u8; 6], port: u16, to: [u8; 4]) -> [u8; FRAME_LEN] {
-    let mut frame = [0; FRAME_LEN];
-    frame[..6].copy_from_slice(&gateway);
-    frame[6..12].copy_from_slice(&mac);
-    frame[12..24].copy_from_slice(&[8, 0, 0x45, 0, 0, 46, 0, 0, 0x40, 0, 64, 17]);
-    frame[26..30].copy_from_slice(&[10, 1, 0, 1]);
-    frame[30..34].copy_from_slice(&to);
-    let sum: u32 = frame[14..34]
-        .chunks(2)
-        .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])))
-        .sum();
-    let checksum = !((sum & 0xffff) + (sum >> 16)) as u16;
-    frame[24..26].copy_from_slice(&checksum.to_be_bytes());
-    frame[34..36].copy_from_slice(&port.to_be_bytes());
-    // Discard; no UDP checksum, which IPv4 allows.
-    frame[36..42].copy_from_slice(&[0, 9, 0, 26, 0, 0]);
-    frame
+fn frame(mac: [u8; 6], gateway: [u8; 6], port: u16, to: [u8; 4]) -> [u8; LEN] {
+    // Discard.
+    let from = SocketAddrV4::new([10, 1, 0, 1].into(), port);
+    udp([mac, gateway], from, SocketAddrV4::new(to.into(), 9))
 }
 
 /// The address in the answer of `ip neigh`.
