@@ -113,6 +113,18 @@ pub enum OpenError {
         /// Why.
         source: io::Error,
     },
+    /// There are fewer queues than workers.
+    #[error(
+        "{device} has {queues} queues and {wanted} are wanted: set dpdk.workers to {queues} or less"
+    )]
+    TooFewQueues {
+        /// As the operator named it.
+        device: String,
+        /// Queues that it can have.
+        queues: u16,
+        /// Queues that were asked for.
+        wanted: u16,
+    },
     /// No memory for buffers.
     #[error(
         "there is no memory for {count} buffers of {device}: give the system more huge pages (sysctl vm.nr_hugepages) \
@@ -185,9 +197,12 @@ impl Queue {
         let _control = CONTROL.lock().unwrap_or_else(PoisonError::into_inner);
         eal::forget_complaint();
         let port = find(located)?;
-        let device = Device::start(eal, port, located, config).inspect_err(|_| {
-            // SAFETY: the port exists, and no queue of it does.
-            unsafe { ffi::nw_port_close(port) }
+        let device = Device::start(eal, port, located, config).inspect_err(|error| {
+            // It stays for another try with fewer.
+            if !matches!(error, OpenError::TooFewQueues { .. }) {
+                // SAFETY: the port exists, and no queue of it does.
+                unsafe { ffi::nw_port_close(port) }
+            }
         })?;
         let device = Arc::new(device);
         let queue = |index| Self {
@@ -195,6 +210,11 @@ impl Queue {
             index,
         };
         Ok((0..config.queues).map(queue).collect())
+    }
+
+    /// What a port of this queue will be able to do.
+    pub fn capabilities(&self) -> &Capabilities {
+        &self.device.capabilities
     }
 
     /// The device's driver, for people.
@@ -229,6 +249,15 @@ impl Device {
         config: &DeviceConfig,
     ) -> Result<Self, OpenError> {
         let device = || located.name.clone();
+        // SAFETY: only asks.
+        let queues = unsafe { ffi::nw_port_queues(port) };
+        if config.queues > queues {
+            return Err(OpenError::TooFewQueues {
+                device: device(),
+                queues,
+                wanted: config.queues,
+            });
+        }
         let interface = located
             .interface()
             .and_then(|name| Interface::by_name(name).ok());
@@ -241,6 +270,7 @@ impl Device {
             data_room: config.data_room(mtu),
             // SAFETY: only asks.
             socket: unsafe { ffi::nw_port_socket(port) },
+            dense: located.wants_dense_buffers(),
         };
         let no_memory = |shape: PoolShape| OpenError::NoMemory {
             device: device(),
@@ -274,7 +304,6 @@ impl Device {
             step: std::ptr::null(),
             driver: [0; 32],
             socket: shape.socket,
-            queues_max: 0,
         };
         // SAFETY: the structure is complete, and the pool outlives the port.
         let error = unsafe { ffi::nw_port_start(&raw mut started, pool.as_ptr()) };
@@ -381,6 +410,14 @@ fn find(located: &Located) -> Result<u16, OpenError> {
         said: eal::complaint(),
         source: io::Error::from_raw_os_error(error),
     };
+    let probe = |arguments: &str| {
+        let devargs = CString::new(arguments).map_err(|_| failed(libc::EINVAL))?;
+        // SAFETY: a C string, of which DPDK makes a copy.
+        match unsafe { ffi::nw_probe(devargs.as_ptr()) } {
+            0 => Ok(()),
+            error => Err(failed(error)),
+        }
+    };
     let by_name = |name: &str| {
         let name = CString::new(name).map_err(|_| failed(libc::EINVAL))?;
         let mut port = 0;
@@ -391,23 +428,34 @@ fn find(located: &Located) -> Result<u16, OpenError> {
         }
     };
     match &located.place {
-        Place::Pci(address) => by_name(address),
+        // It is there from the start, unless it was closed since.
+        Place::Pci(address) => by_name(address).or_else(|_| {
+            probe(address)?;
+            by_name(address)
+        }),
         Place::Vdev(arguments) => {
-            let devargs = CString::new(arguments.as_str()).map_err(|_| failed(libc::EINVAL))?;
-            // SAFETY: a C string, of which DPDK makes a copy.
-            match unsafe { ffi::nw_probe(devargs.as_ptr()) } {
-                0 => by_name(arguments.split(',').next().unwrap_or_default()),
-                error => Err(failed(error)),
-            }
+            let name = arguments.split(',').next().unwrap_or_default();
+            by_name(name).or_else(|_| {
+                probe(arguments)?;
+                by_name(name)
+            })
         }
-        Place::Mac(mac) => ports()
-            .find(|port| {
-                let mut found = [0; 6];
-                // SAFETY: writes six bytes.
-                unsafe { ffi::nw_port_mac(*port, &raw mut found) == 0 && found == *mac }
+        Place::Mac(mac) => by_mac(*mac)
+            .or_else(|| {
+                // Those that are there already, and those that are not its like, do not matter.
+                let _ = located.pci().iter().try_for_each(|address| probe(address));
+                by_mac(*mac)
             })
             .ok_or_else(|| failed(libc::ENODEV)),
     }
+}
+
+fn by_mac(mac: [u8; 6]) -> Option<u16> {
+    ports().find(|port| {
+        let mut found = [0; 6];
+        // SAFETY: writes six bytes.
+        unsafe { ffi::nw_port_mac(*port, &raw mut found) == 0 && found == mac }
+    })
 }
 
 /// All ports that DPDK has found.

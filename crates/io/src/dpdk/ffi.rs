@@ -101,7 +101,6 @@ pub(super) struct Port {
     pub(super) step: *const c_char,
     pub(super) driver: [c_char; 32],
     pub(super) socket: i32,
-    pub(super) queues_max: u16,
 }
 const _: () = assert!(size_of::<Port>() == 72, "as in shim.c");
 
@@ -114,6 +113,7 @@ unsafe extern "C" {
     pub(super) fn nw_port_next(from: u16) -> u16;
     pub(super) fn nw_port_mac(port: u16, mac: *mut [u8; 6]) -> c_int;
     pub(super) fn nw_port_mtu(port: u16, mtu: *mut u16) -> c_int;
+    pub(super) fn nw_port_queues(port: u16) -> u16;
     pub(super) fn nw_port_socket(port: u16) -> c_int;
     pub(super) fn nw_port_start(port: *mut Port, pool: *mut RteMempool) -> c_int;
     pub(super) fn nw_port_close(port: u16);
@@ -124,6 +124,7 @@ unsafe extern "C" {
         count: u32,
         data_room: u16,
         socket: c_int,
+        dense: bool,
     ) -> *mut RteMempool;
     pub(super) fn nw_interrupt_watch(port: u16, queue: u16, epoll: c_int) -> c_int;
     pub(super) fn nw_interrupt_arm(port: u16, queue: u16) -> c_int;

@@ -118,6 +118,8 @@ pub(super) struct PoolShape {
     pub(super) data_room: u16,
     /// NUMA node of its memory; -1 for any.
     pub(super) socket: i32,
+    /// Without gaps at the ends of pages.
+    pub(super) dense: bool,
 }
 
 /// A pool of buffers. A frame may outlive its port, so pools are never freed: what nobody uses any more waits for the
@@ -151,8 +153,15 @@ impl Pool {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = CString::new(format!("frames{number}")).expect("no zero byte");
         // SAFETY: the name is a C string, of which the function makes a copy.
-        let pool =
-            unsafe { ffi::nw_pool(name.as_ptr(), shape.count, shape.data_room, shape.socket) };
+        let pool = unsafe {
+            ffi::nw_pool(
+                name.as_ptr(),
+                shape.count,
+                shape.data_room,
+                shape.socket,
+                shape.dense,
+            )
+        };
         let pool = RawPool(NonNull::new(pool)?);
         Some(Self { pool, shape })
     }

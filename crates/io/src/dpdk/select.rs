@@ -97,6 +97,12 @@ impl Located {
         &self.pci
     }
 
+    /// Whether its buffers must lie without gaps: DPDK 22.11 registers with AF_XDP as many bytes as they have together, and
+    /// what lies beyond is lost. A version with "net/af_xdp: fix umem map size for zero copy" (24.07) does not need it.
+    pub(super) fn wants_dense_buffers(&self) -> bool {
+        matches!(&self.place, Place::Vdev(arguments) if arguments.starts_with("net_af_xdp"))
+    }
+
     /// The kernel's interface that it shares its frames with, which the kernel has to leave alone.
     pub fn interface(&self) -> Option<&str> {
         self.interface.as_deref()

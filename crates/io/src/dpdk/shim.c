@@ -88,7 +88,6 @@ struct nw_port {
 	const char *step;   /* what failed */
 	char driver[32];
 	int32_t socket;
-	uint16_t queues_max;
 };
 _Static_assert(sizeof(struct nw_port) == 72, "as in ffi.rs");
 
@@ -159,16 +158,30 @@ int nw_port_mtu(uint16_t port, uint16_t *mtu)
 	return -rte_eth_dev_get_mtu(port, mtu);
 }
 
+/* Queues that a port can have; 0 if it does not tell. */
+uint16_t nw_port_queues(uint16_t port)
+{
+	struct rte_eth_dev_info info;
+	return rte_eth_dev_info_get(port, &info) == 0 ? RTE_MIN(info.max_rx_queues, info.max_tx_queues) : 0;
+}
+
 /* The NUMA node of a port's device; -1 if it has none. */
 int nw_port_socket(uint16_t port)
 {
 	return rte_eth_dev_socket_id(port);
 }
 
-struct rte_mempool *nw_pool(const char *name, uint32_t count, uint16_t data_room, int socket)
+/* A pool of buffers; `dense` leaves no gaps between them at the ends of pages, which a device that does DMA may need. */
+struct rte_mempool *nw_pool(const char *name, uint32_t count, uint16_t data_room, int socket, bool dense)
 {
 	uint32_t cache = RTE_MIN(count / 4, (uint32_t)RTE_MEMPOOL_CACHE_MAX_SIZE);
-	return rte_pktmbuf_pool_create(name, count, cache, 0, data_room + RTE_PKTMBUF_HEADROOM, socket);
+	uint16_t room = data_room + RTE_PKTMBUF_HEADROOM;
+	struct rte_pktmbuf_pool_private private = {.mbuf_data_room_size = room};
+	if (!dense)
+		return rte_pktmbuf_pool_create(name, count, cache, 0, room, socket);
+	return rte_mempool_create(name, count, sizeof(struct rte_mbuf) + room, cache, sizeof(private),
+				  rte_pktmbuf_pool_init, &private, rte_pktmbuf_init, NULL, socket,
+				  RTE_MEMPOOL_F_NO_IOVA_CONTIG);
 }
 
 /* 0x6d5a over and over: both directions of a flow get the same hash. */
@@ -245,7 +258,7 @@ static int set_up(struct nw_port *p, const struct rte_eth_dev_info *info, uint64
 	return error == 0 ? 0 : refuse(p, "start", error);
 }
 
-/* What the port can do, before it is started: fills `driver`, `socket`, `queues_max`, and masks `flags`. */
+/* What the port can do, before it is started: fills `driver` and `socket`, and masks `flags`. */
 static int describe(struct nw_port *p, struct rte_eth_dev_info *info)
 {
 	const uint64_t l4 = RTE_ETH_TX_OFFLOAD_TCP_CKSUM | RTE_ETH_TX_OFFLOAD_UDP_CKSUM;
@@ -254,7 +267,6 @@ static int describe(struct nw_port *p, struct rte_eth_dev_info *info)
 		return refuse(p, "ask for the capabilities of", error);
 	snprintf(p->driver, sizeof(p->driver), "%s", info->driver_name);
 	p->socket = rte_eth_dev_socket_id(p->port);
-	p->queues_max = RTE_MIN(info->max_rx_queues, info->max_tx_queues);
 	if ((info->tx_offload_capa & l4) != l4)
 		p->flags &= ~(PORT_TX_CHECKSUM | PORT_TX_TSO);
 	if (!(info->tx_offload_capa & RTE_ETH_TX_OFFLOAD_TCP_TSO) || !(p->flags & PORT_TX_CHECKSUM))
@@ -283,8 +295,6 @@ int nw_port_start(struct nw_port *p, struct rte_mempool *pool)
 	int error = describe(p, &info);
 	if (error != 0)
 		return error;
-	if (p->queues > p->queues_max)
-		return refuse(p, "open as many queues on", ERANGE);
 	uint64_t tx = info.tx_offload_capa & RTE_ETH_TX_OFFLOAD_MULTI_SEGS;
 	if (p->flags & PORT_TX_CHECKSUM)
 		tx |= RTE_ETH_TX_OFFLOAD_TCP_CKSUM | RTE_ETH_TX_OFFLOAD_UDP_CKSUM |

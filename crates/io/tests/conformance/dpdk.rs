@@ -30,6 +30,20 @@ fn dpdk_af_packet() {
     });
 }
 
+#[test]
+fn dpdk_af_xdp() {
+    with_namespace("dpdk_af_xdp", || {
+        veth_pair();
+        let mut left = port("net_af_xdp_l,iface=left");
+        let mut right = packet("right");
+        let wire = Wire {
+            silent_loss: true,
+            ..Wire::default()
+        };
+        suite::run(&mut left, &mut right, &wire);
+    });
+}
+
 /// Completes checksums and cuts super-packets (of IPv4) on behalf of a device, and has interrupts.
 #[test]
 fn dpdk_tap() {
@@ -186,6 +200,14 @@ fn dpdk_says_what_is_wrong() {
             ..default()
         },
         "set dpdk.mbuf_pool_size lower",
+    );
+    check(
+        "net_ring1",
+        DeviceConfig {
+            queues: 100,
+            ..default()
+        },
+        "set dpdk.workers to ",
     );
     check(
         "net_null3",
