@@ -1,4 +1,4 @@
-//! Descriptors that the process was started with, by name.
+//! Descriptors that the process was started with, by name, and those that it leaves.
 
 use std::collections::BTreeMap;
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -19,6 +19,23 @@ pub fn take(text: &str) -> BTreeMap<String, OwnedFd> {
         }
     }
     taken
+}
+
+/// Has every descriptor but the three standard ones close on exec, until it is told otherwise.
+///
+/// # Errors
+/// They cannot be listed.
+pub fn leave_none() -> std::io::Result<()> {
+    for entry in std::fs::read_dir("/proc/self/fd")? {
+        let name = entry?.file_name();
+        if let Some(number) = name.to_str().and_then(|name| name.parse::<RawFd>().ok())
+            && number > 2
+        {
+            // SAFETY: touches no memory; a number that is no open descriptor any more is an error, which is no matter.
+            unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) };
+        }
+    }
+    Ok(())
 }
 
 fn take_one(number: RawFd) -> Option<OwnedFd> {
@@ -55,5 +72,22 @@ mod tests {
         assert_eq!(taken.keys().collect::<Vec<_>>(), ["a"]);
         assert!(take(&text).is_empty());
         assert!(take("").is_empty());
+    }
+
+    #[test]
+    fn leaves_nothing_that_was_not_meant_to_stay() {
+        let own = File::open("/dev/null").expect("opens");
+        let open = rustix::io::dup(&own).expect("duplicates");
+        assert!(
+            !fcntl_getfd(&open)
+                .expect("is open")
+                .contains(FdFlags::CLOEXEC)
+        );
+        leave_none().expect("there is /proc");
+        assert!(
+            fcntl_getfd(&open)
+                .expect("is open")
+                .contains(FdFlags::CLOEXEC)
+        );
     }
 }

@@ -381,6 +381,8 @@ impl Successor {
     ) -> anyhow::Result<std::convert::Infallible> {
         let state = state.map(Leaving::seal).transpose()?;
         let sockets = sockets.leave();
+        // Not all that libraries open closes on exec, and what stays open keeps its memory and its devices.
+        io::inherited::leave_none()?;
         let mut named = std::process::id().to_string();
         let mut hand = |name: &str, fd: BorrowedFd<'_>| -> anyhow::Result<()> {
             fcntl_setfd(fd, FdFlags::empty())?;
