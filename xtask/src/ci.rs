@@ -25,8 +25,14 @@ pub(crate) fn run() -> Result<()> {
         &[],
     )?;
     if dpdk::is_installed()? {
-        let lints = ["clippy", "-p", "io", "--all-targets", "--locked"];
-        let lints = [&lints[..], &dpdk::FEATURES, &["--", "-D", "warnings"]].concat();
+        let crates = ["-p", "io", "-p", "neuwerkd", "-p", "neuwerk"];
+        let lints = [
+            &["clippy", "--all-targets", "--locked"],
+            &crates[..],
+            &dpdk::FEATURES,
+            &["--", "-D", "warnings"],
+        ];
+        let lints = lints.concat();
         cargo(&lints, &[])?;
     }
     cargo(

@@ -16,7 +16,11 @@ pub(crate) fn run() -> Result<()> {
         root || !ci,
         "CI is set and this is not root: the tests that need it cannot run, which is a failure here"
     );
-    dpdk::test()?;
+    let with_dpdk = dpdk::test()?;
+    let environment: Vec<(&str, &str)> = with_dpdk
+        .iter()
+        .filter_map(|path| Some(("NEUWERK_DPDK_BIN", path.to_str()?)))
+        .collect();
     cargo(&["build", "--workspace", "--lib", "--bins", "--tests"], &[])?;
     cargo(&["test", "--workspace", "--doc", "--quiet"], &[])?;
     if !root {
@@ -29,7 +33,7 @@ pub(crate) fn run() -> Result<()> {
         let ignored: &[&str] = if root { &["--run-ignored", "all"] } else { &[] };
         return cargo(
             &[&["nextest", "run"], &WORKSPACE[..], ignored].concat(),
-            &[],
+            &environment,
         );
     }
     let test = [&["test"], &WORKSPACE[..], &["--no-fail-fast", "--"]].concat();
@@ -38,7 +42,7 @@ pub(crate) fn run() -> Result<()> {
         // One at a time: the scenarios start several nodes each and watch their timing.
         cargo(
             &[&test[..], &["--ignored", "--test-threads=1"]].concat(),
-            &[],
+            &environment,
         )?;
     }
     Ok(())

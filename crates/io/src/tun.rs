@@ -219,6 +219,8 @@ fn attach(config: &TunConfig, is_there: bool, many: bool) -> Result<OwnedFd, Ope
 pub enum Segments {
     /// Super-packets, for data ports that can cut them.
     Super,
+    /// Those of TCP alone.
+    Tcp,
     /// Packets of the device's MTU, for those that cannot.
     Plain,
 }
@@ -231,19 +233,23 @@ impl TunDevice {
     pub fn set_segments(&self, segments: Segments) -> io::Result<()> {
         match segments {
             Segments::Super => Ok(()),
+            Segments::Tcp => sys::number_ioctl(&self.fd, libc::TUNSETOFFLOAD, OFFLOADS),
             Segments::Plain => sys::number_ioctl(&self.fd, libc::TUNSETOFFLOAD, libc::TUN_F_CSUM),
         }
     }
 }
 
+/// Checksums and segmentation of TCP are left to us.
+const OFFLOADS: libc::c_uint =
+    libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
+
 /// Has the kernel leave checksums and segmentation to us. Returns whether it does so for UDP.
 fn offload(fd: &OwnedFd) -> io::Result<bool> {
-    let always = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
     let udp = libc::TUN_F_USO4 | libc::TUN_F_USO6;
     // UDP segmentation came with Linux 6.2.
-    let with_udp = sys::number_ioctl(fd, libc::TUNSETOFFLOAD, always | udp).is_ok();
+    let with_udp = sys::number_ioctl(fd, libc::TUNSETOFFLOAD, OFFLOADS | udp).is_ok();
     if !with_udp {
-        sys::number_ioctl(fd, libc::TUNSETOFFLOAD, always)?;
+        sys::number_ioctl(fd, libc::TUNSETOFFLOAD, OFFLOADS)?;
     }
     Ok(with_udp)
 }

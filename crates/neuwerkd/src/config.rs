@@ -38,7 +38,7 @@ pub use bootstrap::{Bootstrap, CloudProvider, DataPlaneMode};
 pub use cluster::{Backup, Cluster, JoinApproval};
 pub use dataplane::{Admission, Dataplane, EncapMode, NatMapping, Port, Ports};
 pub use dns::Dns;
-pub use dpdk::Dpdk;
+pub use dpdk::{Dpdk, IovaMode, PerfMode};
 pub use flags::Flags;
 pub use integration::{Integration, IntegrationMode};
 pub use key::{Key, Part, Shape};
@@ -268,6 +268,7 @@ impl Config {
         self.metrics.check(reader);
         self.cluster.check(reader);
         self.integration.check(reader);
+        self.dpdk.check(self.bootstrap.data_plane_mode, reader);
         self.dataplane
             .check(self.bootstrap.outside_interface.is_some(), reader);
         self.check_listeners(reader);

@@ -5,6 +5,8 @@
 //! once every worker has loaded that generation, which each does at the start of its next burst.
 
 mod addresses;
+#[cfg(feature = "dpdk")]
+mod dpdk;
 mod look;
 mod ports;
 mod settings;

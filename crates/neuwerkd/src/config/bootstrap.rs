@@ -13,12 +13,12 @@ section! {
     management_interface: Interface = Interface::default(), flag("management-interface"), required();
     /// Data port: the only one (traffic enters and leaves by it), or the inside one when there is an outside
     /// interface too. The node takes it over from the kernel while it runs; in the modes `tun` and `tap` it is a device
-    /// that the node makes if it is not there. `pci:` and `mac:` need the mode `dpdk`.
+    /// that the node makes if it is not there. `pci:`, `mac:` and `vdev:` need the mode `dpdk`.
     data_interface: DataInterface = DataInterface::default(), flag("data-plane-interface"), required();
     /// Second data port, towards the internet. Without it the node has one arm.
     outside_interface: Option<DataInterface> = None, flag("outside-interface");
-    /// How packets reach the node. `soft` is another name of `tun`. Under `dpdk`, which this release does not have, it
-    /// runs `packet` on the same interface and says so.
+    /// How packets reach the node. `soft` is another name of `tun`. `dpdk`, which [its page](dpdk.md) describes, is in
+    /// builds with that feature only; the others refuse it.
     data_plane_mode: DataPlaneMode = DataPlaneMode::Packet, flag("data-plane-mode");
     /// Cloud that the node runs in.
     cloud_provider: CloudProvider = CloudProvider::None, flag("cloud-provider");
@@ -92,8 +92,9 @@ impl Bootstrap {
                 reader.problem(path, reason);
             }
         }
-        if self.data_plane_mode == DataPlaneMode::Dpdk {
-            reader.has_no_effect("bootstrap.data_plane_mode");
+        if self.data_plane_mode == DataPlaneMode::Dpdk && !cfg!(feature = "dpdk") {
+            let reason = "dpdk is not in this build of neuwerk; take one built with the feature dpdk, or set packet";
+            reader.problem("bootstrap.data_plane_mode", reason.into());
         }
     }
 }

@@ -4,16 +4,17 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 
+use super::bootstrap::DataPlaneMode;
 use super::dataplane::Port;
-use super::key::{Part, section};
+use super::key::{Key, Part, section};
 use super::net::Mac;
 use super::read::Reader;
 use super::value::{Auto, choice};
 
 section! {
-    /// The DPDK backend. The four `static_` keys also hold in other modes: they are the published spelling of
-    /// `dataplane.ports.inside` with one address and a gateway.
-    Dpdk, Part::Dpdk;
+    /// The DPDK backend; [its page](dpdk.md) says how to use it. The four `static_` keys also hold in other modes: they
+    /// are the published spelling of `dataplane.ports.inside` with one address and a gateway.
+    Dpdk, Part::DataplaneTuning;
 
     /// Address of the data port.
     static_ip: Option<IpAddr> = None, part(Part::Node);
@@ -21,12 +22,12 @@ section! {
     static_prefix_len: Option<u8> = None, range(0..=128), part(Part::Node);
     /// Default gateway of the data port.
     static_gateway: Option<IpAddr> = None, part(Part::Node);
-    /// Hardware address of the data port.
-    static_mac: Option<Mac> = None;
-    /// Packet threads.
-    workers: Auto<u32> = Auto::Auto, range(1..=1024);
-    /// Cores of the packet threads, in order.
-    core_ids: Vec<u32> = Vec::new(), default_is("0 to workers - 1");
+    /// Hardware address of the data port; the device's own unless set. In the mode `dpdk` only.
+    static_mac: Option<Mac> = None, part(Part::Dpdk);
+    /// Packet threads, each with a queue of every port; as `dataplane.workers` unless set.
+    workers: Auto<u32> = Auto::Auto, range(1..=1024), part(Part::Dpdk);
+    /// Cores of the packet threads, in order. Unset: the system chooses.
+    core_ids: Vec<u32> = Vec::new(), default_is("unset"), part(Part::Dpdk);
     /// More than one worker on Azure.
     allow_azure_multiworker: bool = false;
     /// Hands all received packets out from one worker.
@@ -39,8 +40,8 @@ section! {
     lockless_queue_per_worker: bool = false;
     /// Keeps a shard of the state with its worker.
     pin_state_shard_guard: bool = false;
-    /// Does without in-memory mode.
-    disable_in_memory: bool = false;
+    /// Takes huge pages from a mounted hugetlbfs instead of anonymously.
+    disable_in_memory: bool = false, part(Part::Dpdk);
     /// Takes the NetVSC driver.
     force_netvsc: bool = false;
     /// Looks for Google Cloud's network cards.
@@ -55,8 +56,9 @@ section! {
     shared_rx_owner_only: bool = true;
     /// What is done where the card has one queue.
     single_queue_mode: SingleQueueMode = SingleQueueMode::Demux;
-    /// What to prefer: latency or packet rate.
-    perf_mode: PerfMode = PerfMode::Standard;
+    /// What an idle packet thread does: `standard` sleeps until the card's interrupt, or where there is none looks every
+    /// millisecond; `aggressive` never sleeps, which takes a whole core.
+    perf_mode: PerfMode = PerfMode::Standard, part(Part::Dpdk);
     /// Packets between two rounds of housekeeping.
     housekeeping_interval_packets: u32 = 64, range(1..=u64::from(u32::MAX));
     /// Time between two rounds of housekeeping.
@@ -66,23 +68,23 @@ section! {
     /// Shards of the state.
     state_shards: Option<u32> = None, range(1..=65_535), default_is("workers");
     /// How the card addresses memory.
-    iova_mode: Auto<IovaMode> = Auto::Auto;
-    /// Driver libraries to load first.
-    driver_preload: Vec<String> = Vec::new();
+    iova_mode: Auto<IovaMode> = Auto::Auto, part(Part::Dpdk);
+    /// Driver libraries to load beside those of the installation.
+    driver_preload: Vec<String> = Vec::new(), part(Part::Dpdk);
     /// Number of queues, whatever the card offers.
     queue_override: Option<u32> = None, range(1..=1024);
-    /// Largest packet of the port.
-    port_mtu: Option<u32> = None, unit("bytes"), range(576..=65_535);
-    /// Room in a packet buffer.
-    mbuf_data_room: Option<u32> = None, unit("bytes"), range(1..=65_535);
-    /// Packet buffers in all.
-    mbuf_pool_size: Option<u32> = None, range(1..=u64::from(u32::MAX));
+    /// Largest packet of the ports. Unset: what the device is set to.
+    port_mtu: Option<u32> = None, unit("bytes"), range(576..=65_535), part(Part::Dpdk);
+    /// Room in a packet buffer. Unset: enough for the largest packet, and 2048 at least.
+    mbuf_data_room: Option<u32> = None, unit("bytes"), range(1..=65_535), part(Part::Dpdk);
+    /// Packet buffers of each port. Unset: as many as fill its rings and what a packet thread holds.
+    mbuf_pool_size: Option<u32> = None, range(1..=u64::from(u32::MAX)), part(Part::Dpdk);
     /// Descriptors of a receive queue.
-    rx_ring_size: u32 = 1024, range(1..=65_535);
+    rx_ring_size: u32 = 1024, range(1..=65_535), part(Part::Dpdk);
     /// Descriptors of a transmit queue.
-    tx_ring_size: u32 = 1024, range(1..=65_535);
-    /// Lets the card compute checksums.
-    tx_checksum_offload: Auto<bool> = Auto::Auto;
+    tx_ring_size: u32 = 1024, range(1..=65_535), part(Part::Dpdk);
+    /// Lets the card complete checksums: `auto` where it can, `true` requires it.
+    tx_checksum_offload: Auto<bool> = Auto::Auto, part(Part::Dpdk);
     /// Hardware address that the gateway must have, of either family. This and the two below hold in every mode, on the
     /// only data port or the outside one.
     gateway_mac: Option<Mac> = None, part(Part::Dhcp);
@@ -98,7 +100,7 @@ section! {
 
 section! {
     /// The lane to the host.
-    ServiceLane, Part::Dpdk;
+    ServiceLane, Part::DataplaneTuning;
 
     /// Its interface.
     interface: String = "svc0".into();
@@ -112,7 +114,7 @@ section! {
 
 section! {
     /// Which connection an intercepted packet belongs to.
-    InterceptDemux, Part::Dpdk;
+    InterceptDemux, Part::DataplaneTuning;
 
     /// Time between two clearances.
     gc_interval_ms: u32 = 1000, unit("ms"), range(1..=u64::from(u32::MAX));
@@ -128,7 +130,7 @@ section! {
 
 section! {
     /// Tunnels. The first two keys hold in every mode.
-    DpdkOverlay, Part::Dpdk;
+    DpdkOverlay, Part::DataplaneTuning;
 
     /// Sends packets on in the other tunnel than the one that they came by, as Azure's gateway load balancer wants it;
     /// otherwise they go back in the same. For vxlan with a pair of networks.
@@ -153,11 +155,11 @@ choice! {
 }
 
 choice! {
-    /// What to prefer.
+    /// What an idle packet thread does.
     PerfMode {
-        /// Latency.
+        /// Idle threads sleep.
         Standard = "standard",
-        /// Packet rate.
+        /// They do not.
         Aggressive = "aggressive",
     }
 }
@@ -177,6 +179,26 @@ super::value::text_value!(Ipv4Addr, "an IPv4 address", "10.0.0.1", |text| text
     .ok());
 
 impl Dpdk {
+    /// Names what has no effect in another mode: all that differs from the defaults.
+    pub(super) fn check(&self, mode: DataPlaneMode, reader: &mut Reader) {
+        if mode == DataPlaneMode::Dpdk {
+            return;
+        }
+        let differs = |key: &&Key| {
+            let shown = reader.shown.get(&key.path);
+            key.part == Part::Dpdk && shown.is_some_and(|shown| *shown != key.default)
+        };
+        let without: Vec<String> = reader
+            .keys
+            .iter()
+            .filter(differs)
+            .map(|key| key.path.clone())
+            .collect();
+        for path in without {
+            reader.has_no_effect(&path);
+        }
+    }
+
     /// Writes the static address, where there is one, into the port that it belongs to.
     pub(super) fn fill(&self, inside: &mut Port, reader: &mut Reader) {
         let names = [

@@ -24,7 +24,7 @@ pub enum Part {
     Dhcp,
     /// VXLAN and GENEVE.
     Overlay,
-    /// The DPDK backend.
+    /// The DPDK backend: where it is not built in, its mode is refused.
     Dpdk,
     /// Kubernetes sources.
     Kubernetes,
@@ -52,6 +52,7 @@ impl Part {
                 | Part::Backup
                 | Part::Dhcp
                 | Part::Migration
+                | Part::Dpdk
         )
     }
 }

@@ -48,14 +48,16 @@ pub enum DataInterface {
     Pci(String),
     /// A hardware address.
     Mac(Mac),
+    /// A device of DPDK's own making: driver, number and arguments, as `net_memif0,id=1`.
+    Vdev(String),
 }
 
 impl DataInterface {
-    /// The kernel interface, unless the port is named by PCI or hardware address.
+    /// The kernel interface, unless the port is named as DPDK names it.
     pub fn name(&self) -> Option<&Interface> {
         match self {
             DataInterface::Name(name) => Some(name),
-            DataInterface::Pci(_) | DataInterface::Mac(_) => None,
+            DataInterface::Pci(_) | DataInterface::Mac(_) | DataInterface::Vdev(_) => None,
         }
     }
 
@@ -65,6 +67,9 @@ impl DataInterface {
         }
         if let Some(pci) = text.strip_prefix("pci:") {
             return is_pci_address(pci).then(|| DataInterface::Pci(pci.to_ascii_lowercase()));
+        }
+        if let Some(vdev) = text.strip_prefix("vdev:") {
+            return is_vdev(vdev).then(|| DataInterface::Vdev(vdev.to_owned()));
         }
         Interface::parse(text).map(DataInterface::Name)
     }
@@ -82,16 +87,25 @@ impl fmt::Display for DataInterface {
             DataInterface::Name(name) => name.fmt(f),
             DataInterface::Pci(address) => write!(f, "pci:{address}"),
             DataInterface::Mac(mac) => write!(f, "mac:{mac}"),
+            DataInterface::Vdev(vdev) => write!(f, "vdev:{vdev}"),
         }
     }
 }
 
 text_value!(
     DataInterface,
-    "an interface name, pci:ADDRESS or mac:ADDRESS",
+    "an interface name, pci:ADDRESS, mac:ADDRESS or vdev:DRIVER,ARGUMENTS",
     "eth1, pci:0000:00:05.0 or mac:02:00:00:00:00:01",
     |text| DataInterface::parse(&text)
 );
+
+/// A driver's name and what it is told: `net_memif0,id=1`.
+fn is_vdev(text: &str) -> bool {
+    let name = text.split(',').next().unwrap_or_default();
+    name.starts_with("net_")
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+        && text.chars().all(|c| c.is_ascii_graphic())
+}
 
 /// `dddd:bb:dd.f`, hexadecimal.
 fn is_pci_address(text: &str) -> bool {
@@ -362,6 +376,9 @@ mod tests {
             "mac:02:00",
             "mac:02:00:00:aa:00:01:02",
             "usb:1",
+            "vdev:",
+            "vdev:eth0",
+            "vdev:net_null0,size=60 bytes",
         ] {
             assert!(DataInterface::parse(bad).is_none(), "{bad}");
         }

@@ -54,16 +54,16 @@ fn two_interfaces_are_enough() {
 
 #[test]
 fn a_published_configuration_starts_with_one_warning() {
-    let config = Config::parse(Some(PUBLISHED), &Flags::default())
+    let published = PUBLISHED.replace("data_plane_mode: dpdk", "data_plane_mode: packet");
+    let config = Config::parse(Some(&published), &Flags::default())
         .unwrap_or_else(|invalid| panic!("{invalid}"));
-    assert_eq!(config.bootstrap.data_plane_mode, DataPlaneMode::Dpdk);
+    assert_eq!(config.bootstrap.data_plane_mode, DataPlaneMode::Packet);
     assert_eq!(config.cluster.join[0].to_string(), "10.0.0.11:9601");
     assert_eq!(
         config.dataplane.ports.inside.addresses,
         ["10.1.0.5/24".parse().unwrap()]
     );
     for named in [
-        "bootstrap.data_plane_mode",
         "dns.upstreams",
         "tls_intercept.h2.pool_shards",
         "dpdk.workers",
@@ -77,14 +77,29 @@ fn a_published_configuration_starts_with_one_warning() {
     let known = |path: &&String| {
         Config::keys()
             .iter()
-            .any(|key| key.part.exists() && key.path == **path)
+            .any(|key| key.part.exists() && key.part != Part::Dpdk && key.path == **path)
     };
     let existing: Vec<_> = config.without_effect.iter().filter(known).collect();
-    assert_eq!(
-        existing,
-        ["bootstrap.data_plane_mode"],
-        "only keys of parts that do not exist are without effect"
+    assert!(
+        existing.is_empty(),
+        "only keys of parts that do not exist are without effect: {existing:?}"
     );
+}
+
+#[test]
+fn dpdk_is_a_mode_of_builds_that_have_it() {
+    let result = Config::parse(Some(PUBLISHED), &Flags::default());
+    if !cfg!(feature = "dpdk") {
+        let words = "take one built with the feature dpdk, or set packet";
+        return check(result, &[("bootstrap.data_plane_mode", words)]);
+    }
+    let config = result.unwrap_or_else(|invalid| panic!("{invalid}"));
+    assert_eq!(config.bootstrap.data_plane_mode, DataPlaneMode::Dpdk);
+    let has_effect = |key: &str| !config.without_effect.iter().any(|without| without == key);
+    for key in ["dpdk.rx_ring_size", "dpdk.static_mac", "dpdk.workers"] {
+        assert!(has_effect(key), "{key}");
+    }
+    assert!(!has_effect("dpdk.force_netvsc"));
 }
 
 #[test]

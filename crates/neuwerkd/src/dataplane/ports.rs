@@ -33,6 +33,20 @@ impl Drop for HeldDataplane {
 }
 
 impl HeldDataplane {
+    /// Workers that run, over interfaces that are held.
+    #[cfg(feature = "dpdk")]
+    pub(super) fn new(
+        dataplane: Dataplane,
+        addresses: Option<Addresses>,
+        holds: Vec<Hold>,
+    ) -> HeldDataplane {
+        HeldDataplane {
+            dataplane: Arc::new(dataplane),
+            addresses,
+            _holds: holds,
+        }
+    }
+
     /// Takes the data ports from the kernel, or makes them, and starts the packet workers on them,
     /// under `policy` from the first packet on, with the flows that were `received` from the process before.
     ///
@@ -44,6 +58,10 @@ impl HeldDataplane {
         received: &Arc<Received>,
     ) -> anyhow::Result<HeldDataplane> {
         let bootstrap = &config.bootstrap;
+        #[cfg(feature = "dpdk")]
+        if bootstrap.data_plane_mode == DataPlaneMode::Dpdk {
+            return super::dpdk::start(config, policy, received);
+        }
         // Each with the key that an error is to name.
         let mut interfaces = vec![(
             "bootstrap.data_interface",
@@ -145,7 +163,7 @@ impl HeldDataplane {
 }
 
 /// Starts a packet worker for each of `makes`, on the ports that it makes on the worker's thread.
-fn launch<P: Port + 'static>(
+pub(super) fn launch<P: Port + 'static>(
     config: &Config,
     policy: Arc<Compiled>,
     acquire: Option<Acquire>,
@@ -183,7 +201,7 @@ fn launch<P: Port + 'static>(
     .context("the dataplane cannot start")
 }
 
-fn hold(config: &Config, interface: &str) -> Result<Hold, io::packet::HoldError> {
+pub(super) fn hold(config: &Config, interface: &str) -> Result<Hold, io::packet::HoldError> {
     Hold::open(&HoldConfig {
         interface: interface.to_owned(),
         management_interface: Some(config.bootstrap.management_interface.as_str().to_owned()),
@@ -240,7 +258,7 @@ fn host_addresses(port: &config::Port) -> Vec<IpNet> {
 
 fn interface(interface: &DataInterface) -> anyhow::Result<String> {
     let name = interface.name().ok_or_else(|| {
-        anyhow!("{interface} can only be opened by DPDK, which this build does not have: name a kernel interface")
+        anyhow!("{interface} can only be opened in data_plane_mode dpdk: name a kernel interface")
     })?;
     Ok(name.as_str().to_owned())
 }
