@@ -193,7 +193,7 @@ fn swap(times: u32) -> Result<[Line; 2]> {
         times[times.len() - 1 - times.len() / 2000] as f64 / 1e3
     };
     let (usual, with_news) = (longest(usual), longest(with_news));
-    println!("turns of 64 packets: {usual:.1} µs, with a new policy {with_news:.1} µs");
+    println!("turns of a burst: {usual:.1} µs, with a new policy {with_news:.1} µs");
     Ok([
         Line::alone(
             "packets lost by new policies".into(),

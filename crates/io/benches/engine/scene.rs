@@ -125,10 +125,14 @@ impl Scene {
                 ..PortSettings::default()
             })
         };
-        let settings = Settings {
+        let mut settings = Settings {
             ports: vec![port("10.0.0.1/8")?, port("192.0.2.1/24")?],
             ..Settings::default()
         };
+        let limits = &mut settings.limits;
+        for limit in [&mut limits.max_flows, &mut limits.max_nat_bindings] {
+            *limit = flows.max(*limit);
+        }
         let snapshot = Snapshot::new(1, rules.compile(1)?, settings)?;
         let published = Arc::new(ArcSwap::from_pointee(snapshot));
         let counters = Arc::new(WorkerCounters::default());
