@@ -227,10 +227,14 @@ impl Pipeline {
             self.flows.start(now.tick());
             self.install(Arc::clone(snapshot));
             self.announce(&[]);
+            self.counters.set_generation(snapshot.generation());
         } else if !Arc::ptr_eq(&self.snapshot, snapshot) {
             let before = Arc::clone(&self.snapshot);
             self.install(Arc::clone(snapshot));
             self.announce(before.own_addresses());
+            drop(before);
+            // Whoever waits for this may free what was published before: it is not held here any more.
+            self.counters.set_generation(snapshot.generation());
         }
         self.tunnels.begin();
     }
@@ -249,7 +253,6 @@ impl Pipeline {
         self.counters
             .nat_capacity
             .set(u64::from(self.snapshot.settings().limits.max_nat_bindings));
-        self.counters.set_generation(self.snapshot.generation());
     }
 
     pub(crate) fn counters(&self) -> &WorkerCounters {

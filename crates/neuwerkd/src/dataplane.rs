@@ -13,7 +13,7 @@ mod settings;
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -60,6 +60,9 @@ pub struct Dataplane {
     /// The policy in whose place everything is denied, while that is so. Serializes swaps, so that none overwrites what
     /// another changed.
     withheld: Mutex<Option<Arc<Compiled>>>,
+    /// What was published before and may be held by a worker still. A large policy takes long to free, which is none of
+    /// a packet worker's business.
+    retired: Mutex<Vec<Arc<Snapshot>>>,
     workers: Vec<WorkerThread>,
     seed: u64,
     /// Whose a packet is.
@@ -124,6 +127,7 @@ impl Dataplane {
         let mut dataplane = Dataplane {
             published: Arc::new(ArcSwap::from_pointee(snapshot)),
             withheld: Mutex::new(None),
+            retired: Mutex::default(),
             workers: Vec::new(),
             seed,
             steering: Steering::new(seed, 0, count),
@@ -431,10 +435,25 @@ impl Dataplane {
         let generation = now.generation() + 1;
         let next = change(&mut withheld, &now, generation);
         self.published.store(Arc::new(next));
+        self.retired().push(now);
+        self.free_retired();
         for worker in &self.workers {
             worker.waker.wake();
         }
         generation
+    }
+
+    fn retired(&self) -> MutexGuard<'_, Vec<Arc<Snapshot>>> {
+        self.retired.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Frees what was published before and no worker holds any more.
+    fn free_retired(&self) {
+        let (held, free) = std::mem::take(&mut *self.retired())
+            .into_iter()
+            .partition(|snapshot| Arc::strong_count(snapshot) > 1);
+        self.retired().extend::<Vec<_>>(held);
+        drop::<Vec<_>>(free);
     }
 
     async fn reached(&self, generation: u64) -> Result<(), SwapError> {
@@ -449,6 +468,7 @@ impl Dataplane {
                 pause = (pause * 2).min(Duration::from_millis(10));
             }
         }
+        self.free_retired();
         Ok(())
     }
 }

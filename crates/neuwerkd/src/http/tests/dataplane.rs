@@ -59,6 +59,19 @@ fn dataplane(ports: &'static [u16]) -> Arc<Dataplane> {
     Arc::new(Dataplane::start(settings, policy, 1024, None, vec![open], &nothing).unwrap())
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_that_is_replaced_is_freed_once_every_worker_has_the_next() {
+    let dataplane = dataplane(&[]);
+    for revision in 2..5 {
+        let before = Arc::downgrade(&dataplane.policy());
+        let document = Document::parse_json(br#"{"source_groups":[]}"#).unwrap();
+        let next = Arc::new(Compiled::compile(&document, revision).unwrap());
+        dataplane.set_policy(next).await.unwrap();
+        assert!(before.upgrade().is_none(), "revision {}", revision - 1);
+    }
+    dataplane.stop();
+}
+
 async fn looked_at(cluster: &Cluster, n: usize, ports: &'static [u16]) -> Arc<Dataplane> {
     let dataplane = dataplane(ports);
     cluster.app(n).set_dataplane(&dataplane);
