@@ -73,18 +73,6 @@ fn write(api: &Management, name: &str) {
     .unwrap();
 }
 
-/// Changes are refused for want of room. A node asks for its free space five times a second: until then it may accept.
-fn wait_refused(api: &Management) {
-    let mut attempt = 0;
-    wait::until_true("changes to be refused", Duration::from_secs(1), || {
-        attempt += 1;
-        let status = status_of_write(api, &format!("refused-{attempt}")).unwrap();
-        assert!(matches!(status, 200 | 201 | 507), "{status}");
-        Ok(status == 507)
-    })
-    .unwrap();
-}
-
 fn has_account(api: &Management, name: &str) -> Result<bool> {
     let list = api.get_json(&format!("{ACCOUNTS}?consistency=linearizable"))?;
     let list = list.as_array().context("a list")?;
@@ -118,7 +106,7 @@ fn a_full_disk_refuses_changes_keeps_enforcing_and_recovers_by_itself() {
     write(&api, "before");
 
     disk.fill().unwrap();
-    wait_refused(&api);
+    assert_eq!(status_of_write(&api, "refused-at-once").unwrap(), 507);
     let server = address::allowed_server(Family::V4);
     cluster.fetch(1, server, 100_000).unwrap();
     assert_eq!(api.status_of("/ready/traffic").unwrap(), 200);

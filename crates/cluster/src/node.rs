@@ -190,10 +190,6 @@ impl std::fmt::Debug for Environment {
     }
 }
 
-/// How long what the file system said of its free space is believed: it is asked about at every change. Nodes write less
-/// in that time than they keep in reserve.
-const FREE_SPACE_FRESH: Duration = Duration::from_millis(200);
-
 impl Environment {
     /// The machine's clock and random source, and the free space of the file system at `data_dir`.
     #[expect(
@@ -202,7 +198,6 @@ impl Environment {
     )]
     pub fn system(data_dir: &Path) -> Self {
         let data_dir = data_dir.to_owned();
-        let last = Mutex::new(None::<(Option<u64>, std::time::Instant)>);
         Environment {
             wall_clock_ms: Arc::new(|| {
                 std::time::SystemTime::now()
@@ -212,15 +207,11 @@ impl Environment {
             random: Arc::new(|buffer| {
                 aws_lc_rs::rand::fill(buffer).expect("the system's random source does not fail");
             }),
+            // At every change anew, which takes a microsecond: what it said a moment ago would let a change run into a
+            // full disk, its fate unknown, where it can be refused.
             free_bytes: Arc::new(move || {
-                let mut last = locked(&last);
-                let fresh = last.filter(|(_, at)| at.elapsed() < FREE_SPACE_FRESH);
-                let (free, _) = *last.insert(fresh.unwrap_or_else(|| {
-                    let stat = rustix::fs::statvfs(&data_dir).ok();
-                    let free = stat.map(|stat| stat.f_bavail.saturating_mul(stat.f_frsize));
-                    (free, std::time::Instant::now())
-                }));
-                free
+                let stat = rustix::fs::statvfs(&data_dir).ok();
+                stat.map(|stat| stat.f_bavail.saturating_mul(stat.f_frsize))
             }),
         }
     }
