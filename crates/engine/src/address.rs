@@ -13,31 +13,38 @@ pub(crate) struct Addr(pub(crate) u128);
 const MAPPED: u128 = 0xffff_0000_0000;
 
 impl Addr {
+    #[inline(always)]
     pub(crate) const fn v4(raw: u32) -> Addr {
         Addr(MAPPED | raw as u128)
     }
 
+    #[inline(always)]
     pub(crate) fn v4_bytes(raw: [u8; 4]) -> Addr {
         Addr::v4(u32::from_be_bytes(raw))
     }
 
+    #[inline(always)]
     pub(crate) fn v6_bytes(raw: [u8; 16]) -> Addr {
         Addr(u128::from_be_bytes(raw))
     }
 
+    #[inline(always)]
     pub(crate) fn is_v4(self) -> bool {
         self.0 >> 32 == MAPPED >> 32
     }
 
     /// The IPv4 address, if it is one; else its low 32 bits.
+    #[inline(always)]
     pub(crate) fn low32(self) -> u32 {
         self.0 as u32
     }
 
+    #[inline(always)]
     pub(crate) fn octets4(self) -> [u8; 4] {
         self.low32().to_be_bytes()
     }
 
+    #[inline(always)]
     pub(crate) fn octets16(self) -> [u8; 16] {
         self.0.to_be_bytes()
     }
@@ -51,11 +58,23 @@ impl Addr {
     }
 
     /// IPv4 or IPv6 multicast.
+    #[inline(always)]
     pub(crate) fn is_multicast(self) -> bool {
         if self.is_v4() {
             self.low32() >> 28 == 0xe
         } else {
             self.0 >> 120 == 0xff
+        }
+    }
+
+    /// Whether one host can have it, and none of the special addresses below: what almost every address is.
+    #[inline(always)]
+    pub(crate) fn is_ordinary(self) -> bool {
+        if self.is_v4() {
+            let a = self.low32() >> 24;
+            a.wrapping_sub(1) < 223 && a != 127
+        } else {
+            self.0 > 1 && !self.is_multicast()
         }
     }
 
@@ -66,6 +85,7 @@ impl Addr {
 
     /// Whether no host can be the source of a packet with this address: unspecified, loopback,
     /// multicast, broadcast, class E, "this network" (RFC 1122 §3.2.1.3, RFC 4291 §2.7).
+    #[inline(always)]
     pub(crate) fn is_martian_source(self) -> bool {
         if self.is_v4() {
             let a = self.low32() >> 24;
@@ -76,6 +96,7 @@ impl Addr {
     }
 
     /// Whether a packet to this address may not be routed: unspecified, loopback, class E.
+    #[inline(always)]
     pub(crate) fn is_martian_destination(self) -> bool {
         if self.is_v4() {
             let a = self.low32() >> 24;
@@ -162,6 +183,19 @@ mod tests {
         check("::/0", "2001:db8::1", true);
         check("2001:db8::/32", "2001:db9::1", false);
         check("1.2.3.4/32", "1.2.3.4", true);
+    }
+
+    #[test]
+    fn what_is_ordinary_is_nothing_else() {
+        let all = (0..=u32::MAX).step_by(65_521).map(Addr::v4);
+        let wide = (0..=u16::MAX).flat_map(|n| [u128::from(n), u128::from(n) << 112 | 7]);
+        let mut ordinary = 0;
+        for a in all.chain(wide.map(Addr)) {
+            let special = a.is_multicast() || a.is_martian_source() || a.is_martian_destination();
+            assert_eq!(a.is_ordinary(), !special, "{a:?}");
+            ordinary += u32::from(!special);
+        }
+        assert!(ordinary > 100_000);
     }
 
     #[test]

@@ -415,6 +415,7 @@ impl WorkerCounters {
     }
 
     /// Counts the fate of one frame.
+    #[inline(always)]
     pub(crate) fn count_verdict(
         &self,
         verdict: Verdict,

@@ -31,6 +31,28 @@ pub(crate) const NO_RULE: u32 = u32::MAX;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FlowId(u32);
 
+/// What is known about where a flow is before it is looked up.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Lookup {
+    /// Of the key.
+    hash: u64,
+    /// Where it probably is; behind all places if that has not been asked.
+    near: u32,
+}
+
+impl Lookup {
+    /// Of no packet that belongs to a flow.
+    pub(crate) const NONE: Lookup = Lookup::by(0);
+
+    #[inline(always)]
+    pub(crate) const fn by(hash: u64) -> Lookup {
+        Lookup {
+            hash,
+            near: u32::MAX,
+        }
+    }
+}
+
 /// The ports that lead to the ends of a flow, of a node's two. A place without a flow leads nowhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Sides(u8);
@@ -129,7 +151,20 @@ impl Flow {
         }
     }
 
+    /// The end from which packets with this key come; none if they belong to another flow.
+    #[inline(always)]
+    fn end_of(&self, key: &Key) -> Option<End> {
+        if self.client_key() == *key {
+            Some(End::Client)
+        } else if self.server_key() == *key {
+            Some(End::Server)
+        } else {
+            None
+        }
+    }
+
     /// Whether it is in the table; else its place is free.
+    #[inline(always)]
     pub(crate) fn is_live(&self) -> bool {
         self.sides != Sides::NOWHERE
     }
@@ -229,37 +264,41 @@ impl FlowTable {
         self.index.prefetch(hash);
     }
 
-    /// Fetches the flow that the hash probably leads to.
-    #[inline]
-    pub(crate) fn prefetch_flow(&self, hash: u64) {
-        self.index.find(hash, |i| {
-            self.flows.prefetch(i as usize);
-            true
-        });
+    /// Fetches the flow that the hash probably leads to, and remembers which one that is.
+    #[inline(always)]
+    pub(crate) fn prefetch_flow(&self, lookup: &mut Lookup) {
+        let first = self.index.find(lookup.hash, |_| true);
+        if let Some(place) = first {
+            self.flows.prefetch(place as usize);
+            lookup.near = place;
+        }
     }
 
     /// The flow that a packet with this key belongs to, and the end that it comes from.
-    #[inline]
-    pub(crate) fn find(&self, key: &Key, hash: u64) -> Option<(FlowId, End)> {
-        let mut from = End::Client;
+    #[inline(always)]
+    pub(crate) fn find(&self, key: &Key, lookup: Lookup) -> Option<(FlowId, End)> {
+        if let Some(flow) = self.at(lookup.near)
+            && flow.is_live()
+            && let Some(from) = flow.end_of(key)
+        {
+            return Some((FlowId(lookup.near), from));
+        }
+        self.find_by_hash(key, lookup.hash)
+    }
+
+    #[inline(never)]
+    fn find_by_hash(&self, key: &Key, hash: u64) -> Option<(FlowId, End)> {
+        let mut from = None;
         let found = self.index.find(hash, |i| {
-            let flow = &self.flows[i as usize];
-            if flow.client_key() == *key {
-                from = End::Client;
-                true
-            } else if flow.server_key() == *key {
-                from = End::Server;
-                true
-            } else {
-                false
-            }
+            from = self.flows[i as usize].end_of(key);
+            from.is_some()
         })?;
-        Some((FlowId(found), from))
+        Some((FlowId(found), from?))
     }
 
     /// Whether packets with this key belong to a flow.
     pub(crate) fn contains(&self, key: &Key) -> bool {
-        self.find(key, self.hash(key)).is_some()
+        self.find_by_hash(key, self.hash(key)).is_some()
     }
 
     #[inline]

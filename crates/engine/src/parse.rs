@@ -5,7 +5,7 @@ use crate::address::Addr;
 use crate::flow::Key;
 use crate::wire::ethernet::{self, Mac};
 use crate::wire::icmp::{self, Kind};
-use crate::wire::{dhcp, ipv4, ipv6, proto, tcp, udp};
+use crate::wire::{dhcp, get, get16, ipv4, ipv6, proto, tcp, udp};
 
 /// What a frame carries, as far as the next stages differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +46,35 @@ pub(crate) struct Parsed {
 }
 
 impl Parsed {
+    /// A packet of which nothing is known yet.
+    pub(crate) const EMPTY: Parsed = Parsed {
+        content: Content::Flow,
+        key: Key {
+            src: Addr(0),
+            dst: Addr(0),
+            src_port: 0,
+            dst_port: 0,
+            proto: 0,
+            tunnel: 0,
+        },
+        ttl: 0,
+        dont_fragment: false,
+        icmp: (0, 0),
+        l4: 0,
+        end: 0,
+        segment: tcp::Segment {
+            src_port: 0,
+            dst_port: 0,
+            seq: 0,
+            ack: 0,
+            flags: 0,
+            window: 0,
+            len: 0,
+            scale: None,
+        },
+    };
+
+    #[inline]
     pub(crate) fn is_v4(&self) -> bool {
         self.key.src.is_v4()
     }
@@ -94,53 +123,48 @@ pub(crate) fn parse(
     station: Station,
     vlan: Option<u16>,
 ) -> Result<Parsed, DropReason> {
-    let header = ethernet::Header::parse(frame).ok_or(DropReason::Truncated)?;
+    let mut p = Parsed::EMPTY;
+    parse_into(&mut p, frame, station, vlan)?;
+    Ok(p)
+}
+
+/// Parses one frame into a place that is there already: `p`, which is [`Parsed::EMPTY`]. After an error it means nothing.
+#[inline]
+pub(crate) fn parse_into(
+    p: &mut Parsed,
+    frame: &[u8],
+    station: Station,
+    vlan: Option<u16>,
+) -> Result<(), DropReason> {
+    let Some((header, packet)) = frame.split_first_chunk::<{ ethernet::LEN }>() else {
+        return Err(DropReason::Truncated);
+    };
     // Only the priority bits may be set: the packet is then untagged (IEEE 802.1Q §6.9).
     if vlan.is_some_and(|tci| tci & 0xfff != 0) {
         return Err(DropReason::VlanTagged);
     }
-    if let Station::Mac(mac) = station
-        && header.dst != mac
-        && !ethernet::is_group(header.dst)
-    {
-        return Err(DropReason::NotForUs);
-    }
-    let parsed = match header.ethertype {
-        ethernet::IPV4 => parse_ipv4(frame)?,
-        ethernet::IPV6 => parse_ipv6(frame)?,
-        ethernet::ARP => {
-            return Ok(Parsed {
-                content: Content::Arp,
-                key: Key::default(),
-                ttl: 0,
-                dont_fragment: false,
-                icmp: (0, 0),
-                l4: ethernet::LEN as u16,
-                end: frame.len() as u32,
-                segment: tcp::Segment::default(),
-            });
-        }
-        0x8100 | 0x88a8 => return Err(DropReason::VlanTagged),
-        _ => return Err(DropReason::UnknownEthertype),
-    };
-    let key = &parsed.key;
     let group = match station {
-        Station::Mac(_) => ethernet::is_group(header.dst),
+        Station::Mac(mac) => {
+            let dst: Mac = get(header, 0);
+            if dst != mac && !ethernet::is_group(dst) {
+                return Err(DropReason::NotForUs);
+            }
+            ethernet::is_group(dst)
+        }
         Station::Any => false,
     };
-    if !matches!(parsed.content, Content::Neighbor | Content::Dhcp)
-        && (key.dst.is_multicast() || group || key.dst == Addr::v4(u32::MAX))
-    {
-        return Err(DropReason::Multicast);
+    match get16(header, 12) {
+        ethernet::IPV4 => parse_ipv4(p, packet, group),
+        ethernet::IPV6 => parse_ipv6(p, packet, group),
+        ethernet::ARP => {
+            p.content = Content::Arp;
+            p.l4 = ethernet::LEN as u16;
+            p.end = frame.len() as u32;
+            Ok(())
+        }
+        0x8100 | 0x88a8 => Err(DropReason::VlanTagged),
+        _ => Err(DropReason::UnknownEthertype),
     }
-    let to_all = parsed.content == Content::Dhcp && key.dst == Addr::v4(u32::MAX);
-    if key.dst.is_martian_destination() && !to_all
-        // The source of duplicate address detection is unspecified (RFC 4862 §5.4.2).
-        || key.src.is_martian_source() && !(parsed.content == Content::Neighbor && key.src.0 == 0)
-    {
-        return Err(DropReason::Martian);
-    }
-    Ok(parsed)
 }
 
 /// Parses what was in a tunnel, as a frame. Only packets belong there.
@@ -157,118 +181,98 @@ pub(crate) fn parse_inner(frame: &[u8]) -> Result<Parsed, DropReason> {
     }
 }
 
-fn parse_ipv4(frame: &[u8]) -> Result<Parsed, DropReason> {
-    let packet = &frame[ethernet::LEN..];
+#[inline]
+fn parse_ipv4(p: &mut Parsed, packet: &[u8], group: bool) -> Result<(), DropReason> {
     let ip = ipv4::Header::parse(packet)?;
-    let transport = &packet[ip.header_len..ip.total_len];
-    let parsed = match ip.fragment {
-        true => Ok(Transport::fragment(ip.src, ip.dst, ip.proto)),
-        false => parse_transport(transport, ip.src, ip.dst, ip.proto),
-    };
-    parsed.map(|t| Parsed {
-        content: t.content,
-        key: t.key,
-        ttl: ip.ttl,
-        dont_fragment: ip.dont_fragment,
-        icmp: t.icmp,
-        l4: (ethernet::LEN + ip.header_len) as u16,
-        end: (ethernet::LEN + ip.total_len) as u32,
-        segment: t.segment,
-    })
+    p.ttl = ip.ttl;
+    p.dont_fragment = ip.dont_fragment;
+    p.l4 = (ethernet::LEN + ip.header_len) as u16;
+    p.end = (ethernet::LEN + ip.total_len) as u32;
+    (p.key.src, p.key.dst, p.key.proto) = (ip.src, ip.dst, ip.proto);
+    if ip.fragment {
+        p.content = Content::Fragment;
+    } else {
+        parse_transport(p, &packet[ip.header_len..ip.total_len], true)?;
+    }
+    check_addresses(p.content, ip.src, ip.dst, group)
 }
 
-fn parse_ipv6(frame: &[u8]) -> Result<Parsed, DropReason> {
-    let packet = &frame[ethernet::LEN..];
+fn parse_ipv6(p: &mut Parsed, packet: &[u8], group: bool) -> Result<(), DropReason> {
     let ip = ipv6::Header::parse(packet)?;
-    let transport = &packet[ip.header_len..ip.total_len];
-    let parsed = match ip.fragment {
-        true => Ok(Transport::fragment(ip.src, ip.dst, ip.proto)),
-        false => parse_transport(transport, ip.src, ip.dst, ip.proto),
-    };
-    parsed.map(|t| Parsed {
-        content: t.content,
-        key: t.key,
-        ttl: ip.hop_limit,
-        dont_fragment: true,
-        icmp: t.icmp,
-        l4: (ethernet::LEN + ip.header_len) as u16,
-        end: (ethernet::LEN + ip.total_len) as u32,
-        segment: t.segment,
-    })
+    p.ttl = ip.hop_limit;
+    p.dont_fragment = true;
+    p.l4 = (ethernet::LEN + ip.header_len) as u16;
+    p.end = (ethernet::LEN + ip.total_len) as u32;
+    (p.key.src, p.key.dst, p.key.proto) = (ip.src, ip.dst, ip.proto);
+    if ip.fragment {
+        p.content = Content::Fragment;
+    } else {
+        parse_transport(p, &packet[ip.header_len..ip.total_len], false)?;
+    }
+    check_addresses(p.content, ip.src, ip.dst, group)
 }
 
-struct Transport {
-    content: Content,
-    key: Key,
-    icmp: (u8, u8),
-    segment: tcp::Segment,
-}
-
-impl Transport {
-    fn fragment(src: Addr, dst: Addr, proto: u8) -> Transport {
-        let key = Key {
-            src,
-            dst,
-            src_port: 0,
-            dst_port: 0,
-            proto,
-            tunnel: 0,
-        };
-        Transport {
-            content: Content::Fragment,
-            key,
-            icmp: (0, 0),
-            segment: tcp::Segment::default(),
-        }
+/// Refuses what is to many, and what no host can be.
+#[inline(always)]
+fn check_addresses(content: Content, src: Addr, dst: Addr, group: bool) -> Result<(), DropReason> {
+    match !group && src.is_ordinary() && dst.is_ordinary() {
+        true => Ok(()),
+        false => check_special(content, src, dst, group),
     }
 }
 
-#[inline]
-fn parse_transport(b: &[u8], src: Addr, dst: Addr, proto: u8) -> Result<Transport, DropReason> {
-    let mut t = Transport {
-        content: Content::Flow,
-        key: Key {
-            src,
-            dst,
-            src_port: 0,
-            dst_port: 0,
-            proto,
-            tunnel: 0,
-        },
-        icmp: (0, 0),
-        segment: tcp::Segment::default(),
-    };
-    match proto {
+#[cold]
+fn check_special(content: Content, src: Addr, dst: Addr, group: bool) -> Result<(), DropReason> {
+    let broadcast = Addr::v4(u32::MAX);
+    if !matches!(content, Content::Neighbor | Content::Dhcp)
+        && (dst.is_multicast() || group || dst == broadcast)
+    {
+        return Err(DropReason::Multicast);
+    }
+    let to_all = content == Content::Dhcp && dst == broadcast;
+    if dst.is_martian_destination() && !to_all
+        // The source of duplicate address detection is unspecified (RFC 4862 §5.4.2).
+        || src.is_martian_source() && !(content == Content::Neighbor && src.0 == 0)
+    {
+        return Err(DropReason::Martian);
+    }
+    Ok(())
+}
+
+/// Parses the transport header, which `b` begins with, of a packet whose addresses are known.
+#[inline(always)]
+fn parse_transport(p: &mut Parsed, b: &[u8], v4: bool) -> Result<(), DropReason> {
+    match p.key.proto {
         proto::TCP => {
-            t.segment = tcp::Segment::parse(b)?;
-            (t.key.src_port, t.key.dst_port) = (t.segment.src_port, t.segment.dst_port);
+            p.segment = tcp::Segment::parse(b)?;
+            (p.key.src_port, p.key.dst_port) = (p.segment.src_port, p.segment.dst_port);
         }
         proto::UDP => {
-            (t.key.src_port, t.key.dst_port) = udp::parse_ports(b)?;
-            if t.key.dst_port == dhcp::CLIENT_PORT
-                && t.key.src_port == dhcp::SERVER_PORT
-                && src.is_v4()
-            {
-                t.content = Content::Dhcp;
+            (p.key.src_port, p.key.dst_port) = udp::parse_ports(b)?;
+            if v4 && (p.key.src_port, p.key.dst_port) == (dhcp::SERVER_PORT, dhcp::CLIENT_PORT) {
+                p.content = Content::Dhcp;
             }
         }
-        proto::ICMP4 | proto::ICMP6 => {
-            // One family's ICMP inside the other means nothing.
-            if (proto == proto::ICMP4) != src.is_v4() {
-                return Err(DropReason::IcmpType);
-            }
-            let header = icmp::Header::parse(b, src.is_v4())?;
-            t.icmp = (header.icmp_type, header.code);
-            match header.kind {
-                Kind::Query(id) => t.key.src_port = id,
-                Kind::Answer(id) => t.key.dst_port = id,
-                Kind::Error => t.content = Content::IcmpError,
-                Kind::Neighbor => t.content = Content::Neighbor,
-                Kind::Other if dst.is_multicast() => return Err(DropReason::Multicast),
-                Kind::Other => return Err(DropReason::IcmpType),
-            }
-        }
+        proto::ICMP4 | proto::ICMP6 => parse_icmp(p, b, v4)?,
         _ => {}
     }
-    Ok(t)
+    Ok(())
+}
+
+fn parse_icmp(p: &mut Parsed, b: &[u8], v4: bool) -> Result<(), DropReason> {
+    // One family's ICMP inside the other means nothing.
+    if (p.key.proto == proto::ICMP4) != v4 {
+        return Err(DropReason::IcmpType);
+    }
+    let header = icmp::Header::parse(b, v4)?;
+    p.icmp = (header.icmp_type, header.code);
+    match header.kind {
+        Kind::Query(id) => p.key.src_port = id,
+        Kind::Answer(id) => p.key.dst_port = id,
+        Kind::Error => p.content = Content::IcmpError,
+        Kind::Neighbor => p.content = Content::Neighbor,
+        Kind::Other if p.key.dst.is_multicast() => return Err(DropReason::Multicast),
+        Kind::Other => return Err(DropReason::IcmpType),
+    }
+    Ok(())
 }

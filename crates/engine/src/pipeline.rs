@@ -38,7 +38,7 @@ use crate::clock::{Now, Tick};
 use crate::counters::{CloseReason, Direction};
 use crate::event::{Event, FlowFacts};
 use crate::flow::key::Random;
-use crate::flow::{Flow, FlowId, FlowTable, NO_GROUP, NO_RULE, Sides};
+use crate::flow::{Flow, FlowId, FlowTable, Lookup, NO_GROUP, NO_RULE, Sides};
 use crate::fragment::{Fragments, Identifications, Whole};
 use crate::limit::TokenBucket;
 use crate::look::Desk;
@@ -47,7 +47,7 @@ use crate::neighbor::{NeighborId, NeighborTable};
 use crate::outbox::{Link, Outbox};
 use crate::overlay::Tunnels;
 use crate::parse::{Content, Parsed};
-use crate::port::{Capabilities, Checksum, GsoKind, Meta, Packet, PortId};
+use crate::port::{Capabilities, Checksum, GsoKind, Packet, PortId};
 use crate::rewrite::{self, Translation, Which};
 use crate::route::Hop;
 use crate::snapshot::{NatMapping, Side, Snapshot};
@@ -93,15 +93,21 @@ impl Step {
     }
 }
 
+/// Where a packet goes next.
+#[derive(Clone, Copy, Debug)]
+struct NextHop {
+    port: PortId,
+    /// None on a layer-3 port.
+    neighbor: Option<NeighborId>,
+}
+
 /// A next hop, remembered by destination.
 #[derive(Clone, Copy, Debug)]
 struct CachedHop {
     to: Addr,
     /// Valid only in the epoch in which it was stored.
     epoch: u32,
-    port: PortId,
-    /// None on a layer-3 port.
-    neighbor: Option<NeighborId>,
+    hop: NextHop,
 }
 
 /// Places of the cache of next hops, a power of two.
@@ -165,8 +171,10 @@ impl Pipeline {
         let nowhere = CachedHop {
             to: Addr(0),
             epoch: 0,
-            port: PortId(0),
-            neighbor: None,
+            hop: NextHop {
+                port: PortId(0),
+                neighbor: None,
+            },
         };
         let mut tally = Tally::new(config.flow_capacity, flows.hasher().clone())?;
         tally.install(snapshot.policy());
@@ -285,18 +293,18 @@ impl Pipeline {
         &mut self.settled
     }
 
-    /// Hash of a packet's key; and asks for the memory that the lookup will read first.
-    #[inline]
-    pub(crate) fn prefetch_bucket(&self, p: &Parsed) -> u64 {
+    /// Begins the lookup of a packet's flow: asks for the memory that it will read first.
+    #[inline(always)]
+    pub(crate) fn prefetch_bucket(&self, p: &Parsed) -> Lookup {
         let hash = self.flows.hash(&p.key);
         self.flows.prefetch_bucket(hash);
-        hash
+        Lookup::by(hash)
     }
 
     /// Asks for the memory that the lookup will read next.
-    #[inline]
-    pub(crate) fn prefetch_flow(&self, hash: u64) {
-        self.flows.prefetch_flow(hash);
+    #[inline(always)]
+    pub(crate) fn prefetch_flow(&self, lookup: &mut Lookup) {
+        self.flows.prefetch_flow(lookup);
     }
 
     /// Decides on a frame from a port, rewrites it, and counts it.
@@ -306,7 +314,7 @@ impl Pipeline {
         port: PortId,
         frame: &mut K,
         p: &Parsed,
-        hash: u64,
+        lookup: Lookup,
     ) -> Step {
         let bytes = frame.bytes().len();
         let mut direction = match self.snapshot.two_arms() && port.0 > 0 {
@@ -314,7 +322,7 @@ impl Pipeline {
             false => Direction::Outbound,
         };
         let step = match p.content {
-            Content::Flow => self.handle_packet(now, port, frame, p, hash, &mut direction),
+            Content::Flow => self.handle_packet(now, port, frame, p, lookup, &mut direction),
             Content::IcmpError => self.handle_icmp_error(now, port, frame, p, &mut direction),
             Content::Neighbor => self.handle_neighbor(now, port, frame.bytes(), p, true),
             Content::Arp => self.handle_arp(now, port, frame.bytes(), true),
@@ -324,8 +332,8 @@ impl Pipeline {
                     Err(DropReason::OverlayDecap)
                 }
                 Ok(None) => {
-                    let hash = self.prefetch_bucket(p);
-                    self.handle_packet(now, port, frame, p, hash, &mut direction)
+                    let lookup = self.prefetch_bucket(p);
+                    self.handle_packet(now, port, frame, p, lookup, &mut direction)
                 }
                 Ok(Some(step)) => Ok(step),
                 Err(reason) => Err(reason),
@@ -360,57 +368,57 @@ impl Pipeline {
             .count_verdict(Verdict::Drop(reason), Direction::Outbound, 0, bytes);
     }
 
-    #[inline]
+    #[inline(always)]
     fn handle_packet<K: Packet>(
         &mut self,
         now: Now,
         port: PortId,
         frame: &mut K,
         p: &Parsed,
-        hash: u64,
+        lookup: Lookup,
         direction: &mut Direction,
     ) -> Result<Step, DropReason> {
-        if let Some((id, from)) = self.find_live(now, port, p, hash)? {
-            *direction = if from == End::Client {
-                Direction::Outbound
-            } else {
-                Direction::Inbound
-            };
-            self.rejudge_if_stale(now, id, frame.bytes(), p, from)?;
-            return self.forward(now, port, frame, p, id, from);
-        }
-        if self.snapshot.is_ours(p.key.dst) {
-            if let Some(step) = self.answer_probe(now, port, frame.bytes(), p) {
-                return step;
+        let (id, from) = match self.find_live(now, port, p, lookup)? {
+            Some((id, from)) => {
+                *direction = if from == End::Client {
+                    Direction::Outbound
+                } else {
+                    Direction::Inbound
+                };
+                self.rejudge_if_stale(now, id, frame.bytes(), p, from)?;
+                (id, from)
             }
-            if !self.is_for_client(port, p) {
-                return self.handle_local(port, frame, p, direction);
+            None => {
+                if self.snapshot.is_ours(p.key.dst) {
+                    if let Some(step) = self.answer_probe(now, port, frame.bytes(), p) {
+                        return step;
+                    }
+                    if !self.is_for_client(port, p) {
+                        return self.handle_local(port, frame, p, direction);
+                    }
+                }
+                let id = self.open(now, port, frame.bytes(), p, direction)?;
+                (id, End::Client)
             }
-        }
-        let id = self.open(now, port, frame.bytes(), p, direction)?;
-        self.forward(now, port, frame, p, id, End::Client)
+        };
+        self.forward(now, port, frame, p, id, from)
     }
 
     /// The flow of a packet, if it is there and not over, and the end that the packet is from.
-    #[inline]
+    #[inline(always)]
     fn find_live(
         &mut self,
         now: Now,
         port: PortId,
         p: &Parsed,
-        hash: u64,
+        lookup: Lookup,
     ) -> Result<Option<(FlowId, End)>, DropReason> {
-        let Some((id, from)) = self.flows.find(&p.key, hash) else {
+        let Some((id, from)) = self.flows.find(&p.key, lookup) else {
             return Ok(None);
         };
         let flow = self.flows.get(id);
         if flow.has_expired(now.tick(), self.snapshot.idle()) {
-            let reason = if flow.is_finished() {
-                CloseReason::Finished
-            } else {
-                CloseReason::Idle
-            };
-            self.close(id, reason);
+            self.close_expired(id);
             return Ok(None);
         }
         if self.snapshot.two_arms() && flow.sides.of(from) != port {
@@ -430,7 +438,7 @@ impl Pipeline {
     }
 
     /// Judges a flow again if the snapshot has changed since it was judged.
-    #[inline]
+    #[inline(always)]
     fn rejudge_if_stale(
         &mut self,
         now: Now,
@@ -688,7 +696,7 @@ impl Pipeline {
     }
 
     /// Sends a packet of a flow on its way.
-    #[inline]
+    #[inline(always)]
     fn forward<K: Packet>(
         &mut self,
         now: Now,
@@ -763,7 +771,7 @@ impl Pipeline {
     }
 
     /// Refuses a packet whose TTL or hop limit ends here, and says so to its sender.
-    #[inline]
+    #[inline(always)]
     fn check_ttl(
         &mut self,
         now: Now,
@@ -771,9 +779,20 @@ impl Pipeline {
         frame: &[u8],
         p: &Parsed,
     ) -> Result<(), DropReason> {
-        if p.ttl > 1 {
-            return Ok(());
+        match p.ttl > 1 {
+            true => Ok(()),
+            false => self.refuse_ttl(now, port, frame, p),
         }
+    }
+
+    #[cold]
+    fn refuse_ttl(
+        &mut self,
+        now: Now,
+        port: PortId,
+        frame: &[u8],
+        p: &Parsed,
+    ) -> Result<(), DropReason> {
         let error = if p.is_v4() {
             (icmp::TIME_EXCEEDED, 0)
         } else {
@@ -785,7 +804,7 @@ impl Pipeline {
 
     /// Whether the link behind `out` carries a packet in one; false if it is to be cut. Refuses one that it does not
     /// carry and that may not be cut, and tells its sender what it carries.
-    #[inline]
+    #[inline(always)]
     fn check_size<K: Packet>(
         &mut self,
         now: Now,
@@ -812,6 +831,19 @@ impl Pipeline {
         if size <= usize::from(mtu) || (1..=usize::from(mtu)).contains(&self.largest_piece) {
             return Ok(true);
         }
+        self.refuse_size(now, port, frame, p, mtu)
+    }
+
+    /// What becomes of a packet that is larger than `mtu`.
+    #[cold]
+    fn refuse_size<K: Packet>(
+        &mut self,
+        now: Now,
+        port: PortId,
+        frame: &mut K,
+        p: &Parsed,
+        mtu: u16,
+    ) -> Result<bool, DropReason> {
         if p.dont_fragment {
             let error = if p.is_v4() {
                 (icmp::UNREACHABLE, 4)
@@ -829,7 +861,7 @@ impl Pipeline {
     }
 
     /// Bytes of the largest packet that goes on by a port.
-    #[inline]
+    #[inline(always)]
     fn mtu(&self, out: PortId) -> u16 {
         match self.underway {
             None => self.capabilities(out).mtu,
@@ -838,53 +870,55 @@ impl Pipeline {
     }
 
     /// The port and neighbour that lead to an address.
-    #[inline]
-    fn next_hop(&mut self, to: Addr, now: Now) -> Result<CachedHop, DropReason> {
+    #[inline(always)]
+    fn next_hop(&mut self, to: Addr, now: Now) -> Result<NextHop, DropReason> {
         if let Some(tunnel) = self.underway {
-            return Ok(CachedHop {
-                to,
-                epoch: self.epoch,
+            return Ok(NextHop {
                 port: tunnel.onward,
                 neighbor: None,
             });
         }
         let place = self.flows.hasher().hash_address(to) as usize % HOP_CACHE;
-        let cached = self.hops[place];
+        let cached = &self.hops[place];
         if cached.to == to && cached.epoch == self.epoch {
-            return Ok(cached);
+            return Ok(cached.hop);
         }
+        self.find_next_hop(to, now, place)
+    }
+
+    #[cold]
+    fn find_next_hop(&mut self, to: Addr, now: Now, place: usize) -> Result<NextHop, DropReason> {
         let hop = self.snapshot.route(to).ok_or(DropReason::NoRoute)?;
         let neighbor = if self.capabilities(hop.port).layer3 {
             None
         } else {
             Some(self.find_neighbor(hop, to, now)?)
         };
-        let hop = CachedHop {
-            to,
-            epoch: self.epoch,
+        let hop = NextHop {
             port: hop.port,
             neighbor,
         };
-        self.hops[place] = hop;
+        self.hops[place] = CachedHop {
+            to,
+            epoch: self.epoch,
+            hop,
+        };
         Ok(hop)
     }
 
     /// Writes the Ethernet header and makes the frame fit for its port.
-    #[inline]
-    fn dispatch<K: Packet>(&mut self, frame: &mut K, hop: CachedHop) -> Result<Step, DropReason> {
+    #[inline(always)]
+    fn dispatch<K: Packet>(&mut self, frame: &mut K, hop: NextHop) -> Result<Step, DropReason> {
         let caps = &self.ports[usize::from(hop.port.0)];
-        let mut meta = Meta {
-            hash: None,
-            vlan: None,
-            ..*frame.meta()
-        };
-        if !caps.tx_checksum
-            && matches!(meta.checksum, Checksum::Partial { .. })
-            && !rewrite::complete_checksum(frame.bytes_mut(), &mut meta)
-        {
-            return Err(DropReason::MalformedHeader);
+        let meta = frame.meta_mut();
+        (meta.hash, meta.vlan) = (None, None);
+        if !caps.tx_checksum && matches!(meta.checksum, Checksum::Partial { .. }) {
+            let mut meta = *meta;
+            if !rewrite::complete_checksum(frame.bytes_mut(), &mut meta) {
+                return Err(DropReason::MalformedHeader);
+            }
+            *frame.meta_mut() = meta;
         }
-        *frame.meta_mut() = meta;
         let bytes = frame.bytes_mut();
         let Some(id) = hop.neighbor else {
             // A frame in a tunnel keeps its stations.
@@ -893,10 +927,13 @@ impl Pipeline {
             }
             return Ok(Step::Send(hop.port));
         };
-        bytes[6..12].copy_from_slice(&caps.mac);
+        let Some(header) = bytes.first_chunk_mut::<{ ethernet::LEN }>() else {
+            return Err(DropReason::Truncated);
+        };
+        header[6..12].copy_from_slice(&caps.mac);
         match self.neighbors.use_mac(id) {
             Some(mac) => {
-                bytes[..6].copy_from_slice(&mac);
+                header[..6].copy_from_slice(&mac);
                 Ok(Step::Send(hop.port))
             }
             None => Ok(Step::Await(hop.port, id)),
@@ -937,6 +974,16 @@ impl Pipeline {
         };
         self.close(id, CloseReason::Evicted);
         true
+    }
+
+    #[cold]
+    fn close_expired(&mut self, id: FlowId) {
+        let reason = if self.flows.get(id).is_finished() {
+            CloseReason::Finished
+        } else {
+            CloseReason::Idle
+        };
+        self.close(id, reason);
     }
 
     fn close(&mut self, id: FlowId, reason: CloseReason) {

@@ -4,7 +4,7 @@ use crate::address::Addr;
 use crate::parse::Parsed;
 use crate::port::{Checksum, Meta};
 use crate::wire::checksum::{self, Delta};
-use crate::wire::{ethernet, get16, icmp, proto, put, put16, tcp, udp};
+use crate::wire::{ethernet, get16, icmp, ipv4, ipv6, proto, put, put16, tcp, udp};
 
 /// Which end of a packet is rewritten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,24 +29,27 @@ fn is_partial(meta: &Meta, l4: u16) -> bool {
 }
 
 /// Takes one from TTL or hop limit, which is at least 1.
-#[inline]
+#[inline(always)]
 pub(crate) fn decrement_ttl(frame: &mut [u8], p: &Parsed) {
-    let ip = ethernet::LEN;
+    let Some((_, ip)) = frame.split_first_chunk_mut::<{ ethernet::LEN }>() else {
+        return;
+    };
     if p.is_v4() {
-        let old = get16(frame, ip + 8);
-        frame[ip + 8] -= 1;
-        let mut delta = Delta::default();
-        delta.replace16(old, get16(frame, ip + 8));
-        let sum = delta.apply(get16(frame, ip + 10));
-        put16(frame, ip + 10, sum);
-    } else {
-        frame[ip + 7] -= 1;
+        if let Some(ip) = ip.first_chunk_mut::<{ ipv4::MIN_LEN }>() {
+            ip[8] -= 1;
+            // The word of the TTL has lost 0x100, so its complement gains that, end-around, and is zero in the one form in
+            // which others compute it (RFC 1624 §3).
+            let sum = u32::from(get16(ip, 10)) + 0x100;
+            put16(ip, 10, (sum + u32::from(sum >= 0xffff)) as u16);
+        }
+    } else if let Some(ip) = ip.first_chunk_mut::<{ ipv6::LEN }>() {
+        ip[7] -= 1;
     }
 }
 
 /// Rewrites address and port of one end. Super-packets need no more than any other: the segments
 /// cut from them take their headers from this one.
-#[inline]
+#[inline(always)]
 pub(crate) fn translate(frame: &mut [u8], meta: &Meta, p: &Parsed, t: Translation) {
     let (old_addr, old_port) = match t.which {
         Which::Source => (p.key.src, p.key.src_port),
@@ -54,42 +57,57 @@ pub(crate) fn translate(frame: &mut [u8], meta: &Meta, p: &Parsed, t: Translatio
     };
     let mut address = Delta::default();
     address.replace_addr(old_addr, t.address);
-    put_address(frame, p.is_v4(), t.which, t.address);
-    if p.is_v4() {
+    let v4 = p.is_v4();
+    put_address(frame, v4, t.which, t.address);
+    if v4 {
         let sum = address.apply(get16(frame, ethernet::LEN + 10));
         put16(frame, ethernet::LEN + 10, sum);
     }
 
-    let l4 = usize::from(p.l4);
     let mut whole = address;
+    whole.replace16(old_port, t.port);
+    let transport = &mut frame[usize::from(p.l4)..];
+    let at = if t.which == Which::Source { 0 } else { 2 };
     match p.key.proto {
-        proto::TCP | proto::UDP => {
-            let at = l4 + if t.which == Which::Source { 0 } else { 2 };
-            whole.replace16(old_port, t.port);
-            put16(frame, at, t.port);
-            let udp = p.key.proto == proto::UDP;
-            let field = l4 + if udp { udp::CHECKSUM } else { tcp::CHECKSUM };
-            let old = get16(frame, field);
+        proto::UDP => {
+            let Some(header) = transport.first_chunk_mut::<{ udp::LEN }>() else {
+                return;
+            };
+            put16(header, at, t.port);
+            let old = get16(header, udp::CHECKSUM);
             let new = if is_partial(meta, p.l4) {
                 address.apply_partial(old)
-            } else if udp && old == 0 {
+            } else if old == 0 {
                 // The sender did not compute one (RFC 768).
                 0
             } else {
                 match whole.apply(old) {
-                    0 if udp => 0xffff,
+                    0 => 0xffff,
                     sum => sum,
                 }
             };
-            put16(frame, field, new);
+            put16(header, udp::CHECKSUM, new);
+        }
+        proto::TCP => {
+            let Some(header) = transport.first_chunk_mut::<{ tcp::MIN_LEN }>() else {
+                return;
+            };
+            put16(header, at, t.port);
+            let old = get16(header, tcp::CHECKSUM);
+            let new = if is_partial(meta, p.l4) {
+                address.apply_partial(old)
+            } else {
+                whole.apply(old)
+            };
+            put16(header, tcp::CHECKSUM, new);
         }
         proto::ICMP4 | proto::ICMP6 => {
             // The identifier; only ICMPv6 sums a pseudo-header.
-            let mut delta = if p.is_v4() { Delta::default() } else { address };
+            let mut delta = if v4 { Delta::default() } else { address };
             delta.replace16(old_port, t.port);
-            put16(frame, l4 + 4, t.port);
-            let sum = delta.apply(get16(frame, l4 + icmp::CHECKSUM));
-            put16(frame, l4 + icmp::CHECKSUM, sum);
+            put16(transport, 4, t.port);
+            let sum = delta.apply(get16(transport, icmp::CHECKSUM));
+            put16(transport, icmp::CHECKSUM, sum);
         }
         _ => {}
     }
@@ -135,6 +153,7 @@ pub(crate) fn has_source(frame: &[u8], address: Addr) -> bool {
 }
 
 /// Writes an address into the IP header, and no checksum.
+#[inline(always)]
 pub(crate) fn put_address(frame: &mut [u8], v4: bool, which: Which, address: Addr) {
     let ip = ethernet::LEN;
     match (v4, which) {

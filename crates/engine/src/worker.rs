@@ -12,12 +12,13 @@ use arc_swap::ArcSwap;
 
 use crate::acquire::{Config, Held, Learned};
 use crate::event::Event;
+use crate::flow::Lookup;
 use crate::fragment::Whole;
 use crate::look::Desk;
 use crate::mesh::{As, Handed, Peers};
 use crate::neighbor::NeighborId;
 use crate::overlay::Envelope;
-use crate::parse::{Content, Parsed, Station, parse};
+use crate::parse::{Content, Parsed, Station, parse, parse_into};
 use crate::pipeline::{Pipeline, Step};
 use crate::port::{GsoKind, Idle, Link, Packet, Port, PortId};
 use crate::rewrite;
@@ -57,6 +58,23 @@ pub struct WorkerConfig {
     pub events: Option<SyncSender<Event>>,
 }
 
+/// What is known about one frame of a burst.
+#[derive(Clone, Debug)]
+struct Known {
+    parsed: Parsed,
+    lookup: Lookup,
+    /// Why it goes no further, if so.
+    refused: Option<DropReason>,
+}
+
+impl Known {
+    const NOTHING: Known = Known {
+        parsed: Parsed::EMPTY,
+        lookup: Lookup::NONE,
+        refused: None,
+    };
+}
+
 /// One packet worker over ports `P` and a host lane `L`. Owned by one thread.
 #[derive(Debug)]
 pub struct Worker<P: Port, L: Port> {
@@ -64,10 +82,10 @@ pub struct Worker<P: Port, L: Port> {
     lane: Option<L>,
     published: Arc<ArcSwap<Snapshot>>,
     pipeline: Pipeline,
-    /// Frames of the burst, and what they are.
+    /// Frames of the burst, and what they are: as many places as a burst can have frames.
     rx: Vec<P::Packet>,
     lane_rx: Vec<L::Packet>,
-    parsed: Vec<Result<(Parsed, u64), DropReason>>,
+    known: Vec<Known>,
     /// What was around them; empty unless packets come in a tunnel.
     envelopes: Vec<Option<Envelope>>,
     /// Frames to send, by port.
@@ -107,7 +125,7 @@ impl<P: Port, L: Port> Worker<P, L> {
             pipeline,
             rx: Vec::with_capacity(BURST),
             lane_rx: Vec::with_capacity(BURST),
-            parsed: Vec::with_capacity(BURST),
+            known: vec![Known::NOTHING; BURST],
             envelopes: Vec::with_capacity(BURST),
             tx,
             lane_tx: Vec::with_capacity(BURST),
@@ -187,63 +205,62 @@ impl<P: Port, L: Port> Worker<P, L> {
         };
 
         // Parse all, and ask for the memory that each lookup will need.
-        self.parsed.clear();
         self.envelopes.clear();
         let has_overlay = self.pipeline.has_overlay();
-        for frame in &mut self.rx {
+        for (frame, known) in self.rx.iter_mut().zip(&mut self.known) {
+            known.parsed = Parsed::EMPTY;
             let parsed = if has_overlay {
                 let parsed = self.pipeline.parse_overlay(frame, station);
-                self.envelopes
-                    .push(parsed.as_ref().ok().and_then(|(_, envelope)| *envelope));
-                parsed.map(|(p, _)| p)
+                let envelope = parsed.as_ref().ok().and_then(|(_, envelope)| *envelope);
+                self.envelopes.push(envelope);
+                parsed.map(|(p, _)| known.parsed = p)
             } else {
-                parse(frame.bytes(), station, frame.meta().vlan)
+                let vlan = frame.meta().vlan;
+                parse_into(&mut known.parsed, frame.bytes(), station, vlan)
             };
-            let parsed = parsed.map(|p| {
+            known.refused = parsed.err();
+            if known.refused.is_none() {
                 if !has_overlay {
-                    trim(frame, &p);
+                    trim(frame, &known.parsed);
                 }
-                let hash = if p.content == Content::Flow {
-                    self.pipeline.prefetch_bucket(&p)
-                } else {
-                    0
-                };
-                (p, hash)
-            });
-            self.parsed.push(parsed);
+                if known.parsed.content == Content::Flow {
+                    known.lookup = self.pipeline.prefetch_bucket(&known.parsed);
+                }
+            }
         }
-        for (p, hash) in self.parsed.iter().flatten() {
-            if p.content == Content::Flow {
-                self.pipeline.prefetch_flow(*hash);
+        for known in self.known.iter_mut().take(taken) {
+            if known.refused.is_none() && known.parsed.content == Content::Flow {
+                self.pipeline.prefetch_flow(&mut known.lookup);
             }
         }
 
         // Decide and rewrite, in order.
-        let (mut rx, parsed) = (
+        let (mut rx, known) = (
             std::mem::take(&mut self.rx),
-            std::mem::take(&mut self.parsed),
+            std::mem::take(&mut self.known),
         );
-        for (i, (mut frame, parsed)) in rx.drain(..).zip(&parsed).enumerate() {
-            let (p, hash) = match parsed {
-                Ok(ok) => ok,
-                Err(reason) => {
-                    self.pipeline.refuse(*reason, frame.bytes().len());
-                    continue;
-                }
+        for (i, (mut frame, known)) in rx.drain(..).zip(&known).enumerate() {
+            if let Some(reason) = known.refused {
+                self.pipeline.refuse(reason, frame.bytes().len());
+                continue;
+            }
+            let (p, lookup) = (&known.parsed, known.lookup);
+            let envelope = match has_overlay {
+                true => self.envelopes.get(i).copied().flatten(),
+                false => None,
             };
-            let envelope = self.envelopes.get(i).copied().flatten();
             if self.peers.is_some() && !self.is_mine(port, &frame, p, envelope) {
                 continue;
             }
             let step = match &envelope {
-                None => self.pipeline.process(now, port, &mut frame, p, *hash),
+                None => self.pipeline.process(now, port, &mut frame, p, lookup),
                 Some(envelope) => self
                     .pipeline
-                    .process_overlay(now, &mut frame, envelope, p, *hash),
+                    .process_overlay(now, &mut frame, envelope, p, lookup),
             };
             self.settle(port, step, frame);
         }
-        (self.rx, self.parsed) = (rx, parsed);
+        (self.rx, self.known) = (rx, known);
         taken
     }
 
@@ -403,15 +420,15 @@ impl<P: Port, L: Port> Worker<P, L> {
         };
         frame.bytes_mut()[..bytes.len()].copy_from_slice(bytes);
         *frame.meta_mut() = handed.meta;
-        let hash = self.pipeline.prefetch_bucket(&p);
+        let lookup = self.pipeline.prefetch_bucket(&p);
         let step = match &envelope {
             None if handed.as_what == As::Turned => {
                 self.pipeline.process_turned(now, port, &mut frame, &p)
             }
-            None => self.pipeline.process(now, port, &mut frame, &p, hash),
+            None => self.pipeline.process(now, port, &mut frame, &p, lookup),
             Some(envelope) => self
                 .pipeline
-                .process_overlay(now, &mut frame, envelope, &p, hash),
+                .process_overlay(now, &mut frame, envelope, &p, lookup),
         };
         self.settle(port, step, frame);
     }

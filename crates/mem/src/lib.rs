@@ -1,10 +1,12 @@
-//! Prefetch, huge-page memory for the packet path, and the heap's settings: a small audited leaf.
+//! Prefetch, comparison of many at once, huge-page memory for the packet path, and the heap's settings: a small audited
+//! leaf.
 //!
 //! [`Table`] is a fixed array of plain integers that starts as zero; [`Slab`] a fixed array of
 //! values that fills from the front. Both sit in anonymous memory that costs nothing until it is
 //! touched, in huge pages where the system has them.
 
 pub mod heap;
+pub mod lanes;
 mod region;
 mod slab;
 mod table;

@@ -33,7 +33,7 @@ pub(crate) struct Index {
 struct Place {
     tag: u16,
     first: usize,
-    second: usize,
+    hash: u64,
 }
 
 impl Index {
@@ -44,30 +44,38 @@ impl Index {
         })
     }
 
-    #[inline]
+    #[inline(always)]
     fn place(&self, hash: u64) -> Place {
-        let n = self.lines.len() as u64;
-        let scale = |h: u64| (((h >> 32) * n) >> 32) as usize;
-        let first = scale(hash);
-        let mut second = scale(hash.wrapping_mul(0xd6e8_feb8_6659_fd93));
-        if second == first {
-            second = (first + 1) % self.lines.len();
-        }
-        // Zero marks a free slot.
         Place {
+            // Zero marks a free slot.
             tag: (hash as u16).max(1),
-            first,
-            second,
+            first: self.scale(hash),
+            hash,
         }
     }
 
-    #[inline]
+    /// The bucket for those that found the first one crowded.
+    fn second(&self, place: Place) -> usize {
+        let second = self.scale(place.hash.wrapping_mul(0xd6e8_feb8_6659_fd93));
+        if second == place.first {
+            (second + 1) % self.lines.len()
+        } else {
+            second
+        }
+    }
+
+    #[inline(always)]
+    fn scale(&self, hash: u64) -> usize {
+        (((hash >> 32) * self.lines.len() as u64) >> 32) as usize
+    }
+
+    #[inline(always)]
     pub(crate) fn prefetch(&self, hash: u64) {
-        self.lines.prefetch(self.place(hash).first);
+        self.lines.prefetch(self.scale(hash));
     }
 
     /// Calls `found` with each index that may be the one, until it says yes.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn find(&self, hash: u64, mut found: impl FnMut(u32) -> bool) -> Option<u32> {
         let place = self.place(hash);
         let line = &self.lines[place.first];
@@ -77,21 +85,31 @@ impl Index {
         if line[SPILLED] == 0 {
             return None;
         }
-        find_in(&self.lines[place.second], place.tag, &mut found).map(|(_, index)| index)
+        self.find_spilled(place, &mut found)
+    }
+
+    #[cold]
+    fn find_spilled(&self, place: Place, found: &mut dyn FnMut(u32) -> bool) -> Option<u32> {
+        let line = &self.lines[self.second(place)];
+        find_in(line, place.tag, &mut |index| found(index)).map(|(_, index)| index)
     }
 
     /// Adds an entry; false if both its buckets are full.
     pub(crate) fn insert(&mut self, hash: u64, index: u32) -> bool {
         let place = self.place(hash);
         let here = occupied(&self.lines[place.first]);
-        if here < CROWDED || here <= occupied(&self.lines[place.second]) {
+        if here < CROWDED {
+            return put_in(&mut self.lines[place.first], place.tag, index);
+        }
+        let second = self.second(place);
+        if here <= occupied(&self.lines[second]) {
             return put_in(&mut self.lines[place.first], place.tag, index);
         }
         if self.lines[place.first][SPILLED] == u16::MAX {
             return false;
         }
         self.lines[place.first][SPILLED] += 1;
-        put_in(&mut self.lines[place.second], place.tag, index)
+        put_in(&mut self.lines[second], place.tag, index)
     }
 
     /// Removes an entry that is there.
@@ -100,8 +118,11 @@ impl Index {
         let mut same = |i| i == index;
         if let Some((slot, _)) = find_in(&self.lines[place.first], place.tag, &mut same) {
             self.lines[place.first][slot] = 0;
-        } else if let Some((slot, _)) = find_in(&self.lines[place.second], place.tag, &mut same) {
-            self.lines[place.second][slot] = 0;
+            return;
+        }
+        let second = self.second(place);
+        if let Some((slot, _)) = find_in(&self.lines[second], place.tag, &mut same) {
+            self.lines[second][slot] = 0;
             self.lines[place.first][SPILLED] -= 1;
         } else {
             debug_assert!(false, "removed an entry that is not there");
@@ -109,14 +130,9 @@ impl Index {
     }
 }
 
-#[inline]
+#[inline(always)]
 fn find_in(line: &Line, tag: u16, found: &mut impl FnMut(u32) -> bool) -> Option<(usize, u32)> {
-    // Compare all sixteen first words at once, then look at the matches among the tags.
-    let mut matches = 0u32;
-    for (i, word) in line[..16].iter().enumerate() {
-        matches |= u32::from(*word == tag) << i;
-    }
-    matches &= (1 << SLOTS) - 1;
+    let mut matches = among_tags(line, tag);
     while matches != 0 {
         let slot = matches.trailing_zeros() as usize;
         let index = u32::from(line[LOW + slot]) | u32::from(line[HIGH + slot]) << 16;
@@ -128,14 +144,25 @@ fn find_in(line: &Line, tag: u16, found: &mut impl FnMut(u32) -> bool) -> Option
     None
 }
 
+/// The slots with this tag, a bit each.
+#[inline(always)]
+fn among_tags(line: &Line, tag: u16) -> u32 {
+    // All sixteen first words are compared at once; those behind the tags do not count.
+    line.first_chunk()
+        .map_or(0, |words| mem::lanes::equal(words, tag))
+        & ((1 << SLOTS) - 1)
+}
+
 fn occupied(line: &Line) -> usize {
-    line[..SLOTS].iter().filter(|tag| **tag != 0).count()
+    SLOTS - among_tags(line, 0).count_ones() as usize
 }
 
 fn put_in(line: &mut Line, tag: u16, index: u32) -> bool {
-    let Some(slot) = line[..SLOTS].iter().position(|t| *t == 0) else {
+    let free = among_tags(line, 0);
+    if free == 0 {
         return false;
-    };
+    }
+    let slot = free.trailing_zeros() as usize;
     line[slot] = tag;
     line[LOW + slot] = index as u16;
     line[HIGH + slot] = (index >> 16) as u16;

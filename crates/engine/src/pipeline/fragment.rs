@@ -5,6 +5,7 @@ use super::{Pipeline, Step};
 use crate::DropReason;
 use crate::clock::Now;
 use crate::counters::Direction;
+use crate::flow::Lookup;
 use crate::fragment::{Lost, Whole};
 use crate::neighbor::NeighborId;
 use crate::parse::{Content, Parsed, Station, parse, parse_inner};
@@ -190,8 +191,8 @@ impl Pipeline {
         } else if p.content == Content::IcmpError {
             self.handle_icmp_error(now, port, whole, &p, direction)?
         } else {
-            let hash = self.flows.hash(&p.key);
-            self.handle_packet(now, port, whole, &p, hash, direction)?
+            let lookup = Lookup::by(self.flows.hash(&p.key));
+            self.handle_packet(now, port, whole, &p, lookup, direction)?
         };
         let (out, waits_for) = match step {
             Step::Send(out) => (out, None),

@@ -8,7 +8,7 @@ use super::{Pipeline, Step};
 use crate::DropReason;
 use crate::clock::Now;
 use crate::counters::Direction;
-use crate::flow::Key;
+use crate::flow::{Key, Lookup};
 use crate::parse::{Content, Parsed};
 use crate::port::{Packet, PortId};
 use crate::rewrite::{self, Translation};
@@ -83,8 +83,8 @@ impl Pipeline {
         if p.content == Content::IcmpError {
             return self.handle_icmp_error(now, out, frame, p, direction);
         }
-        let hash = self.flows.hash(&p.key);
-        match self.find_live(now, out, p, hash)? {
+        let lookup = Lookup::by(self.flows.hash(&p.key));
+        match self.find_live(now, out, p, lookup)? {
             Some((id, End::Server)) => {
                 self.rejudge_if_stale(now, id, frame.bytes(), p, End::Server)?;
                 self.forward(now, out, frame, p, id, End::Server)

@@ -6,7 +6,7 @@ use crate::DropReason;
 use crate::address::Addr;
 use crate::clock::Now;
 use crate::counters::Direction;
-use crate::flow::Key;
+use crate::flow::{Key, Lookup};
 use crate::parse::{Content, Parsed, Station, parse};
 use crate::port::{Packet, PortId};
 use crate::rewrite::{self, Which};
@@ -49,8 +49,11 @@ impl Pipeline {
         let quoted = parse_quoted(frame.bytes(), p)?;
         // The quoted packet went the other way: its answers would have the reversed key.
         let key = quoted.key.reversed();
-        let hash = self.flows.hash(&key);
-        let (id, from) = self.flows.find(&key, hash).ok_or(DropReason::IcmpNoFlow)?;
+        let lookup = Lookup::by(self.flows.hash(&key));
+        let (id, from) = self
+            .flows
+            .find(&key, lookup)
+            .ok_or(DropReason::IcmpNoFlow)?;
         let flow = *self.flows.get(id);
         if flow.has_expired(now.tick(), self.snapshot.idle()) {
             return Err(DropReason::IcmpNoFlow);

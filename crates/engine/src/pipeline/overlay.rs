@@ -4,6 +4,7 @@
 use super::{Pipeline, Step};
 use crate::DropReason;
 use crate::clock::Now;
+use crate::flow::Lookup;
 use crate::fragment::Whole;
 use crate::overlay::{Envelope, Inner, Overlay, TunnelId, Wrapping, is_tunnel_port};
 use crate::parse::{Content, Parsed, Station, parse, parse_inner};
@@ -111,7 +112,7 @@ impl Pipeline {
         frame: &mut K,
         envelope: &Envelope,
         p: &Parsed,
-        hash: u64,
+        lookup: Lookup,
     ) -> Step {
         let Some(overlay) = self.snapshot.settings().overlay else {
             self.refuse(DropReason::OverlayEncap, frame.bytes().len());
@@ -120,7 +121,7 @@ impl Pipeline {
         self.outbox.wrap(frame.bytes(), envelope, &overlay);
         let from = self.enter(envelope, &overlay, p.key.tunnel);
         let mut inner = Inner::new(frame, envelope);
-        let step = self.process(now, from, &mut inner, p, hash);
+        let step = self.process(now, from, &mut inner, p, lookup);
         let is_partial = matches!(inner.meta().checksum, Checksum::Partial { .. });
         inner.close();
         let step = match step {

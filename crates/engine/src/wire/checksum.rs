@@ -3,13 +3,21 @@
 use crate::address::Addr;
 
 /// Folds a sum of 16-bit words to 16 bits, end-around.
-#[inline]
-pub(crate) fn fold(mut sum: u64) -> u16 {
-    sum = (sum & 0xffff_ffff) + (sum >> 32);
-    sum = (sum & 0xffff) + (sum >> 16);
-    sum = (sum & 0xffff) + (sum >> 16);
-    sum = (sum & 0xffff) + (sum >> 16);
-    sum as u16
+#[inline(always)]
+pub(crate) fn fold(sum: u64) -> u16 {
+    let sum = (sum & 0xffff_ffff) + (sum >> 32);
+    // At most one carry is left.
+    let sum = (sum as u32).wrapping_add((sum >> 32) as u32);
+    // The upper half is now the sum of both, and the carry out of the lower half comes into it.
+    (sum.wrapping_add(sum.rotate_left(16)) >> 16) as u16
+}
+
+/// Whether the sum of an IPv4 header without options, checksum included, is that of a right one. Words are taken in the
+/// machine's order, which only swaps the bytes of the sum (RFC 1071 §2B), and 0xffff is the same either way.
+#[inline(always)]
+pub(crate) fn is_right(header: &[u8; 20]) -> bool {
+    let word = |at| u64::from(u32::from_ne_bytes(super::get(header, at)));
+    fold(word(0) + word(4) + word(8) + word(12) + word(16)) == 0xffff
 }
 
 /// The sum of the bytes as big-endian words; an odd last byte is padded with zero.
@@ -54,25 +62,32 @@ pub(crate) fn transport(src: Addr, dst: Addr, proto: u8, segment: &[u8]) -> u16 
 pub(crate) struct Delta(u64);
 
 impl Delta {
-    #[inline]
+    #[inline(always)]
     pub(crate) fn replace16(&mut self, old: u16, new: u16) {
         self.0 += u64::from(!old) + u64::from(new);
     }
 
-    #[inline]
+    /// Both of one family.
+    #[inline(always)]
     pub(crate) fn replace_addr(&mut self, old: Addr, new: Addr) {
-        // The complement of a folded sum is its negative in end-around arithmetic.
-        self.0 += u64::from(!fold(sum_addr(old))) + u64::from(fold(sum_addr(new)));
+        // The sum of complements is the negative of the sum in end-around arithmetic.
+        self.0 += u64::from(!old.low32()) + u64::from(new.low32());
+        if !old.is_v4() {
+            let words = |a: u128| {
+                (a >> 96) as u32 as u64 + (a >> 64) as u32 as u64 + (a >> 32) as u32 as u64
+            };
+            self.0 += words(!old.0) + words(new.0);
+        }
     }
 
     /// The checksum after the rewrite (RFC 1624 equation 3).
-    #[inline]
+    #[inline(always)]
     pub(crate) fn apply(self, checksum: u16) -> u16 {
         !fold(u64::from(!checksum) + self.0)
     }
 
     /// The same for a field that holds a plain, uncomplemented sum, as a partial checksum does.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn apply_partial(self, field: u16) -> u16 {
         fold(u64::from(field) + self.0)
     }

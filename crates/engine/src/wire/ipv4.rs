@@ -25,42 +25,43 @@ pub(crate) struct Header {
 
 impl Header {
     /// Parses a header of which the whole packet is in `b`; verifies the header checksum.
+    #[inline(always)]
     pub(crate) fn parse(b: &[u8]) -> Result<Header, DropReason> {
         let header = Header::parse_embedded(b)?;
         if header.total_len > b.len() {
             return Err(DropReason::Truncated);
         }
-        if checksum::fold(checksum::sum(&b[..header.header_len])) != 0xffff {
-            return Err(DropReason::BadChecksum);
-        }
         if header.header_len > MIN_LEN {
-            check_options(&b[MIN_LEN..header.header_len])?;
+            check_with_options(&b[..header.header_len])?;
+        } else if !b.first_chunk().is_some_and(checksum::is_right) {
+            return Err(DropReason::BadChecksum);
         }
         Ok(header)
     }
 
     /// Parses a header quoted in an ICMP error, where payload may be cut off and the checksum is
     /// of the time when the quoting router saw it.
+    #[inline(always)]
     pub(crate) fn parse_embedded(b: &[u8]) -> Result<Header, DropReason> {
-        if b.len() < MIN_LEN {
+        let Some(h) = b.first_chunk::<MIN_LEN>() else {
             return Err(DropReason::Truncated);
-        }
-        let header_len = usize::from(b[0] & 0xf) * 4;
-        let total_len = usize::from(get16(b, 2));
-        if b[0] >> 4 != 4 || header_len < MIN_LEN || total_len < header_len {
+        };
+        let header_len = usize::from(h[0] & 0xf) * 4;
+        let total_len = usize::from(get16(h, 2));
+        if h[0] >> 4 != 4 || header_len < MIN_LEN || total_len < header_len {
             return Err(DropReason::MalformedHeader);
         }
         if b.len() < header_len {
             return Err(DropReason::Truncated);
         }
-        let flags = get16(b, 6);
+        let flags = get16(h, 6);
         Ok(Header {
             header_len,
             total_len,
-            ttl: b[8],
-            proto: b[9],
-            src: Addr::v4_bytes(get(b, 12)),
-            dst: Addr::v4_bytes(get(b, 16)),
+            ttl: h[8],
+            proto: h[9],
+            src: Addr::v4_bytes(get(h, 12)),
+            dst: Addr::v4_bytes(get(h, 16)),
             dont_fragment: flags & 0x4000 != 0,
             fragment: flags & 0x3fff != 0,
         })
@@ -100,6 +101,15 @@ pub(crate) fn copied_options(mut options: &[u8], to: &mut Vec<u8>) {
         }
     }
     to.resize(start + (to.len() - start).next_multiple_of(4), 0);
+}
+
+/// Verifies the checksum of a header with options, and the options.
+#[cold]
+fn check_with_options(header: &[u8]) -> Result<(), DropReason> {
+    match checksum::fold(checksum::sum(header)) {
+        0xffff => check_options(&header[MIN_LEN..]),
+        _ => Err(DropReason::BadChecksum),
+    }
 }
 
 /// Walks the options; source routes are refused (RFC 7126 §4.3).

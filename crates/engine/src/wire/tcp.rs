@@ -31,18 +31,19 @@ pub(crate) struct Segment {
 
 impl Segment {
     /// Parses a segment whose bytes are all in `b`.
+    #[inline(always)]
     pub(crate) fn parse(b: &[u8]) -> Result<Segment, DropReason> {
-        if b.len() < MIN_LEN {
+        let Some(h) = b.first_chunk::<MIN_LEN>() else {
             return Err(DropReason::Truncated);
-        }
-        let header_len = usize::from(b[12] >> 4) * 4;
+        };
+        let header_len = usize::from(h[12] >> 4) * 4;
         if header_len < MIN_LEN {
             return Err(DropReason::MalformedHeader);
         }
         if header_len > b.len() {
             return Err(DropReason::Truncated);
         }
-        let flags = b[13] & 0x3f;
+        let flags = h[13] & 0x3f;
         let known = flags & (SYN | FIN | RST | ACK);
         let both = |a, b| known & (a | b) == a | b;
         if known == 0 || both(SYN, FIN) || both(SYN, RST) || both(FIN, RST) {
@@ -54,12 +55,12 @@ impl Segment {
             None
         };
         Ok(Segment {
-            src_port: get16(b, 0),
-            dst_port: get16(b, 2),
-            seq: get32(b, 4),
-            ack: get32(b, 8),
+            src_port: get16(h, 0),
+            dst_port: get16(h, 2),
+            seq: get32(h, 4),
+            ack: get32(h, 8),
             flags,
-            window: get16(b, 14),
+            window: get16(h, 14),
             len: (b.len() - header_len) as u32,
             scale,
         })

@@ -9,18 +9,19 @@ pub(crate) const LEN: usize = 8;
 pub(crate) const CHECKSUM: usize = 6;
 
 /// The ports of a datagram whose bytes are all in `b`.
+#[inline(always)]
 pub(crate) fn parse_ports(b: &[u8]) -> Result<(u16, u16), DropReason> {
-    if b.len() < LEN {
+    let Some(h) = b.first_chunk::<LEN>() else {
         return Err(DropReason::Truncated);
-    }
-    let len = usize::from(get16(b, 4));
+    };
+    let len = usize::from(get16(h, 4));
     if len < LEN {
         return Err(DropReason::MalformedHeader);
     }
     if len > b.len() {
         return Err(DropReason::Truncated);
     }
-    Ok((get16(b, 0), get16(b, 2)))
+    Ok((get16(h, 0), get16(h, 2)))
 }
 
 #[cfg(test)]
