@@ -1,16 +1,16 @@
 //! The flow table: who talks to whom, what was decided about it, how far it has come.
 //!
 //! Fixed capacity, one worker, no lock. Each flow has two entries in the [`index`], one for each
-//! direction as its packets look on the wire, so that either is found by one lookup.
+//! direction as its packets look on the wire, so that either is found by one lookup. The flows
+//! themselves are kept in [`parts`].
 
 pub(crate) mod index;
 pub(crate) mod key;
+mod parts;
 pub(crate) mod record;
 mod wheel;
 
 use std::io;
-
-use mem::Slab;
 
 use crate::address::Addr;
 use crate::clock::Tick;
@@ -21,6 +21,8 @@ use crate::wire::proto;
 pub(crate) use index::Index;
 pub(crate) use key::Key;
 use key::KeyHasher;
+use parts::Parts;
+pub(crate) use parts::{Body, Head, Onward, halves};
 use wheel::Wheel;
 
 /// No source group, or no rule, decided.
@@ -74,6 +76,20 @@ impl Sides {
         self.0 & 4 != 0
     }
 
+    /// The same for a flow over IPv6.
+    fn wide(self, is_wide: bool) -> Sides {
+        Sides(self.0 & !8 | u8::from(is_wide) << 3)
+    }
+
+    fn is_wide(self) -> bool {
+        self.0 & 8 != 0
+    }
+
+    /// Whether there is a flow.
+    fn is_somewhere(self) -> bool {
+        self != Sides::NOWHERE
+    }
+
     pub(crate) fn of(self, end: End) -> PortId {
         PortId(self.0 >> end as u8 & 1)
     }
@@ -86,9 +102,8 @@ impl FlowId {
     }
 }
 
-/// One flow: two cache lines, the first of which every packet reads.
+/// One flow, whole, as it is opened, closed, shown and handed over. The table keeps it in parts.
 #[derive(Clone, Copy, Debug)]
-#[repr(C, align(64))]
 pub(crate) struct Flow {
     /// The end that opened it, as it sees itself.
     pub(crate) client: Addr,
@@ -108,7 +123,6 @@ pub(crate) struct Flow {
     /// The network that both ends are in, by number; 0 outside of tunnels.
     pub(crate) tunnel: u16,
     pub(crate) last_seen: Tick,
-
     /// Bytes of whole frames from either end.
     pub(crate) bytes: [u64; 2],
     /// Packets from either end; a super-packet counts once.
@@ -123,8 +137,6 @@ pub(crate) struct Flow {
     pub(crate) tally: u16,
     pub(crate) tcp: Connection,
 }
-
-const _: () = assert!(size_of::<Flow>() == 128, "a flow is two cache lines");
 
 impl Flow {
     /// The key of packets from the client.
@@ -151,22 +163,9 @@ impl Flow {
         }
     }
 
-    /// The end from which packets with this key come; none if they belong to another flow.
-    #[inline(always)]
-    fn end_of(&self, key: &Key) -> Option<End> {
-        if self.client_key() == *key {
-            Some(End::Client)
-        } else if self.server_key() == *key {
-            Some(End::Server)
-        } else {
-            None
-        }
-    }
-
     /// Whether it is in the table; else its place is free.
-    #[inline(always)]
     pub(crate) fn is_live(&self) -> bool {
-        self.sides != Sides::NOWHERE
+        self.sides.is_somewhere()
     }
 
     /// Whether its client is hidden behind another address.
@@ -176,19 +175,7 @@ impl Flow {
 
     /// Ticks that it may be idle in its present state.
     pub(crate) fn idle(&self, t: &IdleTicks) -> u32 {
-        match self.proto {
-            proto::TCP => match self.tcp.state {
-                State::SynSent => t.syn_sent,
-                State::SynReceived => t.syn_received,
-                State::Established => t.established,
-                State::Closing => t.closing,
-                State::TimeWait => t.time_wait,
-                State::Reset => t.reset,
-            },
-            proto::UDP => t.udp,
-            proto::ICMP4 | proto::ICMP6 => t.icmp,
-            _ => t.other,
-        }
+        idle(self.proto, self.tcp.state, t)
     }
 
     /// Whether it has been idle for too long.
@@ -210,10 +197,28 @@ impl Flow {
     }
 }
 
+/// Ticks that a flow may be idle; `state` counts for TCP only.
+#[inline(always)]
+fn idle(proto: u8, state: State, t: &IdleTicks) -> u32 {
+    match proto {
+        proto::TCP => match state {
+            State::SynSent => t.syn_sent,
+            State::SynReceived => t.syn_received,
+            State::Established => t.established,
+            State::Closing => t.closing,
+            State::TimeWait => t.time_wait,
+            State::Reset => t.reset,
+        },
+        proto::UDP => t.udp,
+        proto::ICMP4 | proto::ICMP6 => t.icmp,
+        _ => t.other,
+    }
+}
+
 /// The flows of one worker.
 #[derive(Debug)]
 pub(crate) struct FlowTable {
-    flows: Slab<Flow>,
+    flows: Parts,
     index: Index,
     wheel: Wheel,
     hasher: KeyHasher,
@@ -226,7 +231,7 @@ impl FlowTable {
     pub(crate) fn new(capacity: u32, seed: u64) -> io::Result<FlowTable> {
         let n = capacity as usize;
         Ok(FlowTable {
-            flows: Slab::new(n)?,
+            flows: Parts::new(n)?,
             index: Index::new(2 * n)?,
             wheel: Wheel::new(n)?,
             hasher: KeyHasher::new(seed),
@@ -269,7 +274,7 @@ impl FlowTable {
     pub(crate) fn prefetch_flow(&self, lookup: &mut Lookup) {
         let first = self.index.find(lookup.hash, |_| true);
         if let Some(place) = first {
-            self.flows.prefetch(place as usize);
+            self.flows.prefetch(place);
             lookup.near = place;
         }
     }
@@ -277,9 +282,8 @@ impl FlowTable {
     /// The flow that a packet with this key belongs to, and the end that it comes from.
     #[inline(always)]
     pub(crate) fn find(&self, key: &Key, lookup: Lookup) -> Option<(FlowId, End)> {
-        if let Some(flow) = self.at(lookup.near)
-            && flow.is_live()
-            && let Some(from) = flow.end_of(key)
+        if (lookup.near as usize) < self.flows.len()
+            && let Some(from) = self.flows.end_of(key, lookup.near)
         {
             return Some((FlowId(lookup.near), from));
         }
@@ -289,8 +293,8 @@ impl FlowTable {
     #[inline(never)]
     fn find_by_hash(&self, key: &Key, hash: u64) -> Option<(FlowId, End)> {
         let mut from = None;
-        let found = self.index.find(hash, |i| {
-            from = self.flows[i as usize].end_of(key);
+        let found = self.index.find(hash, |place| {
+            from = self.flows.end_of(key, place);
             from.is_some()
         })?;
         Some((FlowId(found), from?))
@@ -301,27 +305,64 @@ impl FlowTable {
         self.find_by_hash(key, self.hash(key)).is_some()
     }
 
-    #[inline]
-    pub(crate) fn get(&self, id: FlowId) -> &Flow {
-        &self.flows[id.0 as usize]
+    pub(crate) fn get(&self, id: FlowId) -> Flow {
+        self.flows.get(id.0)
     }
 
-    #[inline]
-    pub(crate) fn get_mut(&mut self, id: FlowId) -> &mut Flow {
-        &mut self.flows[id.0 as usize]
+    #[inline(always)]
+    pub(crate) fn head(&self, id: FlowId) -> &Head {
+        self.flows.head(id.0)
+    }
+
+    #[inline(always)]
+    pub(crate) fn head_mut(&mut self, id: FlowId) -> &mut Head {
+        self.flows.head_mut(id.0)
+    }
+
+    #[inline(always)]
+    pub(crate) fn body(&self, id: FlowId) -> &Body {
+        self.flows.body(id.0)
+    }
+
+    #[inline(always)]
+    pub(crate) fn body_mut(&mut self, id: FlowId) -> &mut Body {
+        self.flows.body_mut(id.0)
+    }
+
+    /// Where packets of a flow from one end go.
+    #[inline(always)]
+    pub(crate) fn onward(&self, id: FlowId, from: End) -> Onward {
+        self.flows.onward(id.0, from)
+    }
+
+    /// Whether a flow has been idle for too long.
+    #[inline(always)]
+    pub(crate) fn has_expired(&self, id: FlowId, now: Tick, t: &IdleTicks) -> bool {
+        let head = self.flows.head(id.0);
+        let state = match head.proto {
+            proto::TCP => self.flows.body(id.0).tcp.state,
+            _ => State::default(),
+        };
+        now.since(head.last_seen) >= idle(head.proto, state, t)
+    }
+
+    /// Changes a flow; its keys stay as they are.
+    pub(crate) fn update(&mut self, id: FlowId, flow: &Flow) {
+        self.flows.set(id.0, flow);
     }
 
     /// Every flow, in no order.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Flow> {
-        let places = 0..self.flows.len();
-        places.map(|i| &self.flows[i]).filter(|flow| flow.is_live())
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Flow> {
+        let places = 0..self.flows.len() as u32;
+        places
+            .map(|place| self.flows.get(place))
+            .filter(Flow::is_live)
     }
 
     /// What is at a place, live or not; none behind the last place that was ever used.
     #[inline]
-    pub(crate) fn at(&self, place: u32) -> Option<&Flow> {
-        let place = place as usize;
-        (place < self.flows.len()).then(|| &self.flows[place])
+    pub(crate) fn at(&self, place: u32) -> Option<Flow> {
+        ((place as usize) < self.flows.len()).then(|| self.flows.get(place))
     }
 
     /// Adds a flow of which neither key is in the table; none if there is no room.
@@ -333,10 +374,10 @@ impl FlowTable {
     pub(crate) fn insert_at(&mut self, flow: Flow, now: Tick, idle: &IdleTicks) -> Option<FlowId> {
         let place = match self.wheel.take_free() {
             Some(place) => {
-                self.flows[place as usize] = flow;
+                self.flows.set(place, &flow);
                 place
             }
-            None => self.flows.push(flow)? as u32,
+            None => self.flows.push(&flow)?,
         };
         let (client, server) = (self.hash(&flow.client_key()), self.hash(&flow.server_key()));
         if !self.index.insert(client, place) {
@@ -362,8 +403,7 @@ impl FlowTable {
 
     /// Moves a flow's timer forward after its idle time has become shorter.
     pub(crate) fn reschedule(&mut self, id: FlowId, idle: &IdleTicks) {
-        let flow = &self.flows[id.0 as usize];
-        let (seen, deadline) = (flow.last_seen, flow.last_seen.plus(flow.idle(idle)));
+        let (seen, deadline) = self.deadline(id.0, idle);
         self.wheel.unlink(id.0);
         self.wheel.place(id.0, seen, deadline);
     }
@@ -379,14 +419,20 @@ impl FlowTable {
         while *budget > 0 {
             *budget -= 1;
             let place = self.wheel.pop(now, budget)?;
-            let flow = &self.flows[place as usize];
-            if flow.has_expired(now, idle) {
+            if self.has_expired(FlowId(place), now, idle) {
                 return Some(self.forget(place));
             }
-            let deadline = flow.last_seen.plus(flow.idle(idle));
+            let (_, deadline) = self.deadline(place, idle);
             self.wheel.place(place, now, deadline);
         }
         None
+    }
+
+    /// When a flow was last used, and when it has been idle for too long.
+    fn deadline(&self, place: u32, t: &IdleTicks) -> (Tick, Tick) {
+        let (head, body) = (self.flows.head(place), self.flows.body(place));
+        let allowed = idle(head.proto, body.tcp.state, t);
+        (head.last_seen, head.last_seen.plus(allowed))
     }
 
     /// A flow that can best be spared, found in a bounded search: one that was never answered,
@@ -397,7 +443,7 @@ impl FlowTable {
         let len = self.flows.len() as u32;
         for _ in 0..SEARCH.min(len) {
             self.hand = (self.hand + 1) % len;
-            let flow = &self.flows[self.hand as usize];
+            let flow = self.flows.get(self.hand);
             if !flow.is_live() {
                 continue;
             }
@@ -420,7 +466,7 @@ impl FlowTable {
 
     /// Removes a flow that is in no slot of the wheel any more.
     fn forget(&mut self, place: u32) -> Flow {
-        let flow = self.flows[place as usize];
+        let flow = self.flows.get(place);
         self.index.remove(self.hash(&flow.client_key()), place);
         self.index.remove(self.hash(&flow.server_key()), place);
         self.release(place);
@@ -429,7 +475,7 @@ impl FlowTable {
     }
 
     fn release(&mut self, place: u32) {
-        self.flows[place as usize].sides = Sides::NOWHERE;
+        self.flows.head_mut(place).sides = Sides::NOWHERE;
         self.wheel.put_free(place);
     }
 }

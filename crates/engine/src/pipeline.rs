@@ -416,23 +416,29 @@ impl Pipeline {
         let Some((id, from)) = self.flows.find(&p.key, lookup) else {
             return Ok(None);
         };
-        let flow = self.flows.get(id);
-        if flow.has_expired(now.tick(), self.snapshot.idle()) {
+        let snapshot = &self.snapshot;
+        if self.flows.has_expired(id, now.tick(), snapshot.idle()) {
             self.close_expired(id);
             return Ok(None);
         }
-        if self.snapshot.two_arms() && flow.sides.of(from) != port {
+        if snapshot.two_arms() && self.flows.head(id).sides.of(from) != port {
             // Addresses of one side on the other: somebody pretends.
             return Err(DropReason::Martian);
         }
-        if p.key.src_port == p.key.dst_port && from == End::Server && p.is_icmp_query() {
+        match p.key.proto {
+            proto::UDP => {}
+            proto::TCP => {
+                let is_new = p.segment.is_initial() && from == End::Client;
+                if is_new && self.flows.body(id).tcp.may_be_reused() {
+                    self.close(id, CloseReason::Reused);
+                    return Ok(None);
+                }
+            }
             // With the identifier zero a question looks like an answer: it is one that begins outside.
-            return Err(DropReason::FromOutside);
-        }
-        let is_new = p.key.proto == proto::TCP && p.segment.is_initial() && from == End::Client;
-        if is_new && flow.tcp.may_be_reused() {
-            self.close(id, CloseReason::Reused);
-            return Ok(None);
+            _ if p.key.src_port == p.key.dst_port && from == End::Server && p.is_icmp_query() => {
+                return Err(DropReason::FromOutside);
+            }
+            _ => {}
         }
         Ok(Some((id, from)))
     }
@@ -447,7 +453,7 @@ impl Pipeline {
         p: &Parsed,
         from: End,
     ) -> Result<(), DropReason> {
-        if self.flows.get(id).generation == self.snapshot.generation() as u32 {
+        if self.flows.head(id).generation == self.snapshot.generation() as u32 {
             return Ok(());
         }
         self.rejudge(now, id, frame, p, from)
@@ -463,7 +469,7 @@ impl Pipeline {
         from: End,
     ) -> Result<(), DropReason> {
         let snapshot = Arc::clone(&self.snapshot);
-        let flow = self.flows.get_mut(id);
+        let mut flow = self.flows.get(id);
         let is_lost = flow.is_translated() && !snapshot.still_translates(flow.client, flow.nat);
         if is_lost && snapshot.lacks_nat_address(flow.nat.is_v4()) {
             // It may be had again: the flow waits for that.
@@ -479,11 +485,11 @@ impl Pipeline {
         let place = self.tally.place(flow.group);
         self.tally.move_group(flow.tally, place);
         flow.tally = place;
+        self.flows.update(id, &flow);
         self.counters.rejudged.inc();
         if decision.allow && !is_lost {
             return Ok(());
         }
-        let flow = *flow;
         if is_lost {
             if from == End::Client && p.key.proto == proto::TCP {
                 self.refuse_segment(now, flow.sides.of(from), frame, p);
@@ -707,57 +713,30 @@ impl Pipeline {
         from: End,
     ) -> Result<Step, DropReason> {
         self.check_ttl(now, port, frame.bytes(), p)?;
-        let flow = self.flows.get_mut(id);
-        let (to, translation) = match from {
-            End::Client => (
-                flow.server,
-                Translation {
-                    which: Which::Source,
-                    address: flow.nat,
-                    port: flow.nat_port,
-                },
-            ),
-            End::Server => {
-                let (address, port) = (flow.client, flow.client_port);
-                (
-                    flow.client,
-                    Translation {
-                        which: Which::Destination,
-                        address,
-                        port,
-                    },
-                )
-            }
-        };
-        let translated = flow.is_translated();
+        let onward = self.flows.onward(id, from);
         if p.key.proto == proto::TCP {
-            if p.segment.has(SYN)
-                && let Some(max) =
-                    segment_limit(self.snapshot.settings().tcp_mss_max, self.underway, p)
-            {
-                let meta = *frame.meta();
-                rewrite::clamp_mss(frame.bytes_mut(), &meta, p, max);
-            }
-            let before = flow.tcp.state;
-            flow.tcp
-                .advance(from, &p.segment, self.snapshot.settings().tcp_window_check)?;
-            if flow.tcp.state != before {
-                flow.last_seen = now.tick();
-                self.flows.reschedule(id, self.snapshot.idle());
-            }
+            self.advance(now, frame, p, id, from)?;
         }
-        let flow = self.flows.get_mut(id);
-        flow.last_seen = now.tick();
-        flow.bytes[from as usize] += frame.bytes().len() as u64;
-        flow.packets[from as usize] = flow.packets[from as usize].saturating_add(1);
+        self.flows.head_mut(id).last_seen = now.tick();
+        let body = self.flows.body_mut(id);
+        body.bytes[from as usize] += frame.bytes().len() as u64;
+        body.packets[from as usize] = body.packets[from as usize].saturating_add(1);
 
-        if from == End::Client && flow.sides.turns_back() {
-            let out = flow.sides.of(End::Server);
+        let translation = Translation {
+            which: match from {
+                End::Client => Which::Source,
+                End::Server => Which::Destination,
+            },
+            address: onward.address,
+            port: onward.port,
+        };
+        if from == End::Client && onward.sides.turns_back() {
+            let out = onward.sides.of(End::Server);
             return self.turn_back_translated(now, out, frame, p, translation);
         }
-        let hop = self.next_hop(to, now)?;
+        let hop = self.next_hop(onward.to, now)?;
         let fits = self.check_size(now, port, frame, p, hop.port)?;
-        if translated {
+        if onward.is_translated {
             let meta = *frame.meta();
             rewrite::translate(frame.bytes_mut(), &meta, p, translation);
         }
@@ -768,6 +747,33 @@ impl Pipeline {
         } else {
             self.cut(frame, p, step)
         }
+    }
+
+    /// Takes a segment into the state of its connection, and lowers the largest segment that it offers to receive.
+    #[inline]
+    fn advance<K: Packet>(
+        &mut self,
+        now: Now,
+        frame: &mut K,
+        p: &Parsed,
+        id: FlowId,
+        from: End,
+    ) -> Result<(), DropReason> {
+        let settings = self.snapshot.settings();
+        if p.segment.has(SYN)
+            && let Some(max) = segment_limit(settings.tcp_mss_max, self.underway, p)
+        {
+            let meta = *frame.meta();
+            rewrite::clamp_mss(frame.bytes_mut(), &meta, p, max);
+        }
+        let connection = &mut self.flows.body_mut(id).tcp;
+        let before = connection.state;
+        connection.advance(from, &p.segment, settings.tcp_window_check)?;
+        if connection.state != before {
+            self.flows.head_mut(id).last_seen = now.tick();
+            self.flows.reschedule(id, self.snapshot.idle());
+        }
+        Ok(())
     }
 
     /// Refuses a packet whose TTL or hop limit ends here, and says so to its sender.
@@ -942,7 +948,7 @@ impl Pipeline {
 
     /// Runs what is due without a frame: expiry of flows, questions to neighbours. A small step.
     pub(crate) fn handle_timeout(&mut self, now: Now) {
-        let mut budget = 64;
+        let mut budget = 48;
         while let Some(flow) = self
             .flows
             .pop_expired(now.tick(), self.snapshot.idle(), &mut budget)

@@ -9,15 +9,14 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
-use mem::Slab;
+use mem::{Slab, Table};
 use policy::Compiled;
 
 use crate::DropReason;
 use crate::address::Addr;
 use crate::clock::Now;
-use crate::flow::index::Index;
 use crate::flow::key::KeyHasher;
-use crate::flow::{Flow, NO_GROUP};
+use crate::flow::{Flow, NO_GROUP, halves};
 use crate::fragment::source;
 use crate::snapshot::Limits;
 
@@ -32,13 +31,17 @@ const BURST_NS: u64 = 1_000_000_000;
 
 #[derive(Clone, Copy, Debug)]
 struct Source {
-    address: Addr,
+    /// Upper and lower half: eight bytes less than with the alignment of one number.
+    address: [u64; 2],
     flows: u32,
-    /// The next free place.
-    free: u32,
+    /// The next one whose address has a hash that leads to the same head; or the next free place.
+    next: u32,
 }
 
 const NONE: u32 = u32::MAX;
+
+/// How many flows there may be for each head of a chain.
+const FLOWS_PER_HEAD: usize = 4;
 
 #[derive(Debug)]
 struct Group {
@@ -50,7 +53,9 @@ struct Group {
 #[derive(Debug)]
 pub(crate) struct Tally {
     sources: Slab<Source>,
-    index: Index,
+    /// By hash, the first source of a chain, plus one; 0 where there is none. Chains are short even if every flow has a
+    /// source of its own, and few sources touch little memory.
+    heads: Table<u32>,
     free: u32,
     hasher: KeyHasher,
     /// When each place will have its whole rate again.
@@ -66,7 +71,7 @@ impl Tally {
     pub(crate) fn new(capacity: u32, hasher: KeyHasher) -> io::Result<Tally> {
         Ok(Tally {
             sources: Slab::new(capacity as usize)?,
-            index: Index::new(capacity as usize)?,
+            heads: Table::new((capacity as usize / FLOWS_PER_HEAD).max(8))?,
             free: NONE,
             hasher,
             rates: vec![0; RATES],
@@ -158,22 +163,19 @@ impl Tally {
     /// Counts a flow. False if there is no room for its source.
     pub(crate) fn enter(&mut self, flow: &Flow) -> bool {
         let address = source(flow.client);
-        let hash = self.hasher.hash_address(address);
-        match self.find(address, hash) {
+        match self.find(address) {
             Some(place) => self.sources[place as usize].flows += 1,
             None => {
+                let head = self.head(address);
                 let made = Source {
-                    address,
+                    address: halves(address),
                     flows: 1,
-                    free: NONE,
+                    next: self.heads[head].wrapping_sub(1),
                 };
                 let Some(place) = self.put(made) else {
                     return false;
                 };
-                if !self.index.insert(hash, place) {
-                    self.release(place);
-                    return false;
-                }
+                self.heads[head] = place + 1;
             }
         }
         self.enter_group(flow.tally);
@@ -184,16 +186,16 @@ impl Tally {
     pub(crate) fn leave(&mut self, flow: &Flow) {
         self.leave_group(flow.tally);
         let address = source(flow.client);
-        let hash = self.hasher.hash_address(address);
-        let Some(place) = self.find(address, hash) else {
+        let Some(place) = self.find(address) else {
             debug_assert!(false, "a flow left that never entered");
             return;
         };
         let left = &mut self.sources[place as usize].flows;
         *left -= 1;
         if *left == 0 {
-            self.index.remove(hash, place);
-            self.release(place);
+            self.unlink(address, place);
+            self.sources[place as usize].next = self.free;
+            self.free = place;
         }
     }
 
@@ -216,14 +218,28 @@ impl Tally {
     }
 
     fn flows_of(&self, client: Addr) -> u32 {
-        let address = source(client);
-        let place = self.find(address, self.hasher.hash_address(address));
+        let place = self.find(source(client));
         place.map_or(0, |place| self.sources[place as usize].flows)
     }
 
-    fn find(&self, address: Addr, hash: u64) -> Option<u32> {
-        self.index
-            .find(hash, |i| self.sources[i as usize].address == address)
+    fn head(&self, address: Addr) -> usize {
+        let hash = self.hasher.hash_address(address) >> 32;
+        ((hash * self.heads.len() as u64) >> 32) as usize
+    }
+
+    /// The places of the sources whose hash leads where this one's does.
+    fn chain(&self, address: Addr) -> impl Iterator<Item = u32> {
+        let there = |place: u32| (place != NONE).then_some(place);
+        let first = there(self.heads[self.head(address)].wrapping_sub(1));
+        std::iter::successors(first, move |place| {
+            there(self.sources[*place as usize].next)
+        })
+    }
+
+    fn find(&self, address: Addr) -> Option<u32> {
+        let wanted = halves(address);
+        let is_it = |place: &u32| self.sources[*place as usize].address == wanted;
+        self.chain(address).find(is_it)
     }
 
     fn put(&mut self, made: Source) -> Option<u32> {
@@ -231,14 +247,23 @@ impl Tally {
             return self.sources.push(made).map(|place| place as u32);
         }
         let place = self.free;
-        self.free = self.sources[place as usize].free;
+        self.free = self.sources[place as usize].next;
         self.sources[place as usize] = made;
         Some(place)
     }
 
-    fn release(&mut self, place: u32) {
-        self.sources[place as usize].free = self.free;
-        self.free = place;
+    /// Takes a source out of its chain.
+    fn unlink(&mut self, address: Addr, place: u32) {
+        let next = self.sources[place as usize].next;
+        let leads_here = |before: &u32| self.sources[*before as usize].next == place;
+        let before = self.chain(address).find(leads_here);
+        match before {
+            Some(before) => self.sources[before as usize].next = next,
+            None => {
+                let head = self.head(address);
+                self.heads[head] = next.wrapping_add(1);
+            }
+        }
     }
 
     /// Takes one new flow from what a source may open by now.
@@ -281,7 +306,7 @@ impl Tally {
         let mut place = self.free;
         while place != NONE {
             free += 1;
-            place = self.sources[place as usize].free;
+            place = self.sources[place as usize].next;
         }
         assert_eq!(self.sources.len() - free, by_source.len());
     }

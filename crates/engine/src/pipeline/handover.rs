@@ -77,7 +77,7 @@ impl Pipeline {
         for flow in self.flows.iter() {
             let network = self.tunnels.id(flow.tunnel).zip(overlay);
             let network = network.map(|(id, o)| Network::new(id, &o.encapsulation));
-            record::emit(flow, network, now.tick(), record_len, &mut chunk);
+            record::emit(&flow, network, now.tick(), record_len, &mut chunk);
             if chunk.len() == full {
                 sink(&chunk)?;
                 chunk.truncate(FRONT);

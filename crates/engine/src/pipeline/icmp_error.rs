@@ -54,7 +54,7 @@ impl Pipeline {
             .flows
             .find(&key, lookup)
             .ok_or(DropReason::IcmpNoFlow)?;
-        let flow = *self.flows.get(id);
+        let flow = self.flows.get(id);
         if flow.has_expired(now.tick(), self.snapshot.idle()) {
             return Err(DropReason::IcmpNoFlow);
         }

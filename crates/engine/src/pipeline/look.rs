@@ -68,7 +68,7 @@ impl Pipeline {
             if budget == 0 {
                 return false;
             }
-            let (flow, id) = (*flow, FlowId::of(*place));
+            let id = FlowId::of(*place);
             let mut cost = 1;
             if flow.is_live()
                 && filter.matches(&flow)
@@ -118,8 +118,7 @@ impl Pipeline {
                     } else {
                         0
                     };
-                    if let Some(flow) = self.flows.at(place).copied().filter(|flow| flow.is_live())
-                    {
+                    if let Some(flow) = self.flows.at(place).filter(Flow::is_live) {
                         page.push(self.view(now, &flow, policy, recent));
                     }
                 }
@@ -148,7 +147,7 @@ impl Pipeline {
     }
 
     fn kill(&mut self, now: Now, id: FlowId, reset: bool) {
-        let flow = *self.flows.get(id);
+        let flow = self.flows.get(id);
         if reset && flow.proto == proto::TCP && !flow.is_finished() {
             self.reset_ends(now, &flow);
         }
