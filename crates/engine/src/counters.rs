@@ -71,12 +71,13 @@ pub enum Protocol {
 
 impl Protocol {
     pub(crate) fn of(proto: u8) -> Protocol {
-        match proto {
-            6 => Protocol::Tcp,
-            17 => Protocol::Udp,
-            1 | 58 => Protocol::Icmp,
-            _ => Protocol::Other,
-        }
+        const BY_NUMBER: [Protocol; 256] = {
+            let mut all = [Protocol::Other; 256];
+            (all[6], all[17]) = (Protocol::Tcp, Protocol::Udp);
+            (all[1], all[58]) = (Protocol::Icmp, Protocol::Icmp);
+            all
+        };
+        BY_NUMBER[usize::from(proto)]
     }
 }
 
@@ -414,8 +415,13 @@ impl WorkerCounters {
         self.drops[reason as usize].bytes.add(bytes);
     }
 
-    /// Counts the fate of one frame.
+    /// Counts a frame that goes on.
     #[inline(always)]
+    pub(crate) fn count_forwarded(&self, direction: Direction, proto: u8, bytes: usize) {
+        self.allowed[direction as usize][Protocol::of(proto) as usize].count(bytes);
+    }
+
+    /// Counts the fate of one frame.
     pub(crate) fn count_verdict(
         &self,
         verdict: Verdict,
@@ -425,7 +431,7 @@ impl WorkerCounters {
     ) {
         let (d, p) = (direction as usize, Protocol::of(proto) as usize);
         match verdict {
-            Verdict::Forward(_) => self.allowed[d][p].count(bytes),
+            Verdict::Forward(_) => self.count_forwarded(direction, proto, bytes),
             Verdict::Local => {
                 self.allowed[d][p].count(bytes);
                 self.local.count(bytes);

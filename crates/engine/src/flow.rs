@@ -198,7 +198,6 @@ impl Flow {
 }
 
 /// Ticks that a flow may be idle; `state` counts for TCP only.
-#[inline(always)]
 fn idle(proto: u8, state: State, t: &IdleTicks) -> u32 {
     match proto {
         proto::TCP => match state {
@@ -338,12 +337,14 @@ impl FlowTable {
     /// Whether a flow has been idle for too long.
     #[inline(always)]
     pub(crate) fn has_expired(&self, id: FlowId, now: Tick, t: &IdleTicks) -> bool {
-        let head = self.flows.head(id.0);
-        let state = match head.proto {
-            proto::TCP => self.flows.body(id.0).tcp.state,
-            _ => State::default(),
-        };
-        now.since(head.last_seen) >= idle(head.proto, state, t)
+        let idle_for = now.since(self.flows.head(id.0).last_seen);
+        idle_for >= t.least && idle_for >= self.allowed_idle(id.0, t)
+    }
+
+    /// Ticks that a flow may be idle in its present state.
+    fn allowed_idle(&self, place: u32, t: &IdleTicks) -> u32 {
+        let proto = self.flows.head(place).proto;
+        idle(proto, self.flows.body(place).tcp.state, t)
     }
 
     /// Changes a flow; its keys stay as they are.
@@ -430,9 +431,8 @@ impl FlowTable {
 
     /// When a flow was last used, and when it has been idle for too long.
     fn deadline(&self, place: u32, t: &IdleTicks) -> (Tick, Tick) {
-        let (head, body) = (self.flows.head(place), self.flows.body(place));
-        let allowed = idle(head.proto, body.tcp.state, t);
-        (head.last_seen, head.last_seen.plus(allowed))
+        let seen = self.flows.head(place).last_seen;
+        (seen, seen.plus(self.allowed_idle(place, t)))
     }
 
     /// A flow that can best be spared, found in a bounded search: one that was never answered,

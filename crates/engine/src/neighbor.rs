@@ -4,6 +4,7 @@
 //! becomes unknown. What waits for an unknown one is bounded by the worker.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use crate::address::Addr;
@@ -29,7 +30,17 @@ const KEEP: Duration = Duration::from_secs(600);
 
 /// The place of a neighbour in the table; valid until it is reported as lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct NeighborId(u32);
+pub(crate) struct NeighborId(NonZeroU32);
+
+impl NeighborId {
+    fn of(place: usize) -> NeighborId {
+        NeighborId(NonZeroU32::MIN.saturating_add(place as u32))
+    }
+
+    fn place(self) -> usize {
+        self.0.get() as usize - 1
+    }
+}
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Neighbor {
@@ -69,13 +80,13 @@ impl NeighborTable {
     }
 
     pub(crate) fn get(&self, id: NeighborId) -> Option<&Neighbor> {
-        self.places.get(id.0 as usize)?.as_ref()
+        self.places.get(id.place())?.as_ref()
     }
 
     /// The link-layer address to send to, if it is known; notes that it is used.
     #[inline]
     pub(crate) fn use_mac(&mut self, id: NeighborId) -> Option<Mac> {
-        let n = self.places.get_mut(id.0 as usize)?.as_mut()?;
+        let n = self.places.get_mut(id.place())?.as_mut()?;
         n.used = true;
         n.mac
     }
@@ -123,7 +134,7 @@ impl NeighborTable {
         confirm: bool,
     ) -> Option<NeighborId> {
         if let Some(id) = self.by_address.get(&(port, address)).copied() {
-            let n = self.places[id.0 as usize]
+            let n = self.places[id.place()]
                 .as_mut()
                 .expect("indexed places are taken");
             let was_incomplete = n.mac.is_none();
@@ -157,7 +168,7 @@ impl NeighborTable {
             self.places.push(None);
             self.places.len() - 1
         });
-        let id = NeighborId(place as u32);
+        let id = NeighborId::of(place);
         self.places[place] = Some(neighbor);
         self.by_address
             .insert((neighbor.port, neighbor.address), id);
@@ -179,7 +190,7 @@ impl NeighborTable {
             let Some(n) = &mut self.places[place] else {
                 continue;
             };
-            let id = NeighborId(place as u32);
+            let id = NeighborId::of(place);
             let stale = now >= n.confirmed + REACHABLE;
             let asking = n.mac.is_none() || n.tries > 0 || stale && n.used;
             if asking && n.tries >= TRIES && now >= n.asked + RETRANSMIT

@@ -31,6 +31,8 @@ pub(crate) struct Parsed {
     /// Addresses, ports and protocol as on the wire. Of an ICMP query or answer, the identifier
     /// stands for the port on the asking side.
     pub(crate) key: Key,
+    /// Whether the addresses are those of IPv4.
+    v4: bool,
     /// TTL or hop limit.
     pub(crate) ttl: u8,
     /// The sender forbids fragmentation (always so in IPv6).
@@ -57,6 +59,7 @@ impl Parsed {
             proto: 0,
             tunnel: 0,
         },
+        v4: false,
         ttl: 0,
         dont_fragment: false,
         icmp: (0, 0),
@@ -74,9 +77,9 @@ impl Parsed {
         },
     };
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn is_v4(&self) -> bool {
-        self.key.src.is_v4()
+        self.v4
     }
 
     /// Whether an ICMP message asks for an answer.
@@ -184,6 +187,7 @@ pub(crate) fn parse_inner(frame: &[u8]) -> Result<Parsed, DropReason> {
 #[inline]
 fn parse_ipv4(p: &mut Parsed, packet: &[u8], group: bool) -> Result<(), DropReason> {
     let ip = ipv4::Header::parse(packet)?;
+    p.v4 = true;
     p.ttl = ip.ttl;
     p.dont_fragment = ip.dont_fragment;
     p.l4 = (ethernet::LEN + ip.header_len) as u16;

@@ -323,30 +323,49 @@ impl Pipeline {
         };
         let step = match p.content {
             Content::Flow => self.handle_packet(now, port, frame, p, lookup, &mut direction),
-            Content::IcmpError => self.handle_icmp_error(now, port, frame, p, &mut direction),
-            Content::Neighbor => self.handle_neighbor(now, port, frame.bytes(), p, true),
-            Content::Arp => self.handle_arp(now, port, frame.bytes(), true),
             Content::Fragment => return self.handle_fragment(now, port, frame.bytes(), p),
-            Content::Dhcp => match self.handle_dhcp(now, port, frame, p) {
-                Ok(None) if self.has_overlay() && !self.snapshot.is_ours(p.key.dst) => {
-                    Err(DropReason::OverlayDecap)
-                }
-                Ok(None) => {
-                    let lookup = self.prefetch_bucket(p);
-                    self.handle_packet(now, port, frame, p, lookup, &mut direction)
-                }
-                Ok(Some(step)) => Ok(step),
-                Err(reason) => Err(reason),
-            },
+            _ => self.handle_other(now, port, frame, p, &mut direction),
         }
         .unwrap_or_else(Step::Drop);
-        if let Step::TurnFor(..) = step {
+        match step {
+            Step::Send(_) => self.counters.count_forwarded(direction, p.key.proto, bytes),
             // Counted where its fate is known.
-            return step;
+            Step::TurnFor(..) => {}
+            _ => self
+                .counters
+                .count_verdict(step.verdict(), direction, p.key.proto, bytes),
         }
-        self.counters
-            .count_verdict(step.verdict(), direction, p.key.proto, bytes);
         step
+    }
+
+    /// What is neither a packet of a flow nor a part of one.
+    #[cold]
+    fn handle_other<K: Packet>(
+        &mut self,
+        now: Now,
+        port: PortId,
+        frame: &mut K,
+        p: &Parsed,
+        direction: &mut Direction,
+    ) -> Result<Step, DropReason> {
+        match p.content {
+            Content::IcmpError => self.handle_icmp_error(now, port, frame, p, direction),
+            Content::Neighbor => self.handle_neighbor(now, port, frame.bytes(), p, true),
+            Content::Arp => self.handle_arp(now, port, frame.bytes(), true),
+            // The other two are not brought here.
+            Content::Dhcp | Content::Flow | Content::Fragment => {
+                match self.handle_dhcp(now, port, frame, p)? {
+                    Some(step) => Ok(step),
+                    None if self.has_overlay() && !self.snapshot.is_ours(p.key.dst) => {
+                        Err(DropReason::OverlayDecap)
+                    }
+                    None => {
+                        let lookup = self.prefetch_bucket(p);
+                        self.handle_packet(now, port, frame, p, lookup, direction)
+                    }
+                }
+            }
+        }
     }
 
     /// Writes a neighbour's link-layer address into a frame that waited for it.

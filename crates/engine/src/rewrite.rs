@@ -55,9 +55,9 @@ pub(crate) fn translate(frame: &mut [u8], meta: &Meta, p: &Parsed, t: Translatio
         Which::Source => (p.key.src, p.key.src_port),
         Which::Destination => (p.key.dst, p.key.dst_port),
     };
-    let mut address = Delta::default();
-    address.replace_addr(old_addr, t.address);
     let v4 = p.is_v4();
+    let mut address = Delta::default();
+    address.replace_addr_of(v4, old_addr, t.address);
     put_address(frame, v4, t.which, t.address);
     if v4 {
         let sum = address.apply(get16(frame, ethernet::LEN + 10));

@@ -313,6 +313,8 @@ pub(crate) struct IdleTicks {
     pub(crate) icmp: u32,
     pub(crate) other: u32,
     pub(crate) fragment: u32,
+    /// The least of those of flows: what was used within it has not expired, whatever it is.
+    pub(crate) least: u32,
 }
 
 #[derive(Debug)]
@@ -717,7 +719,19 @@ impl Network {
             settings.nat66 == Some(Snat::Auto) && outside.acquires && nat6.is_empty(),
         ];
         let t = &settings.timeouts;
+        let of_flows = [
+            t.tcp_syn_sent,
+            t.tcp_syn_received,
+            t.tcp_established,
+            t.tcp_closing,
+            t.tcp_time_wait,
+            t.tcp_reset,
+            t.udp,
+            t.icmp,
+            t.other,
+        ];
         let idle = IdleTicks {
+            least: of_flows.into_iter().map(ticks).min().unwrap_or(0),
             syn_sent: ticks(t.tcp_syn_sent),
             syn_received: ticks(t.tcp_syn_received),
             established: ticks(t.tcp_established),

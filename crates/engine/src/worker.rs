@@ -239,29 +239,50 @@ impl<P: Port, L: Port> Worker<P, L> {
             std::mem::take(&mut self.rx),
             std::mem::take(&mut self.known),
         );
+        let is_plain = !has_overlay && self.peers.is_none();
         for (i, (mut frame, known)) in rx.drain(..).zip(&known).enumerate() {
             if let Some(reason) = known.refused {
                 self.pipeline.refuse(reason, frame.bytes().len());
                 continue;
             }
-            let (p, lookup) = (&known.parsed, known.lookup);
-            let envelope = match has_overlay {
-                true => self.envelopes.get(i).copied().flatten(),
-                false => None,
+            let step = if is_plain {
+                let (p, lookup) = (&known.parsed, known.lookup);
+                self.pipeline.process(now, port, &mut frame, p, lookup)
+            } else {
+                match self.process_shared(now, port, i, &mut frame, known) {
+                    Some(step) => step,
+                    None => continue,
+                }
             };
-            if self.peers.is_some() && !self.is_mine(port, &frame, p, envelope) {
-                continue;
+            match step {
+                Step::Send(out) => self.tx[usize::from(out.0)].push(frame),
+                step => self.settle(port, step, frame),
             }
-            let step = match &envelope {
-                None => self.pipeline.process(now, port, &mut frame, p, lookup),
-                Some(envelope) => self
-                    .pipeline
-                    .process_overlay(now, &mut frame, envelope, p, lookup),
-            };
-            self.settle(port, step, frame);
         }
         (self.rx, self.known) = (rx, known);
         taken
+    }
+
+    /// Decides on the frame at place `i` of a burst, which may be in a tunnel or another worker's; none if it is the latter.
+    fn process_shared(
+        &mut self,
+        now: Now,
+        port: PortId,
+        i: usize,
+        frame: &mut P::Packet,
+        known: &Known,
+    ) -> Option<Step> {
+        let (p, lookup) = (&known.parsed, known.lookup);
+        let envelope = self.envelopes.get(i).copied().flatten();
+        if !self.is_mine(port, frame, p, envelope) {
+            return None;
+        }
+        Some(match &envelope {
+            None => self.pipeline.process(now, port, frame, p, lookup),
+            Some(envelope) => self
+                .pipeline
+                .process_overlay(now, frame, envelope, p, lookup),
+        })
     }
 
     /// Whether a frame is for this worker. If not, its owner has it now, or it was dropped for want of room; what all are

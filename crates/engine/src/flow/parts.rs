@@ -133,8 +133,11 @@ impl Parts {
     #[inline(always)]
     pub(crate) fn end_of(&self, key: &Key, place: u32) -> Option<End> {
         let head = self.head(place);
-        let (src, dst) = (short(key.src), short(key.dst));
         let is_wide = !key.src.is_v4();
+        let (src, dst) = match is_wide {
+            false => (key.src.low32(), key.dst.low32()),
+            true => (short(key.src), short(key.dst)),
+        };
         if head.proto != key.proto
             || head.tunnel != key.tunnel
             || head.sides.is_wide() != is_wide
@@ -178,9 +181,14 @@ impl Parts {
     #[inline(always)]
     pub(crate) fn onward(&self, place: u32, from: End) -> Onward {
         let head = self.head(place);
+        let mut differs = head.client != head.nat;
         let [client, server, nat] = match head.sides.is_wide() {
             false => [head.client, head.server, head.nat].map(Addr::v4),
-            true => self.wide_addresses(place),
+            true => {
+                let whole = self.wide_addresses(place);
+                differs = whole[0] != whole[2];
+                whole
+            }
         };
         let (to, address, port) = match from {
             End::Client => (server, nat, head.nat_port),
@@ -190,7 +198,7 @@ impl Parts {
             to,
             address,
             port,
-            is_translated: client != nat || head.client_port != head.nat_port,
+            is_translated: differs || head.client_port != head.nat_port,
             sides: head.sides,
         }
     }

@@ -70,9 +70,15 @@ impl Delta {
     /// Both of one family.
     #[inline(always)]
     pub(crate) fn replace_addr(&mut self, old: Addr, new: Addr) {
+        self.replace_addr_of(old.is_v4(), old, new);
+    }
+
+    /// The same of a family that is known.
+    #[inline(always)]
+    pub(crate) fn replace_addr_of(&mut self, v4: bool, old: Addr, new: Addr) {
         // The sum of complements is the negative of the sum in end-around arithmetic.
         self.0 += u64::from(!old.low32()) + u64::from(new.low32());
-        if !old.is_v4() {
+        if !v4 {
             let words = |a: u128| {
                 (a >> 96) as u32 as u64 + (a >> 64) as u32 as u64 + (a >> 32) as u32 as u64
             };
