@@ -41,7 +41,7 @@ struct Source {
 const NONE: u32 = u32::MAX;
 
 /// How many flows there may be for each head of a chain.
-const FLOWS_PER_HEAD: usize = 4;
+const FLOWS_PER_HEAD: usize = 8;
 
 #[derive(Debug)]
 struct Group {
