@@ -247,6 +247,63 @@ fn valid_frame() -> impl Strategy<Value = Vec<u8>> {
     proptest::sample::select(frames)
 }
 
+/// A valid frame, the places and values of bytes that are changed in it, a length to cut it to if it is below 100, and the
+/// port that it comes from.
+type Mutated = (Vec<u8>, Vec<(usize, u8)>, usize, usize);
+
+/// Has a worker take these frames, and checks that each has one verdict.
+fn check_verdicts(frames: Vec<Mutated>) -> Result<(), TestCaseError> {
+    let mut bench = Bench::new(&allow_all(), two_arms());
+    let sent = frames.len() as u64;
+    for (mut bytes, changes, len, port) in frames {
+        for (at, value) in changes {
+            if let Some(byte) = bytes.get_mut(at) {
+                *byte = value;
+            }
+        }
+        if len < 100 {
+            bytes.truncate(len);
+        }
+        let frame = MemoryPacket::new(bytes);
+        bench.worker.ports_mut()[port].rx.push_back(frame);
+    }
+    bench.worker.poll(bench.now);
+    let c = std::sync::Arc::clone(&bench.counters);
+    let mut verdicts = c.replied.get();
+    for reason in DropReason::ALL {
+        verdicts += c.dropped(*reason).packets.get();
+    }
+    for d in [
+        engine::counters::Direction::Outbound,
+        engine::counters::Direction::Inbound,
+    ] {
+        use engine::counters::Protocol::*;
+        let allowed = [Tcp, Udp, Icmp, Other].map(|p| c.allowed(d, p).packets.get());
+        verdicts += allowed.iter().sum::<u64>();
+    }
+    // A piece of a datagram waits for the rest, which never comes.
+    let before = c.fragments.get();
+    bench.pass(Duration::from_secs(60));
+    verdicts += c.fragments.get() - before;
+    prop_assert_eq!(verdicts, sent);
+    Ok(())
+}
+
+/// Two changed bytes made a fragment of a segment, with the right checksum.
+#[test]
+fn a_mutated_frame_that_waits_for_the_rest_of_its_datagram_is_counted_too() {
+    let segment = Frame::tcp(
+        at("10.0.0.2:5000"),
+        at("198.51.100.1:53"),
+        ACK,
+        2,
+        1,
+        b"data",
+    );
+    let bytes = segment.between(PEER, MACS[INSIDE]).emit();
+    check_verdicts(vec![(bytes, vec![(20, 43), (24, 27)], 58, 0)]).unwrap();
+}
+
 proptest! {
     /// Whatever bytes come, each frame gets one verdict and the worker lives.
     #[test]
@@ -256,29 +313,6 @@ proptest! {
             1..20,
         ),
     ) {
-        let mut bench = Bench::new(&allow_all(), two_arms());
-        let sent = frames.len() as u64;
-        for (mut bytes, changes, len, port) in frames {
-            for (at, value) in changes {
-                if let Some(byte) = bytes.get_mut(at) {
-                    *byte = value;
-                }
-            }
-            if len < 100 {
-                bytes.truncate(len);
-            }
-            bench.worker.ports_mut()[port].rx.push_back(MemoryPacket::new(bytes));
-        }
-        bench.worker.poll(bench.now);
-        let c = &bench.counters;
-        let mut verdicts = c.replied.get();
-        for reason in DropReason::ALL {
-            verdicts += c.dropped(*reason).packets.get();
-        }
-        for d in [engine::counters::Direction::Outbound, engine::counters::Direction::Inbound] {
-            use engine::counters::Protocol::*;
-            verdicts += [Tcp, Udp, Icmp, Other].iter().map(|p| c.allowed(d, *p).packets.get()).sum::<u64>();
-        }
-        prop_assert_eq!(verdicts, sent);
+        check_verdicts(frames)?;
     }
 }
