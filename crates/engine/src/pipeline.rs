@@ -325,15 +325,16 @@ impl Pipeline {
             Content::Flow => self.handle_packet(now, port, frame, p, lookup, &mut direction),
             Content::Fragment => return self.handle_fragment(now, port, frame.bytes(), p),
             _ => self.handle_other(now, port, frame, p, &mut direction),
+        };
+        if let Ok(Step::Send(out)) = step {
+            self.counters.count_forwarded(direction, p.key.proto, bytes);
+            return Step::Send(out);
         }
-        .unwrap_or_else(Step::Drop);
-        match step {
-            Step::Send(_) => self.counters.count_forwarded(direction, p.key.proto, bytes),
-            // Counted where its fate is known.
-            Step::TurnFor(..) => {}
-            _ => self
-                .counters
-                .count_verdict(step.verdict(), direction, p.key.proto, bytes),
+        let step = step.unwrap_or_else(Step::Drop);
+        // One that has turned back is counted where its fate is known.
+        if !matches!(step, Step::TurnFor(..)) {
+            self.counters
+                .count_verdict(step.verdict(), direction, p.key.proto, bytes);
         }
         step
     }
@@ -404,7 +405,7 @@ impl Pipeline {
                 } else {
                     Direction::Inbound
                 };
-                self.rejudge_if_stale(now, id, frame.bytes(), p, from)?;
+                self.rejudge_if_stale(now, id, frame, p, from)?;
                 (id, from)
             }
             None => {
@@ -464,18 +465,18 @@ impl Pipeline {
 
     /// Judges a flow again if the snapshot has changed since it was judged.
     #[inline(always)]
-    fn rejudge_if_stale(
+    fn rejudge_if_stale<K: Packet>(
         &mut self,
         now: Now,
         id: FlowId,
-        frame: &[u8],
+        frame: &K,
         p: &Parsed,
         from: End,
     ) -> Result<(), DropReason> {
         if self.flows.head(id).generation == self.snapshot.generation() as u32 {
             return Ok(());
         }
-        self.rejudge(now, id, frame, p, from)
+        self.rejudge(now, id, frame.bytes(), p, from)
     }
 
     #[cold]
@@ -558,7 +559,9 @@ impl Pipeline {
         if p.is_icmp_answer() {
             return Err(DropReason::NoFlow);
         }
-        self.check_ttl(now, port, frame, p)?;
+        if p.ttl <= 1 {
+            self.refuse_ttl(now, port, frame, p)?;
+        }
         let hop = match self.underway {
             Some(tunnel) => Some(Hop {
                 port: tunnel.onward,
@@ -731,7 +734,7 @@ impl Pipeline {
         id: FlowId,
         from: End,
     ) -> Result<Step, DropReason> {
-        self.check_ttl(now, port, frame.bytes(), p)?;
+        self.check_ttl(now, port, frame, p)?;
         let onward = self.flows.onward(id, from);
         if p.key.proto == proto::TCP {
             self.advance(now, frame, p, id, from)?;
@@ -757,9 +760,10 @@ impl Pipeline {
         let fits = self.check_size(now, port, frame, p, hop.port)?;
         if onward.is_translated {
             let meta = *frame.meta();
-            rewrite::translate(frame.bytes_mut(), &meta, p, translation);
+            rewrite::translate_and_decrement(frame.bytes_mut(), &meta, p, translation);
+        } else {
+            rewrite::decrement_ttl(frame.bytes_mut(), p);
         }
-        rewrite::decrement_ttl(frame.bytes_mut(), p);
         let step = self.dispatch(frame, hop)?;
         if fits {
             Ok(step)
@@ -797,16 +801,16 @@ impl Pipeline {
 
     /// Refuses a packet whose TTL or hop limit ends here, and says so to its sender.
     #[inline(always)]
-    fn check_ttl(
+    fn check_ttl<K: Packet>(
         &mut self,
         now: Now,
         port: PortId,
-        frame: &[u8],
+        frame: &K,
         p: &Parsed,
     ) -> Result<(), DropReason> {
         match p.ttl > 1 {
             true => Ok(()),
-            false => self.refuse_ttl(now, port, frame, p),
+            false => self.refuse_ttl(now, port, frame.bytes(), p),
         }
     }
 

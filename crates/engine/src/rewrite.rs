@@ -49,8 +49,18 @@ pub(crate) fn decrement_ttl(frame: &mut [u8], p: &Parsed) {
 
 /// Rewrites address and port of one end. Super-packets need no more than any other: the segments
 /// cut from them take their headers from this one.
-#[inline(always)]
 pub(crate) fn translate(frame: &mut [u8], meta: &Meta, p: &Parsed, t: Translation) {
+    rewrite::<false>(frame, meta, p, t);
+}
+
+/// The same, and takes one from TTL or hop limit, which is at least 1.
+#[inline(always)]
+pub(crate) fn translate_and_decrement(frame: &mut [u8], meta: &Meta, p: &Parsed, t: Translation) {
+    rewrite::<true>(frame, meta, p, t);
+}
+
+#[inline(always)]
+fn rewrite<const DECREMENT: bool>(frame: &mut [u8], meta: &Meta, p: &Parsed, t: Translation) {
     let (old_addr, old_port) = match t.which {
         Which::Source => (p.key.src, p.key.src_port),
         Which::Destination => (p.key.dst, p.key.dst_port),
@@ -58,10 +68,29 @@ pub(crate) fn translate(frame: &mut [u8], meta: &Meta, p: &Parsed, t: Translatio
     let v4 = p.is_v4();
     let mut address = Delta::default();
     address.replace_addr_of(v4, old_addr, t.address);
-    put_address(frame, v4, t.which, t.address);
     if v4 {
-        let sum = address.apply(get16(frame, ethernet::LEN + 10));
-        put16(frame, ethernet::LEN + 10, sum);
+        let Some((_, ip)) = frame.split_first_chunk_mut::<{ ethernet::LEN }>() else {
+            return;
+        };
+        let Some(ip) = ip.first_chunk_mut::<{ ipv4::MIN_LEN }>() else {
+            return;
+        };
+        let mut header = address;
+        if DECREMENT {
+            ip[8] -= 1;
+            header.subtract(0x100);
+        }
+        match t.which {
+            Which::Source => put(ip, 12, t.address.octets4()),
+            Which::Destination => put(ip, 16, t.address.octets4()),
+        }
+        let sum = header.apply(get16(ip, 10));
+        put16(ip, 10, sum);
+    } else {
+        put_address(frame, false, t.which, t.address);
+        if DECREMENT {
+            decrement_ttl(frame, p);
+        }
     }
 
     let mut whole = address;

@@ -181,15 +181,26 @@ impl Parts {
     #[inline(always)]
     pub(crate) fn onward(&self, place: u32, from: End) -> Onward {
         let head = self.head(place);
-        let mut differs = head.client != head.nat;
-        let [client, server, nat] = match head.sides.is_wide() {
-            false => [head.client, head.server, head.nat].map(Addr::v4),
-            true => {
-                let whole = self.wide_addresses(place);
-                differs = whole[0] != whole[2];
-                whole
-            }
+        if head.sides.is_wide() {
+            return self.wide_onward(place, from);
+        }
+        let (to, address, port) = match from {
+            End::Client => (head.server, head.nat, head.nat_port),
+            End::Server => (head.client, head.client, head.client_port),
         };
+        Onward {
+            to: Addr::v4(to),
+            address: Addr::v4(address),
+            port,
+            is_translated: head.client != head.nat || head.client_port != head.nat_port,
+            sides: head.sides,
+        }
+    }
+
+    #[inline(never)]
+    fn wide_onward(&self, place: u32, from: End) -> Onward {
+        let head = self.head(place);
+        let [client, server, nat] = self.wide_addresses(place);
         let (to, address, port) = match from {
             End::Client => (server, nat, head.nat_port),
             End::Server => (client, client, head.client_port),
@@ -198,12 +209,11 @@ impl Parts {
             to,
             address,
             port,
-            is_translated: differs || head.client_port != head.nat_port,
+            is_translated: client != nat || head.client_port != head.nat_port,
             sides: head.sides,
         }
     }
 
-    #[inline(never)]
     fn wide_addresses(&self, place: u32) -> [Addr; 3] {
         let wide = &self.wide[place as usize];
         [0, 2, 4].map(|at| Addr(u128::from(wide[at]) << 64 | u128::from(wide[at + 1])))

@@ -86,7 +86,7 @@ impl Pipeline {
         let lookup = Lookup::by(self.flows.hash(&p.key));
         match self.find_live(now, out, p, lookup)? {
             Some((id, End::Server)) => {
-                self.rejudge_if_stale(now, id, frame.bytes(), p, End::Server)?;
+                self.rejudge_if_stale(now, id, frame, p, End::Server)?;
                 self.forward(now, out, frame, p, id, End::Server)
             }
             _ => Err(DropReason::HairpinNoFlow),

@@ -62,8 +62,8 @@ impl Pipeline {
         if self.snapshot.two_arms() && flow.sides.of(from) != port {
             return Err(DropReason::Martian);
         }
-        self.rejudge_if_stale(now, id, frame.bytes(), p, from)?;
-        self.check_ttl(now, port, frame.bytes(), p)?;
+        self.rejudge_if_stale(now, id, frame, p, from)?;
+        self.check_ttl(now, port, frame, p)?;
 
         // From the client's side the error goes to the server, and its source is hidden like the
         // client itself; from the server's side it goes to the client.

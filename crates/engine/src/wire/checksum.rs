@@ -67,6 +67,12 @@ impl Delta {
         self.0 += u64::from(!old) + u64::from(new);
     }
 
+    /// A word has become less by `difference`, which it was not less than.
+    #[inline(always)]
+    pub(crate) fn subtract(&mut self, difference: u16) {
+        self.0 += u64::from(!difference);
+    }
+
     /// Both of one family.
     #[inline(always)]
     pub(crate) fn replace_addr(&mut self, old: Addr, new: Addr) {
