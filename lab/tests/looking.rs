@@ -68,3 +68,71 @@ fn flows_are_seen_and_ended() {
     .unwrap();
     assert_eq!(live[1].account().ended, None, "the other one goes on");
 }
+
+#[test]
+#[ignore = "needs root; make test runs it"]
+fn a_drop_is_explained_before_and_captured_when_it_happens() {
+    let mut cluster = Cluster::start(1).unwrap();
+    let policy = policy_allowing(&allowed_servers());
+    cluster.api(1).unwrap().put_policy(&policy).unwrap();
+    let client = address::client(1, Family::V4);
+    let servers = [
+        address::allowed_server(Family::V4),
+        address::denied_server(Family::V4),
+    ];
+    for (server, verdict) in servers.into_iter().zip(["forward", "drop"]) {
+        let asked = format!("explain packet --from {client} --to {server} --dport 80");
+        println!("# {asked}\n{}", at_home(&mut cluster, &asked));
+        assert_eq!(json(&mut cluster, &asked)["verdict"], verdict, "{server}");
+    }
+    let capture = cluster.node(1).dir().join("drops.pcapng");
+    let verbs = [
+        format!(
+            "drops --to {} --count 1 --pcap {}",
+            servers[1],
+            capture.display()
+        ),
+        format!("drops --to {} --count 1", servers[1]),
+        format!("trace --address {} --count 3", servers[0]),
+    ];
+    let seen: Vec<String> = std::thread::scope(|scope| {
+        let (node, topology) = (&cluster.nodes[0], &cluster.topology);
+        let watching: Vec<_> = verbs
+            .iter()
+            .map(|verb| {
+                let words: Vec<_> = verb.split_whitespace().collect();
+                scope.spawn(move || node.control(&words).unwrap())
+            })
+            .collect();
+        // Until all three have begun and seen enough.
+        let packets = || {
+            watching
+                .iter()
+                .all(std::thread::ScopedJoinHandle::is_finished)
+        };
+        wait::until_true("the end of what was asked for", SOON, || {
+            for server in servers {
+                let to = std::net::SocketAddr::new(server, lab::server::PORT);
+                let _ =
+                    lab::client::probe(&topology.client, client, to, Duration::from_millis(300));
+            }
+            Ok(packets())
+        })
+        .unwrap();
+        watching
+            .into_iter()
+            .map(|thread| thread.join().unwrap())
+            .collect()
+    });
+    println!("# {}\n{}\n# {}\n{}", verbs[1], seen[1], verbs[2], seen[2]);
+    assert!(seen[1].contains("policy_denied"), "{}", seen[1]);
+    assert!(seen[2].contains("group clients, rule web"), "{}", seen[2]);
+    let bytes = std::fs::read(capture).unwrap();
+    assert!(bytes.starts_with(&[0x0a, 0x0d, 0x0d, 0x0a]));
+    let comment = b"drop: policy_denied";
+    assert!(bytes.windows(comment.len()).any(|window| window == comment));
+    println!(
+        "# drops --counters\n{}",
+        at_home(&mut cluster, "drops --counters")
+    );
+}

@@ -36,6 +36,7 @@ use crate::policy::{DryRun, Format, Lint, Pending, PolicyHistory, Wait};
 use crate::recovery::{BackupRequest, RejoinRequest, Rejoining};
 use crate::stats::StatsSnapshot;
 use crate::{duration, headers, paths};
+pub use dataplane::Watch;
 use transport::Transport;
 
 /// Where a node is reached.

@@ -42,6 +42,12 @@ pub const FLOWS_TOP: &str = "/api/v1/dataplane/flows/top";
 pub const FLOWS_KILL: &str = "/api/v1/dataplane/flows/kill";
 /// Translation addresses and their ports.
 pub const NAT: &str = "/api/v1/dataplane/nat";
+/// What a node would do with a packet.
+pub const EXPLAIN: &str = "/api/v1/dataplane/explain";
+/// Packets as they pass.
+pub const TRACE: &str = "/api/v1/dataplane/trace";
+/// Frames that are dropped, as they are dropped.
+pub const DROPS: &str = "/api/v1/dataplane/drops";
 /// The cluster's members.
 pub const MEMBERS: &str = "/api/v1/cluster/members";
 /// Lets a node in that waits for approval.

@@ -22,6 +22,7 @@ pub use filter::{Filter, FlowState};
 
 use crate::address::Addr;
 use crate::event::FlowFacts;
+use crate::tap::Tap;
 use crate::wire::proto;
 
 /// Questions that may wait for one worker.
@@ -77,6 +78,8 @@ pub enum Task {
     },
     /// Count what is in the table.
     Survey(Box<Survey>),
+    /// Watch packets. It is still there afterwards if too many watch already.
+    Watch(Option<Box<Tap>>),
 }
 
 impl Task {

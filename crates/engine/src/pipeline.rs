@@ -24,6 +24,7 @@ mod look;
 mod overlay;
 mod probe;
 mod reset;
+mod tap;
 
 pub(crate) use icmp_error::quoted_key;
 
@@ -83,7 +84,7 @@ pub(crate) enum Step {
 }
 
 impl Step {
-    fn verdict(self) -> Verdict {
+    pub(crate) fn verdict(self) -> Verdict {
         match self {
             Step::Send(port) | Step::Await(port, _) | Step::Cut(port) => Verdict::Forward(port),
             Step::Lane | Step::Whole => Verdict::Local,
@@ -155,6 +156,7 @@ pub(crate) struct Pipeline {
     started: bool,
     /// Where questions of the control side arrive, if there is one.
     desk: Option<Desk>,
+    taps: tap::Taps,
 }
 
 impl Pipeline {
@@ -225,11 +227,13 @@ impl Pipeline {
             reset_limit: TokenBucket::full(),
             started: false,
             desk: None,
+            taps: tap::Taps::new(),
         })
     }
 
     /// Begins a turn under the snapshot that is published now.
     pub(crate) fn begin(&mut self, snapshot: &Arc<Snapshot>, now: Now) {
+        self.taps.begin(now);
         if !self.started {
             self.started = true;
             self.flows.start(now.tick());
@@ -307,7 +311,29 @@ impl Pipeline {
         self.flows.prefetch_flow(lookup);
     }
 
-    /// Decides on a frame from a port, rewrites it, and counts it.
+    /// Decides on a frame from a port, rewrites it, and counts it; and tells those who watch.
+    pub(crate) fn process_seen<K: Packet>(
+        &mut self,
+        now: Now,
+        port: PortId,
+        frame: &mut K,
+        p: &Parsed,
+        lookup: Lookup,
+    ) -> Step {
+        if self.taps.is_empty() {
+            return self.process(now, port, frame, p, lookup);
+        }
+        self.watched(Some(port), frame, p, |this, frame| {
+            this.process(now, port, frame, p, lookup)
+        })
+    }
+
+    /// Whether somebody watches packets.
+    pub(crate) fn is_watched(&self) -> bool {
+        !self.taps.is_empty()
+    }
+
+    /// The same where nobody watches.
     pub(crate) fn process<K: Packet>(
         &mut self,
         now: Now,
@@ -379,7 +405,11 @@ impl Pipeline {
     }
 
     /// Counts a frame that is dropped before or after [`process`](Self::process).
-    pub(crate) fn refuse(&mut self, reason: DropReason, bytes: usize) {
+    pub(crate) fn refuse(&mut self, from: Option<PortId>, reason: DropReason, frame: &[u8]) {
+        if !self.taps.is_empty() {
+            self.note_refused(from, reason, frame);
+        }
+        let bytes = frame.len();
         use DropReason::{Fragment, FragmentLimit, FragmentOverlap};
         if matches!(reason, Fragment | FragmentOverlap | FragmentLimit) {
             self.counters.fragments.inc();

@@ -239,10 +239,10 @@ impl<P: Port, L: Port> Worker<P, L> {
             std::mem::take(&mut self.rx),
             std::mem::take(&mut self.known),
         );
-        let is_plain = !has_overlay && self.peers.is_none();
+        let is_plain = !has_overlay && self.peers.is_none() && !self.pipeline.is_watched();
         for (i, (mut frame, known)) in rx.drain(..).zip(&known).enumerate() {
             if let Some(reason) = known.refused {
-                self.pipeline.refuse(reason, frame.bytes().len());
+                self.pipeline.refuse(Some(port), reason, frame.bytes());
                 continue;
             }
             let step = if is_plain {
@@ -278,7 +278,7 @@ impl<P: Port, L: Port> Worker<P, L> {
             return None;
         }
         Some(match &envelope {
-            None => self.pipeline.process(now, port, frame, p, lookup),
+            None => self.pipeline.process_seen(now, port, frame, p, lookup),
             Some(envelope) => self
                 .pipeline
                 .process_overlay(now, frame, envelope, p, lookup),
@@ -313,7 +313,8 @@ impl<P: Port, L: Port> Worker<P, L> {
         if peers.hand_over(owner, port, frame, p, as_what) {
             self.pipeline.counters().handed_over.count(bytes);
         } else {
-            self.pipeline.refuse(DropReason::WorkerQueueFull, bytes);
+            self.pipeline
+                .refuse(Some(port), DropReason::WorkerQueueFull, frame.bytes());
         }
         false
     }
@@ -325,7 +326,8 @@ impl<P: Port, L: Port> Worker<P, L> {
             Step::Await(out, id) => wait(&mut self.waiting, &mut self.pipeline, out, id, frame),
             Step::Lane => {
                 if !hand_over(&frame, self.lane.as_mut(), &mut self.lane_tx) {
-                    self.pipeline.refuse_lane(frame.bytes().len());
+                    self.pipeline
+                        .refuse(Some(port), DropReason::LaneUnavailable, frame.bytes());
                 }
             }
             Step::TurnFor(owner, out) => self.turn(owner, out, &frame),
@@ -344,7 +346,8 @@ impl<P: Port, L: Port> Worker<P, L> {
         if handed {
             self.pipeline.counters().handed_over.count(bytes);
         } else {
-            self.pipeline.refuse(DropReason::WorkerQueueFull, bytes);
+            self.pipeline
+                .refuse(Some(out), DropReason::WorkerQueueFull, frame.bytes());
         }
     }
 
@@ -353,9 +356,8 @@ impl<P: Port, L: Port> Worker<P, L> {
         match step {
             Step::Whole => {
                 let whole = self.pipeline.whole();
-                let bytes = whole.bytes.len();
                 if !hand_over(whole, self.lane.as_mut(), &mut self.lane_tx) {
-                    self.pipeline.refuse_lane(bytes);
+                    self.pipeline.refuse_lane_whole(port);
                 }
             }
             Step::WholeFor(owner) => {
@@ -375,7 +377,8 @@ impl<P: Port, L: Port> Worker<P, L> {
                 if handed {
                     self.pipeline.counters().handed_over.count(bytes);
                 } else {
-                    self.pipeline.refuse_whole(DropReason::WorkerQueueFull);
+                    self.pipeline
+                        .refuse_whole(port, DropReason::WorkerQueueFull);
                 }
             }
             _ => {}
@@ -431,13 +434,13 @@ impl<P: Port, L: Port> Worker<P, L> {
         if let Some(envelope) = &envelope {
             match self.pipeline.network(envelope) {
                 Ok(number) => p.key.tunnel = number,
-                Err(reason) => return self.pipeline.refuse(reason, bytes.len()),
+                Err(reason) => return self.pipeline.refuse(Some(port), reason, bytes),
             }
         }
         let Some(mut frame) = self.ports[usize::from(port.0)].alloc(bytes.len()) else {
             return self
                 .pipeline
-                .refuse(DropReason::WorkerQueueFull, bytes.len());
+                .refuse(Some(port), DropReason::WorkerQueueFull, bytes);
         };
         frame.bytes_mut()[..bytes.len()].copy_from_slice(bytes);
         *frame.meta_mut() = handed.meta;
@@ -446,7 +449,9 @@ impl<P: Port, L: Port> Worker<P, L> {
             None if handed.as_what == As::Turned => {
                 self.pipeline.process_turned(now, port, &mut frame, &p)
             }
-            None => self.pipeline.process(now, port, &mut frame, &p, lookup),
+            None => self
+                .pipeline
+                .process_seen(now, port, &mut frame, &p, lookup),
             Some(envelope) => self
                 .pipeline
                 .process_overlay(now, &mut frame, envelope, &p, lookup),
@@ -459,16 +464,16 @@ impl<P: Port, L: Port> Worker<P, L> {
         let Some(lane) = &mut self.lane else { return 0 };
         let taken = lane.rx_burst(&mut self.lane_rx, BURST);
         for mut frame in self.lane_rx.drain(..) {
-            let len = frame.bytes().len();
             let p = match parse(frame.bytes(), Station::Any, None) {
                 Ok(p) if p.content == Content::Flow => p,
                 // The host's own neighbour discovery and errors stay with the host.
                 Ok(_) => {
-                    self.pipeline.refuse(DropReason::LaneSource, len);
+                    self.pipeline
+                        .refuse(None, DropReason::LaneSource, frame.bytes());
                     continue;
                 }
                 Err(reason) => {
-                    self.pipeline.refuse(reason, len);
+                    self.pipeline.refuse(None, reason, frame.bytes());
                     continue;
                 }
             };
@@ -503,7 +508,7 @@ impl<P: Port, L: Port> Worker<P, L> {
                     self.tx[usize::from(port.0)].push(frame);
                 } else {
                     self.pipeline
-                        .refuse(DropReason::NeighborUnreachable, frame.bytes().len());
+                        .refuse(None, DropReason::NeighborUnreachable, frame.bytes());
                 }
             }
         }
@@ -668,7 +673,7 @@ fn wait<K: Packet>(
 ) {
     let same = waiting.iter().filter(|(_, other, _)| *other == id).count();
     if waiting.len() >= MAX_WAITING || same >= MAX_WAITING_PER_NEIGHBOR {
-        pipeline.refuse(DropReason::NeighborQueueFull, frame.bytes().len());
+        pipeline.refuse(None, DropReason::NeighborQueueFull, frame.bytes());
     } else {
         waiting.push_back((port, id, frame));
     }

@@ -12,6 +12,7 @@ use neuwerkd::config::Flags;
 use crate::failure::Failure;
 use crate::flows::{FlowsVerb, Nat};
 use crate::joining;
+use crate::packets::{Drops, Explain, Trace};
 use crate::print;
 
 /// An egress firewall: enforces one policy on every node of a cluster.
@@ -45,6 +46,13 @@ pub(crate) enum Verb {
     Flows(FlowsVerb),
     /// Show how much of a node's translation addresses is in use.
     Nat(Nat),
+    /// Say what would become of a packet, and why.
+    #[command(subcommand)]
+    Explain(Explain),
+    /// Follow packets through a node, live: where each came from, its flow, what decided, how it left.
+    Trace(Trace),
+    /// Follow dropped frames with the reason of each, live, or show how many there were.
+    Drops(Drops),
     /// Look at the cluster.
     #[command(subcommand)]
     Cluster(Cluster),
@@ -756,6 +764,11 @@ mod tests {
             "flows top --by size",
             "flows top --count 0",
             "nat list",
+            "explain packet --from 10.0.0.2",
+            "explain packet --from a --to b",
+            "explain packet --from 10.0.0.2 --to 1.1.1.1 --policy f --node 1",
+            "trace --seconds 0",
+            "drops --counters --reason martian",
         ] {
             assert_eq!(
                 parsed(line).err().map(|error| error.exit_code()),
@@ -807,6 +820,11 @@ mod tests {
             "flows top --by bytes --count 20 --node 00000000000000a1",
             "flows kill --group clients --rule web --reset",
             "nat --json",
+            "explain packet --from 10.0.0.2 --to 1.1.1.1 --proto tcp --dport 443",
+            "explain packet --from fd00::2 --to 2001:db8::1 --proto icmpv6 --icmp-type 128 --policy /p.yaml",
+            "trace --to 1.1.1.1 --count 5 --seconds 10 --json",
+            "drops --reason policy_denied --pcap /tmp/f.pcapng",
+            "drops --counters",
         ] {
             assert!(
                 parsed(line).is_ok(),

@@ -14,6 +14,8 @@ mod connect;
 mod failure;
 mod flows;
 mod joining;
+mod packets;
+mod pcapng;
 mod policy;
 mod preflight;
 mod print;
@@ -65,6 +67,9 @@ fn perform(cli: Cli, matches: &clap::ArgMatches) -> Result<ExitCode, Failure> {
         Verb::Restart(verb) => connect::block_on(restart::restart(verb)),
         Verb::Flows(verb) => connect::block_on(flows::flows(verb)),
         Verb::Nat(verb) => connect::block_on(flows::nat(verb)),
+        Verb::Explain(verb) => connect::block_on(packets::explain(verb)),
+        Verb::Trace(verb) => connect::block_on(packets::trace(verb)),
+        Verb::Drops(verb) => connect::block_on(packets::drops(verb)),
         Verb::Status(target) => connect::block_on(status::status(target)),
         Verb::Cluster(verb) => {
             let of_cluster = matches.subcommand_matches("cluster");

@@ -228,6 +228,8 @@ impl Running {
         self.control_runtime.block_on(async {
             // Requests go on while leadership changes: until their listeners close, this node forwards them.
             self.app.hand_over().await;
+            // Nor would who follows packets end by themselves.
+            self.dataplane.dataplane().stop_watches();
             self.stop_http.cancel();
             self.http_tasks.close();
             if tokio::time::timeout(STOP_LIMIT, self.http_tasks.wait())

@@ -10,6 +10,7 @@ mod dpdk;
 mod look;
 mod ports;
 mod settings;
+mod watch;
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,6 +29,8 @@ use engine::{Now, Snapshot, Worker, WorkerConfig, WorkerCounters};
 use io::idle::{PollIdle, Waker};
 use io::packet::Fanout;
 use policy::Compiled;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 use crate::handover::{Leaving, Received};
 
@@ -35,6 +38,7 @@ pub use addresses::{Acquire, Acquired, Addresses, PortAddresses};
 pub use look::{Found, LookError, Order, Page, Shown, summed, utilization};
 pub use ports::HeldDataplane;
 pub(crate) use settings::check;
+pub use watch::{Interest, Watch};
 
 /// How long a swap may take to reach every worker before it counts as failed. A burst takes
 /// microseconds and a sleeping worker is woken, so only a stuck worker misses it.
@@ -74,6 +78,10 @@ pub struct Dataplane {
     leaving: Arc<Mutex<Option<Leaving>>>,
     /// What was counted in the flow tables last.
     shown: Mutex<Arc<Shown>>,
+    /// Turns at watching packets.
+    watches: Arc<Semaphore>,
+    /// Set when the node stops.
+    watches_stop: CancellationToken,
 }
 
 struct WorkerThread {
@@ -135,6 +143,8 @@ impl Dataplane {
             stop: Arc::new(AtomicBool::new(false)),
             leaving: Arc::default(),
             shown: Mutex::default(),
+            watches: Arc::new(Semaphore::new(engine::tap::MAX_TAPS)),
+            watches_stop: CancellationToken::new(),
         };
         let idles = open
             .iter()
@@ -314,6 +324,11 @@ impl Dataplane {
             now.with_settings(generation, settings)
                 .expect("probes have no part in the checks")
         });
+    }
+
+    /// All that decides about packets, as it is published.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.published.load_full()
     }
 
     /// The policy that is published.

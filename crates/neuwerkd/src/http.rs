@@ -33,6 +33,7 @@ pub mod stats;
 pub mod sysdump;
 #[cfg(test)]
 mod tests;
+pub mod watch;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
@@ -75,6 +76,8 @@ pub struct App {
     dataplane: ArcSwapOption<Dataplane>,
     /// Turns at measuring flows' rates.
     rates: Semaphore,
+    /// Turns at walking through the policy for one packet.
+    explanations: Semaphore,
     readiness: Arc<Readiness>,
     metrics: HttpMetrics,
     logins: Mutex<Limiter>,
@@ -156,6 +159,7 @@ impl App {
             counters: ArcSwap::default(),
             dataplane: ArcSwapOption::empty(),
             rates: Semaphore::new(1),
+            explanations: Semaphore::new(2),
             readiness,
             metrics,
             logins: Mutex::default(),
@@ -196,6 +200,10 @@ impl App {
 
     fn rates(&self) -> &Semaphore {
         &self.rates
+    }
+
+    fn explanations(&self) -> &Semaphore {
+        &self.explanations
     }
 
     /// Sets what is known of scheduled backups.

@@ -10,6 +10,7 @@ pub mod control;
 pub mod dataplane;
 pub mod decode;
 pub mod drain;
+pub mod explain;
 pub mod handover;
 pub mod http;
 pub mod interfaces;

@@ -5,12 +5,30 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Method};
+use http_body_util::{BodyExt as _, Limited};
 
-use super::{Client, Error};
-use crate::dataplane::{FlowFilter, FlowList, KilledFlows, NatUse, with_query};
+use super::{Answer, Client, Error};
+use crate::dataplane::{
+    Explanation, FlowFilter, FlowList, KilledFlows, NatUse, PacketQuery, TraceLine, with_query,
+};
 use crate::paths;
 
 type Pair<'a> = (&'a str, Cow<'a, str>);
+
+/// Which packets to follow, besides a filter.
+#[derive(Clone, Copy, Debug)]
+pub struct Watch<'a> {
+    /// Those that are dropped.
+    pub drops: bool,
+    /// Those that are dropped for this reason.
+    pub reason: Option<&'a str>,
+    /// So many at most.
+    pub count: u64,
+    /// For so long at most.
+    pub time: Duration,
+    /// Bytes of each frame to show.
+    pub snap: usize,
+}
 
 impl Client {
     /// A page of flows of `node`, or of the node that is asked.
@@ -66,6 +84,101 @@ impl Client {
     pub async fn nat(&self, node: Option<&str>) -> Result<NatUse, Error> {
         let pairs = node.map(|node| ("node", node.into()));
         self.get(&with_query(paths::NAT, pairs)).await
+    }
+
+    /// What `node`, or the node that is asked, would do with a packet that begins a flow.
+    pub async fn explain(
+        &self,
+        node: Option<&str>,
+        packet: &PacketQuery,
+    ) -> Result<Explanation, Error> {
+        let mut pairs: Vec<Pair<'_>> = packet.pairs();
+        pairs.extend(node.map(|node| ("node", node.into())));
+        self.get(&with_query(paths::EXPLAIN, pairs)).await
+    }
+
+    /// Packets as they pass, or, with `drops`, those that are dropped, for so long at most; each is
+    /// given to `sink` as it comes. False from `sink` ends it.
+    pub async fn watch_packets(
+        &self,
+        node: Option<&str>,
+        filter: &FlowFilter,
+        watch: &Watch<'_>,
+        mut sink: impl FnMut(TraceLine) -> bool,
+    ) -> Result<(), Error> {
+        let mut pairs = asked(node, filter);
+        pairs.push(("count", watch.count.to_string().into()));
+        pairs.push(("timeout", crate::duration::format(watch.time).into()));
+        pairs.push(("snap", watch.snap.to_string().into()));
+        pairs.extend(watch.reason.map(|reason| ("reason", reason.into())));
+        let path = if watch.drops {
+            paths::DROPS
+        } else {
+            paths::TRACE
+        };
+        let path = with_query(path, pairs);
+        let limit = self.limit + watch.time;
+        let mut line = Vec::new();
+        let mut broken = None;
+        let receiving = self.stream(Method::GET, &path, |bytes| {
+            for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
+                line.extend_from_slice(piece);
+                if !line.ends_with(b"\n") {
+                    continue;
+                }
+                match serde_json::from_slice(&line) {
+                    Ok(parsed) => {
+                        line.clear();
+                        if !sink(parsed) {
+                            return false;
+                        }
+                    }
+                    Err(error) => {
+                        broken = Some(error.to_string());
+                        return false;
+                    }
+                }
+            }
+            true
+        });
+        match tokio::time::timeout(limit, receiving).await {
+            Ok(outcome) => outcome?,
+            Err(_) => return Err(self.timed_out(limit)),
+        }
+        match broken {
+            None => Ok(()),
+            Some(reason) => Err(self.unreadable(&reason)),
+        }
+    }
+
+    /// The body of an answer, piece by piece as it comes, until `sink` says false.
+    async fn stream(
+        &self,
+        method: Method,
+        path: &str,
+        mut sink: impl FnMut(&[u8]) -> bool,
+    ) -> Result<(), Error> {
+        let request = self.request(method, path, HeaderMap::new(), Bytes::new())?;
+        let opened = self.transport.open(request).await;
+        let (parts, mut body) = opened
+            .map_err(|source| self.unreachable(source))?
+            .into_parts();
+        if !parts.status.is_success() {
+            let body = Limited::new(body, Self::MAX_ANSWER_BYTES).collect().await;
+            let body = body.map_err(|source| self.unreachable(source))?.to_bytes();
+            return Err(self.refusal(Answer {
+                status: parts.status,
+                headers: parts.headers,
+                body,
+            }));
+        }
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|source| self.unreachable(source.into()))?;
+            if frame.data_ref().is_some_and(|data| !sink(data)) {
+                break;
+            }
+        }
+        Ok(())
     }
 }
 

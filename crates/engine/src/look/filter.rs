@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use policy::Compiled;
 
 use crate::address::Prefix;
-use crate::flow::Flow;
+use crate::flow::{Flow, Key};
 use crate::tcp::{End, State};
 use crate::wire::proto;
 
@@ -107,6 +107,28 @@ impl Filter {
     /// Whether every flow is meant.
     pub fn is_everything(&self) -> bool {
         *self == Filter::default()
+    }
+
+    /// Whether it asks for more than a packet says of itself.
+    pub fn has_more_than_ends(&self) -> bool {
+        let more = (self.state, self.group, self.rule, self.translated);
+        more != (None, None, None, None)
+    }
+
+    /// Whether a packet that belongs to no flow is meant: it may come from either end.
+    pub(crate) fn matches_packet(&self, key: &Key) -> bool {
+        let within = |net: Option<IpNet>, a| net.is_none_or(|net| Prefix::from(net).contains(a));
+        let is = |wanted: Option<u16>, port| wanted.is_none_or(|wanted| wanted == port);
+        let from_client = |key: &Key| {
+            within(self.from, key.src)
+                && within(self.to, key.dst)
+                && is(self.from_port, key.src_port)
+                && is(self.to_port, key.dst_port)
+        };
+        self.proto.is_none_or(|proto| proto == key.proto)
+            && (is(self.port, key.src_port) || is(self.port, key.dst_port))
+            && (within(self.address, key.src) || within(self.address, key.dst))
+            && (from_client(key) || from_client(&key.reversed()))
     }
 
     /// Whether a flow is meant, by all but group and rule.

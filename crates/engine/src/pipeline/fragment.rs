@@ -2,7 +2,6 @@
 
 use super::acquire::ALL_STATIONS;
 use super::{Pipeline, Step};
-use crate::DropReason;
 use crate::clock::Now;
 use crate::counters::Direction;
 use crate::flow::Lookup;
@@ -14,6 +13,7 @@ use crate::rewrite;
 use crate::steer::Owner;
 use crate::wire::checksum::{self, Delta};
 use crate::wire::{ethernet, get16, icmp, proto, put16, tcp, udp};
+use crate::{DropReason, Verdict};
 
 impl Pipeline {
     /// Keeps a fragment until its datagram is whole, which then goes the way of every packet. All pieces are counted
@@ -26,7 +26,7 @@ impl Pipeline {
         p: &Parsed,
     ) -> Step {
         if self.snapshot.idle().fragment == 0 {
-            self.refuse(DropReason::Fragment, frame.len());
+            self.refuse(Some(port), DropReason::Fragment, frame);
             return Step::Drop(DropReason::Fragment);
         }
         let mut whole = std::mem::take(&mut self.whole);
@@ -45,7 +45,7 @@ impl Pipeline {
                 }
             }
             Err(reason) => {
-                self.refuse(reason, frame.len());
+                self.refuse(Some(port), reason, frame);
                 Step::Drop(reason)
             }
         };
@@ -66,7 +66,7 @@ impl Pipeline {
         }
     }
 
-    fn parse_whole(&self, whole: &Whole) -> Result<Parsed, DropReason> {
+    pub(super) fn parse_whole(&self, whole: &Whole) -> Result<Parsed, DropReason> {
         let Some(tunnel) = self.underway else {
             let p = parse(&whole.bytes, Station::Any, None)?;
             if self.has_overlay() {
@@ -87,13 +87,14 @@ impl Pipeline {
         };
         self.whole = whole;
         step.unwrap_or_else(|reason| {
-            self.refuse_whole(reason);
+            self.refuse_whole(port, reason);
             Step::Drop(reason)
         })
     }
 
     /// Counts the pieces of the datagram that is whole as dropped.
-    pub(crate) fn refuse_whole(&mut self, reason: DropReason) {
+    pub(crate) fn refuse_whole(&mut self, port: PortId, reason: DropReason) {
+        self.note_whole_refused(port, reason);
         let packets = self.whole.cuts.len() as u64;
         let head = self.whole.head as u64 * packets;
         let bytes = head
@@ -104,6 +105,23 @@ impl Pipeline {
                 .map(|cut| u64::from(*cut))
                 .sum::<u64>();
         self.count_lost(reason, Lost { packets, bytes });
+    }
+
+    /// Counts a datagram for the host that could not be handed over after all.
+    pub(crate) fn refuse_lane_whole(&mut self, port: PortId) {
+        let reason = DropReason::LaneUnavailable;
+        self.note_whole_refused(port, reason);
+        let bytes = self.whole.bytes.len();
+        self.counters
+            .count_verdict(Verdict::Drop(reason), Direction::Outbound, 0, bytes);
+    }
+
+    fn note_whole_refused(&mut self, port: PortId, reason: DropReason) {
+        if !self.taps.is_empty() {
+            let whole = std::mem::take(&mut self.whole);
+            self.note_refused(Some(port), reason, &whole.bytes);
+            self.whole = whole;
+        }
     }
 
     /// The datagram that is whole since the last fragment came.
@@ -129,6 +147,15 @@ impl Pipeline {
     }
 
     pub(super) fn handle_whole(&mut self, now: Now, port: PortId, whole: &mut Whole) -> Step {
+        if self.taps.is_empty() {
+            return self.decide_whole(now, port, whole);
+        }
+        self.whole_watched(port, whole, |this, whole| {
+            this.decide_whole(now, port, whole)
+        })
+    }
+
+    fn decide_whole(&mut self, now: Now, port: PortId, whole: &mut Whole) -> Step {
         let mut direction = match self.snapshot.two_arms() && port.0 > 0 {
             true => Direction::Inbound,
             false => Direction::Outbound,

@@ -101,6 +101,21 @@ impl Pipeline {
         frame: &mut K,
         p: &Parsed,
     ) -> Step {
+        if self.taps.is_empty() {
+            return self.decide_turned(now, out, frame, p);
+        }
+        self.watched(Some(out), frame, p, |this, frame| {
+            this.decide_turned(now, out, frame, p)
+        })
+    }
+
+    fn decide_turned<K: Packet>(
+        &mut self,
+        now: Now,
+        out: PortId,
+        frame: &mut K,
+        p: &Parsed,
+    ) -> Step {
         let bytes = frame.bytes().len();
         let mut direction = Direction::Outbound;
         let step = self

@@ -1,6 +1,7 @@
 //! Packets for our own addresses: echo is answered, services are handed to the host.
 
 use super::{Pipeline, Step};
+use crate::DropReason;
 use crate::clock::Now;
 use crate::counters::Direction;
 use crate::parse::Parsed;
@@ -8,7 +9,6 @@ use crate::port::{Packet, PortId};
 use crate::snapshot::Side;
 use crate::wire::checksum;
 use crate::wire::{icmp, proto};
-use crate::{DropReason, Verdict};
 
 impl Pipeline {
     /// A packet for one of our addresses that belongs to no flow.
@@ -59,6 +59,15 @@ impl Pipeline {
 
     /// Decides on a frame from the host, and rewrites it.
     pub(crate) fn process_lane<K: Packet>(&mut self, now: Now, frame: &mut K, p: &Parsed) -> Step {
+        if self.taps.is_empty() {
+            return self.handle_lane(now, frame, p);
+        }
+        self.watched(None, frame, p, |this, frame| {
+            this.handle_lane(now, frame, p)
+        })
+    }
+
+    fn handle_lane<K: Packet>(&mut self, now: Now, frame: &mut K, p: &Parsed) -> Step {
         let bytes = frame.bytes().len();
         let step = self
             .send_from_lane(now, frame, p)
@@ -82,12 +91,5 @@ impl Pipeline {
             return Err(DropReason::LaneSource);
         }
         self.dispatch(frame, hop)
-    }
-
-    /// Counts a frame for the host that could not be handed over after all.
-    pub(crate) fn refuse_lane(&mut self, bytes: usize) {
-        let verdict = Verdict::Drop(DropReason::LaneUnavailable);
-        self.counters
-            .count_verdict(verdict, Direction::Outbound, 0, bytes);
     }
 }

@@ -63,6 +63,10 @@ impl Pipeline {
             policy,
             task,
         } = question;
+        if let Task::Watch(tap) = task {
+            self.taps.add(now, tap);
+            return true;
+        }
         let mut budget = STEP;
         while let Some(flow) = self.flows.at(*place) {
             if budget == 0 {
@@ -87,7 +91,7 @@ impl Pipeline {
                         rank(by, ranks, &flow, *place);
                         0
                     }
-                    Task::Mark { .. } => 0,
+                    Task::Mark { .. } | Task::Watch(_) => 0,
                     Task::Kill { reset, killed } => {
                         *killed += 1;
                         self.kill(now, id, *reset);
@@ -123,7 +127,7 @@ impl Pipeline {
                     }
                 }
             }
-            Task::Mark { .. } | Task::Kill { .. } | Task::Survey(_) => {}
+            Task::Mark { .. } | Task::Kill { .. } | Task::Survey(_) | Task::Watch(_) => {}
         }
         true
     }

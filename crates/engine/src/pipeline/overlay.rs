@@ -115,13 +115,13 @@ impl Pipeline {
         lookup: Lookup,
     ) -> Step {
         let Some(overlay) = self.snapshot.settings().overlay else {
-            self.refuse(DropReason::OverlayEncap, frame.bytes().len());
+            self.refuse(None, DropReason::OverlayEncap, frame.bytes());
             return Step::Drop(DropReason::OverlayEncap);
         };
         self.outbox.wrap(frame.bytes(), envelope, &overlay);
         let from = self.enter(envelope, &overlay, p.key.tunnel);
         let mut inner = Inner::new(frame, envelope);
-        let step = self.process(now, from, &mut inner, p, lookup);
+        let step = self.process_seen(now, from, &mut inner, p, lookup);
         let is_partial = matches!(inner.meta().checksum, Checksum::Partial { .. });
         inner.close();
         let step = match step {
@@ -164,18 +164,27 @@ impl Pipeline {
     /// From now on a packet that came in this envelope is processed. Returns the side that it came from.
     fn enter(&mut self, envelope: &Envelope, overlay: &Overlay, number: u16) -> PortId {
         let from = PortId(envelope.way as u8);
-        let onward = match overlay.encapsulation.is_pair() {
-            true => PortId(1 - from.0),
-            false => from,
-        };
         let room = usize::from(self.ports[0].mtu).saturating_sub(envelope.overhead());
         self.underway = Some(Underway {
             mtu: (room as u16).min(overlay.mtu),
-            onward,
+            onward: onward(from, overlay),
             network: envelope.tunnel,
             number,
         });
         from
+    }
+
+    /// From now on packets are processed as if they came in some tunnel by this side. Returns the number of its network.
+    pub(crate) fn enter_any(&mut self, from: PortId) -> u16 {
+        let network = TunnelId::default();
+        let number = self.tunnels.number(network).unwrap_or(0);
+        self.underway = self.snapshot.settings().overlay.map(|overlay| Underway {
+            mtu: overlay.mtu,
+            onward: onward(from, &overlay),
+            network,
+            number,
+        });
+        number
     }
 
     /// Ends that, and wraps what was sent meanwhile.
@@ -184,5 +193,13 @@ impl Pipeline {
         let originated = self.outbox.unwrap(from);
         let kind = overlay.encapsulation.kind();
         self.counters.overlay[kind].put_in.add(originated);
+    }
+}
+
+/// The side that packets go on to from this one.
+fn onward(from: PortId, overlay: &Overlay) -> PortId {
+    match overlay.encapsulation.is_pair() {
+        true => PortId(1 - from.0),
+        false => from,
     }
 }

@@ -14,6 +14,7 @@ mod overlay;
 mod policy;
 mod probe;
 mod script;
+mod tap;
 mod tcp;
 mod workers;
 

@@ -39,7 +39,7 @@ fn at_endpoint(n: u8) -> [u8; 32] {
     options
 }
 
-fn settings(encapsulation: Encapsulation) -> Settings {
+pub(crate) fn settings(encapsulation: Encapsulation) -> Settings {
     let mut settings = one_arm();
     settings.snat = Snat::None;
     settings.overlay = Some(Overlay {
@@ -50,7 +50,7 @@ fn settings(encapsulation: Encapsulation) -> Settings {
     settings
 }
 
-fn pair(swap: bool) -> Encapsulation {
+pub(crate) fn pair(swap: bool) -> Encapsulation {
     Encapsulation::VxlanPair {
         internal: INTERNAL,
         external: EXTERNAL,
@@ -58,7 +58,7 @@ fn pair(swap: bool) -> Encapsulation {
     }
 }
 
-const GENEVE: Encapsulation = Encapsulation::Geneve { udp_port: 6081 };
+pub(crate) const GENEVE: Encapsulation = Encapsulation::Geneve { udp_port: 6081 };
 
 fn vxlan_header(vni: u32) -> Vec<u8> {
     let mut b = vec![8, 0, 0, 0];
@@ -100,6 +100,24 @@ fn vxlan(tunnel: VxlanTunnel, inner: &Frame) -> Vec<u8> {
         &[&vxlan_header(tunnel.vni), &inner],
         false,
     )
+}
+
+/// A frame from the load balancer with this in it, by the internal tunnel or, of a pair, the external one.
+pub(crate) fn wrapped(encapsulation: Encapsulation, external: bool, inner: &Frame) -> Vec<u8> {
+    match encapsulation {
+        Encapsulation::Vxlan(tunnel) => vxlan(tunnel, inner),
+        Encapsulation::VxlanPair {
+            internal,
+            external: other,
+            ..
+        } => vxlan(if external { other } else { internal }, inner),
+        Encapsulation::Geneve { udp_port } => {
+            let packet = &inner.emit()[14..];
+            let ethertype = if inner.src.is_ipv4() { 0x0800 } else { 0x86dd };
+            let header = geneve_header(ethertype, &ENDPOINT);
+            outer(LB, udp_port, &[&header, packet], false)
+        }
+    }
 }
 
 /// What went back: the tunnel's ports, its header, and what is inside.

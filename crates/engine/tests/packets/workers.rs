@@ -21,7 +21,8 @@ pub(crate) struct Team {
     pub(crate) settings: Settings,
     pub(crate) workers: Vec<Worker<MemoryPort, MemoryPort>>,
     pub(crate) counters: Vec<Arc<WorkerCounters>>,
-    now: Now,
+    pub(crate) askers: Vec<engine::look::Asker>,
+    pub(crate) now: Now,
     /// Who receives the next frame: a linear congruence, so that every run is the same.
     draw: u32,
 }
@@ -34,7 +35,7 @@ impl Team {
             Snapshot::new(1, compile(&allow_all(), 1), settings).expect("valid by construction");
         let published = Arc::new(ArcSwap::from_pointee(snapshot));
         let peers = mesh((0..count).map(|_| Box::new(|| ()) as _).collect());
-        let mut counters = Vec::new();
+        let (mut counters, mut askers) = (Vec::new(), Vec::new());
         let workers = (0..count).zip(peers).map(|(index, peers)| {
             counters.push(Arc::new(WorkerCounters::default()));
             let config = WorkerConfig {
@@ -45,7 +46,9 @@ impl Team {
                 flow_capacity: 4096,
                 events: None,
             };
-            Worker::new(
+            let (asker, desk) = engine::look::channel();
+            askers.push(asker);
+            let worker = Worker::new(
                 MACS.into_iter()
                     .take(port_count)
                     .map(|mac| MemoryPort::new(mac, 1500))
@@ -54,14 +57,15 @@ impl Team {
                 Arc::clone(&published),
                 config,
                 Arc::clone(&counters[usize::from(index)]),
-            )
-            .expect("valid by construction")
+            );
+            worker.expect("valid by construction").with_desk(desk)
         });
         let workers = workers.collect();
         let mut team = Team {
             settings: kept,
             workers,
             counters,
+            askers,
             now: Now(1_000_000_000),
             draw: 1,
         };
@@ -145,7 +149,7 @@ impl Team {
     }
 }
 
-fn ports(frame: &Frame) -> (u16, u16) {
+pub(crate) fn ports(frame: &Frame) -> (u16, u16) {
     match frame.body {
         Body::Tcp {
             src_port, dst_port, ..

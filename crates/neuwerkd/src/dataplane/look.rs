@@ -219,7 +219,7 @@ impl Dataplane {
         Arc::clone(&self.shown.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    async fn ask(
+    pub(super) async fn ask(
         &self,
         worker: usize,
         filter: &Filter,

@@ -199,14 +199,14 @@ pub(super) async fn nat(
 
 impl App {
     /// The packet workers.
-    fn dataplane(&self) -> Answer<Arc<Dataplane>> {
+    pub(super) fn dataplane(&self) -> Answer<Arc<Dataplane>> {
         self.dataplane.load_full().ok_or_else(|| {
             Refused::unavailable(Reason::NotReady, "this node's dataplane does not run")
         })
     }
 
     /// This node's id; empty before it has one.
-    fn own_id(&self) -> String {
+    pub(super) fn own_id(&self) -> String {
         let id = self.member().map(|node| node.node_id().to_string());
         id.unwrap_or_default()
     }
@@ -220,7 +220,7 @@ impl From<LookError> for Refused {
 
 /// Reads a query: a filter, and what `other` takes. Anything else is refused: a filter that is
 /// misspelt must not mean more flows.
-fn filter(
+pub(super) fn filter(
     dataplane: &Dataplane,
     query: Option<&str>,
     mut other: impl FnMut(&str, &str) -> Answer<bool>,
@@ -279,7 +279,7 @@ fn only_node(query: Option<&str>) -> Answer<()> {
     }
 }
 
-fn unknown(key: &str) -> Refused {
+pub(super) fn unknown(key: &str) -> Refused {
     Refused::bad_request(format!("there is no parameter {key:?}"))
 }
 
@@ -291,20 +291,24 @@ fn prefix(key: &str, text: &str) -> Answer<IpNet> {
 }
 
 /// The number of a protocol.
-fn protocol(text: &str) -> Answer<u8> {
-    let number = match text {
+pub(super) fn protocol(text: &str) -> Answer<u8> {
+    let wrong = || Refused::bad_request("proto must be tcp, udp, icmp, icmpv6 or a number to 255");
+    protocol_number(text).ok_or_else(wrong)
+}
+
+/// The same, for whoever has other words when there is none.
+pub(crate) fn protocol_number(text: &str) -> Option<u8> {
+    match text {
         "tcp" => Some(6),
         "udp" => Some(17),
         "icmp" => Some(1),
         "icmpv6" => Some(58),
         number => number.parse().ok(),
-    };
-    let wrong = || Refused::bad_request("proto must be tcp, udp, icmp, icmpv6 or a number to 255");
-    number.ok_or_else(wrong)
+    }
 }
 
 /// What a protocol is called.
-fn protocol_name(proto: u8) -> String {
+pub(super) fn protocol_name(proto: u8) -> String {
     match proto {
         6 => "tcp".into(),
         17 => "udp".into(),
@@ -314,7 +318,7 @@ fn protocol_name(proto: u8) -> String {
     }
 }
 
-fn port(key: &str, text: &str) -> Answer<u16> {
+pub(super) fn port(key: &str, text: &str) -> Answer<u16> {
     let wrong = || Refused::bad_request(format!("{key} must be a port, 0 to 65535"));
     text.parse().map_err(|_| wrong())
 }
@@ -334,7 +338,11 @@ fn yes_no(key: &str, text: &str) -> Answer<bool> {
     text.parse().map_err(|_| wrong())
 }
 
-fn number(key: &str, text: &str, range: std::ops::RangeInclusive<usize>) -> Answer<usize> {
+pub(super) fn number(
+    key: &str,
+    text: &str,
+    range: std::ops::RangeInclusive<usize>,
+) -> Answer<usize> {
     let wrong = || {
         let (least, most) = (range.start(), range.end());
         Refused::bad_request(format!("{key} must be between {least} and {most}"))

@@ -72,6 +72,13 @@ pub(super) const GZIP: Media = Media {
     types: &["application/gzip"],
 };
 
+/// A line of JSON for each packet.
+pub(super) const NDJSON: Media = Media {
+    schema: "TraceLine",
+    is_list: false,
+    types: &["application/x-ndjson"],
+};
+
 /// One object of this schema.
 pub(super) const fn json(schema: &'static str) -> Media {
     Media {
@@ -240,6 +247,11 @@ pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Answer<T> {
         api::dataplane::KilledFlows,
         api::dataplane::NatUse,
         api::dataplane::NatAddress,
+        api::dataplane::Explanation,
+        api::dataplane::Stage,
+        api::dataplane::TraceLine,
+        api::dataplane::TracedPacket,
+        api::dataplane::TraceEnd,
         api::stats::StatsSnapshot,
         api::stats::DataplaneStats,
         api::stats::DecisionCounters,

@@ -402,7 +402,7 @@ pub(super) fn asked_wait(query: Option<&str>) -> Duration {
         .unwrap_or(DEFAULT_WAIT)
 }
 
-fn parse_timeout(text: &str) -> Answer<Duration> {
+pub(super) fn parse_timeout(text: &str) -> Answer<Duration> {
     api::duration::parse(text)
         .ok()
         .filter(|timeout| *timeout <= MAX_WAIT)

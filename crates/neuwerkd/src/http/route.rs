@@ -11,7 +11,7 @@ use http::Method;
 use super::openapi::Doc;
 use super::{
     App, account, backup, ca, changes, dataplane, health, history, joining, key, members, openapi,
-    policy, preflight, session, stats, sysdump,
+    policy, preflight, session, stats, sysdump, watch,
 };
 
 /// Who may use a route.
@@ -112,6 +112,9 @@ pub static ROUTES: &[Row] = &[
     row(Method::GET,    api::paths::FLOWS_TOP,              Any,    Named,            "topFlows",             || get(dataplane::top),              &dataplane::TOP),
     row(Method::POST,   api::paths::FLOWS_KILL,             Admin,  Named,            "killFlows",            || post(dataplane::kill),            &dataplane::KILL),
     row(Method::GET,    api::paths::NAT,                    Any,    Named,            "natUse",               || get(dataplane::nat),              &dataplane::NAT),
+    row(Method::GET,    api::paths::EXPLAIN,                Any,    Named,            "explainPacket",        || get(watch::explain),              &watch::EXPLAIN),
+    row(Method::GET,    api::paths::TRACE,                  Admin,  Named,            "tracePackets",         || get(watch::trace),                &watch::TRACE),
+    row(Method::GET,    api::paths::DROPS,                  Admin,  Named,            "watchDrops",           || get(watch::drops),                &watch::DROPS),
     row(Method::GET,    api::paths::MEMBERS,                Any,    LocalRead,        "clusterMembers",       || get(members::list),                &members::LIST),
     row(Method::POST,   api::paths::MEMBER_APPROVAL,        Admin,  Write,            "approveMember",        || post(joining::approve),           &joining::APPROVE),
     row(Method::GET,    api::paths::JOIN_SETTINGS,          Any,    LocalRead,        "getJoinSettings",      || get(joining::read),               &joining::READ),

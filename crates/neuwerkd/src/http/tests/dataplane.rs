@@ -1,6 +1,9 @@
 //! Flows and translations over the API, from packet workers with ports in memory.
 
+use std::sync::{Mutex, PoisonError};
+
 use engine::port::memory::{MemoryPacket, MemoryPort};
+use engine::port::{Capabilities, Link, Port, PortStats};
 use engine::snapshot::{PortSettings, Settings};
 use policy::{Compiled, Document};
 
@@ -11,6 +14,10 @@ const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 
 /// A UDP packet of 10.0.0.2 to port 53 of 198.51.100.1.
 fn datagram(src_port: u16) -> MemoryPacket {
+    datagram_to(src_port, 53)
+}
+
+fn datagram_to(src_port: u16, dst_port: u16) -> MemoryPacket {
     let mut frame = [&MAC[..], &[2, 0, 0, 0, 0, 0x99], &[8, 0]].concat();
     let mut ip = [
         69, 0, 0, 33, 0, 0, 0x40, 0, 64, 17, 0, 0, 10, 0, 0, 2, 198, 51, 100, 1,
@@ -23,13 +30,59 @@ fn datagram(src_port: u16) -> MemoryPacket {
     ip[10..12].copy_from_slice(&sum.to_be_bytes());
     frame.extend(ip);
     frame.extend(src_port.to_be_bytes());
-    frame.extend([0, 53, 0, 13, 0, 0]);
+    frame.extend(dst_port.to_be_bytes());
+    frame.extend([0, 13, 0, 0]);
     frame.extend(b"hello");
     MemoryPacket::new(frame)
 }
 
+/// Frames that a port is to receive.
+type Feed = Arc<Mutex<Vec<MemoryPacket>>>;
+
+/// A port in memory that can be fed while it is polled.
+struct Fed(MemoryPort, Feed);
+
+impl Port for Fed {
+    type Packet = MemoryPacket;
+
+    fn rx_burst(&mut self, burst: &mut Vec<MemoryPacket>, max: usize) -> usize {
+        let mut feed = self.1.lock().unwrap_or_else(PoisonError::into_inner);
+        self.0.rx.extend(feed.drain(..));
+        self.0.rx_burst(burst, max)
+    }
+
+    fn tx_burst(&mut self, burst: &mut Vec<MemoryPacket>) -> usize {
+        self.0.tx_burst(burst)
+    }
+
+    fn alloc(&mut self, len: usize) -> Option<MemoryPacket> {
+        self.0.alloc(len)
+    }
+
+    fn capabilities(&self) -> &Capabilities {
+        self.0.capabilities()
+    }
+
+    fn link(&self) -> Link {
+        self.0.link()
+    }
+
+    fn stats(&self) -> PortStats {
+        self.0.stats()
+    }
+
+    fn wait_fd(&self) -> Option<i32> {
+        None
+    }
+}
+
 /// Packet workers that have seen datagrams from these ports.
 fn dataplane(ports: &'static [u16]) -> Arc<Dataplane> {
+    fed(ports, Feed::default())
+}
+
+/// The same, whose inside port can be fed further.
+fn fed(ports: &'static [u16], feed: Feed) -> Arc<Dataplane> {
     let document = r#"{"default_policy":"deny","source_groups":[{"id":"clients","mode":"enforce",
         "sources":{"cidrs":["10.0.0.0/8"]},
         "rules":[{"id":"dns","action":"allow","match":{"proto":"udp","dst_ports":[53]}}]}]}"#;
@@ -50,8 +103,9 @@ fn dataplane(ports: &'static [u16]) -> Arc<Dataplane> {
     let open = move || {
         let mut inside = MemoryPort::new(MAC, 1500);
         inside.rx.extend(ports.iter().map(|port| datagram(*port)));
+        let outside = MemoryPort::new([2, 0, 0, 0, 0, 2], 1500);
         Ok(Opened::<_, MemoryPort> {
-            ports: vec![inside, MemoryPort::new([2, 0, 0, 0, 0, 2], 1500)],
+            ports: vec![Fed(inside, feed), Fed(outside, Feed::default())],
             lane: None,
         })
     };
@@ -236,4 +290,185 @@ async fn any_member_answers_for_any_other() {
     cluster.cut_off(1);
     let late = cluster.get(0, &format!("{}?node={}", api::paths::FLOWS, of(1)));
     late.expect(StatusCode::GATEWAY_TIMEOUT).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn packets_are_explained_without_being_sent() {
+    let cluster = Cluster::one().await;
+    let dataplane = looked_at(&cluster, 0, &[5001]).await;
+    let explain = async |query: &str| {
+        let path = format!("{}?{query}", api::paths::EXPLAIN);
+        cluster.get(0, &path).expect(StatusCode::OK).await.json()
+    };
+    let allowed = explain("from=10.0.0.2&to=198.51.100.1&proto=udp&dport=53&sport=5001").await;
+    let facts = ["verdict", "source_group", "rule", "port", "out_port"];
+    let facts = facts.map(|name| allowed[name].as_str().unwrap_or_default());
+    assert_eq!(facts, ["forward", "clients", "dns", "inside", "outside"]);
+    let stages = allowed["stages"].to_string();
+    for text in [
+        "router 192.0.2.254",
+        "becomes 192.0.2.1",
+        "there is one already",
+    ] {
+        assert!(stages.contains(text), "{text}: {stages}");
+    }
+    let denied = explain("from=10.0.0.2&to=198.51.100.1&dport=443").await;
+    assert_eq!(
+        (&denied["verdict"], &denied["reason"]),
+        (&"drop".into(), &"policy_denied".into())
+    );
+    assert_eq!(denied["walk"].as_array().unwrap().len(), 4, "{denied}");
+    let begun = explain("from=198.51.100.1&to=10.0.0.2&dport=443&port=outside").await;
+    assert_eq!(begun["reason"], "from_outside");
+    assert_eq!(dataplane.active_flows(), 1, "nothing was opened");
+    for query in [
+        "from=10.0.0.2",
+        "from=10.0.0.2&to=fd00::1&dport=1",
+        "from=10.0.0.2&to=10.0.0.3",
+    ] {
+        let path = format!("{}?{query}", api::paths::EXPLAIN);
+        cluster.get(0, &path).expect(StatusCode::BAD_REQUEST).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn packets_are_followed_as_they_pass_and_as_they_are_dropped() {
+    let cluster = Cluster::one().await;
+    let feed = Feed::default();
+    let dataplane = fed(&[], Arc::clone(&feed));
+    cluster.app(0).set_dataplane(&dataplane);
+    let admin = cluster.token(&["admin"]);
+    let follow = async |path: String| -> Vec<Value> {
+        let asking = cluster.ask(0, Method::GET, &path).token(&admin);
+        let feeding = async {
+            loop {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                let frames = [datagram_to(6001, 53), datagram_to(6002, 54)];
+                feed.lock().unwrap().extend(frames);
+            }
+        };
+        let answered = tokio::select! {
+            answered = asking.expect(StatusCode::OK) => answered,
+            () = feeding => unreachable!("it never ends"),
+        };
+        let lines = answered.text.lines();
+        lines
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    };
+    let lines = follow(format!(
+        "{}?dport=53&count=3&timeout=30s",
+        api::paths::TRACE
+    ))
+    .await;
+    let facts = [
+        "src",
+        "dst",
+        "sent_src",
+        "source_group",
+        "rule",
+        "verdict",
+        "out_port",
+    ];
+    let facts = facts.map(|name| lines[0][name].as_str().unwrap_or_default());
+    let expected = [
+        "10.0.0.2:6001",
+        "198.51.100.1:53",
+        "192.0.2.1:6001",
+        "clients",
+        "dns",
+        "forward",
+        "outside",
+    ];
+    assert_eq!(
+        (facts, lines.len(), &lines[3]["shown"]),
+        (expected, 4, &3.into())
+    );
+
+    let path = format!("{}?reason=policy_denied&count=1&snap=20", api::paths::DROPS);
+    let lines = follow(path).await;
+    assert_eq!(
+        (&lines[0]["reason"], &lines[0]["src"]),
+        (&"policy_denied".into(), &"10.0.0.2:6002".into())
+    );
+    assert_eq!(lines[0]["frame"].as_str().unwrap().len(), 40);
+    let lines = follow(format!("{}?dport=99&timeout=100ms", api::paths::TRACE)).await;
+    assert_eq!((lines.len(), &lines[0]["shown"]), (1, &0.into()));
+
+    // Four at once; when one is over and the worker has given back what is its, the next may.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let path = format!("{}?dport=99&timeout=500ms", api::paths::TRACE);
+    let ask = || cluster.ask(0, Method::GET, &path).token(&admin);
+    let four = async {
+        let four: [_; 4] = std::array::from_fn(|_| ask().expect(StatusCode::OK));
+        futures::future::join_all(four).await
+    };
+    let fifth = async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        ask().expect(StatusCode::CONFLICT).await
+    };
+    let _ = tokio::join!(four, fifth);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    ask().expect(StatusCode::OK).await;
+
+    for query in [
+        "reason=none",
+        "group=clients",
+        "state=reset",
+        "count=0",
+        "snap=5000",
+        "timeout=9",
+    ] {
+        let path = format!("{}?{query}", api::paths::DROPS);
+        let ask = cluster.ask(0, Method::GET, &path).token(&admin);
+        ask.expect(StatusCode::BAD_REQUEST).await;
+    }
+    for path in [api::paths::TRACE, api::paths::DROPS] {
+        cluster.get(0, path).expect(StatusCode::FORBIDDEN).await;
+    }
+
+    // A node that stops waits for nobody who looks on.
+    let begun = std::time::Instant::now();
+    let long = async {
+        let path = format!("{}?dport=99&timeout=60s", api::paths::TRACE);
+        let ask = cluster.ask(0, Method::GET, &path).token(&admin);
+        ask.expect(StatusCode::OK).await
+    };
+    let stop = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        dataplane.stop_watches();
+    };
+    let (ended, ()) = tokio::join!(long, stop);
+    assert!(ended.text.contains(r#""shown":0"#), "{}", ended.text);
+    assert!(begun.elapsed() < Duration::from_secs(10));
+}
+
+/// An answer that another member waits for holds so much and no more.
+#[tokio::test(flavor = "multi_thread")]
+async fn packets_are_followed_by_way_of_another_member() {
+    let cluster = Cluster::three().await;
+    let feed = Feed::default();
+    let dataplane = fed(&[], Arc::clone(&feed));
+    cluster.app(1).set_dataplane(&dataplane);
+    let admin = cluster.token(&["admin"]);
+    let id = cluster.node(1).node_id();
+    let path = format!(
+        "{}?node={id}&count=100000&timeout=20s&snap=2048",
+        api::paths::TRACE
+    );
+    let asking = cluster.ask(0, Method::GET, &path).token(&admin);
+    let feeding = async {
+        loop {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            let frames = (0..200).map(|port| datagram_to(7000 + port, 53));
+            feed.lock().unwrap().extend(frames);
+        }
+    };
+    let answered = tokio::select! {
+        answered = asking.expect(StatusCode::OK) => answered,
+        () = feeding => unreachable!("it never ends"),
+    };
+    let last: Value = serde_json::from_str(answered.text.lines().last().unwrap()).unwrap();
+    assert_eq!(last["is_full"], true, "{last}");
+    assert!(answered.text.len() <= 4 * 1024 * 1024 + 200);
 }
