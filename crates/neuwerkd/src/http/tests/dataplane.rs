@@ -2,13 +2,14 @@
 
 use std::sync::{Mutex, PoisonError};
 
+use engine::look::Filter;
 use engine::port::memory::{MemoryPacket, MemoryPort};
 use engine::port::{Capabilities, Link, Port, PortStats};
 use engine::snapshot::{PortSettings, Settings};
 use policy::{Compiled, Document};
 
 use super::*;
-use crate::dataplane::{Dataplane, Opened};
+use crate::dataplane::{Dataplane, Interest, Opened};
 
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 
@@ -331,6 +332,18 @@ async fn packets_are_explained_without_being_sent() {
     }
 }
 
+/// A watch of all packets that nobody ends.
+fn everything() -> Interest {
+    Interest {
+        filter: Filter::default(),
+        drops_only: false,
+        reason: None,
+        snap: 64,
+        count: u64::MAX,
+        time: Duration::from_secs(60),
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn packets_are_followed_as_they_pass_and_as_they_are_dropped() {
     let cluster = Cluster::one().await;
@@ -396,20 +409,26 @@ async fn packets_are_followed_as_they_pass_and_as_they_are_dropped() {
     assert_eq!((lines.len(), &lines[0]["shown"]), (1, &0.into()));
 
     // Four at once; when one is over and the worker has given back what is its, the next may.
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    let path = format!("{}?dport=99&timeout=500ms", api::paths::TRACE);
-    let ask = || cluster.ask(0, Method::GET, &path).token(&admin);
-    let four = async {
-        let four: [_; 4] = std::array::from_fn(|_| ask().expect(StatusCode::OK));
-        futures::future::join_all(four).await
+    let mut watches = Vec::new();
+    while watches.len() < 4 {
+        watches.extend(dataplane.watch(everything()).await.unwrap());
+        tokio::task::yield_now().await;
+    }
+    let ask = |time: &str| {
+        let path = format!("{}?dport=99&timeout={time}", api::paths::TRACE);
+        cluster.ask(0, Method::GET, &path).token(&admin)
     };
-    let fifth = async {
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        ask().expect(StatusCode::CONFLICT).await
+    ask("100ms").expect(StatusCode::CONFLICT).await;
+    drop(watches);
+    let admitted = async |time: &str| loop {
+        let answered = ask(time).send().await;
+        if answered.status != StatusCode::CONFLICT {
+            assert_eq!(answered.status, StatusCode::OK, "{}", answered.text);
+            return answered;
+        }
     };
-    let _ = tokio::join!(four, fifth);
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    ask().expect(StatusCode::OK).await;
+    let again = tokio::time::timeout(Duration::from_secs(30), admitted("100ms"));
+    again.await.unwrap();
 
     for query in [
         "reason=none",
@@ -429,16 +448,11 @@ async fn packets_are_followed_as_they_pass_and_as_they_are_dropped() {
 
     // A node that stops waits for nobody who looks on.
     let begun = std::time::Instant::now();
-    let long = async {
-        let path = format!("{}?dport=99&timeout=60s", api::paths::TRACE);
-        let ask = cluster.ask(0, Method::GET, &path).token(&admin);
-        ask.expect(StatusCode::OK).await
-    };
     let stop = async {
         tokio::time::sleep(Duration::from_millis(100)).await;
         dataplane.stop_watches();
     };
-    let (ended, ()) = tokio::join!(long, stop);
+    let (ended, ()) = tokio::join!(admitted("60s"), stop);
     assert!(ended.text.contains(r#""shown":0"#), "{}", ended.text);
     assert!(begun.elapsed() < Duration::from_secs(10));
 }
