@@ -16,6 +16,7 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode};
 use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Incoming;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -406,20 +407,7 @@ impl Client {
             paths::SYSDUMP_NODE
         };
         let receiving = async {
-            let request = self.request(Method::POST, path, HeaderMap::new(), Bytes::new())?;
-            let opened = self.transport.open(request).await;
-            let (parts, mut body) = opened
-                .map_err(|source| self.unreachable(source))?
-                .into_parts();
-            if !parts.status.is_success() {
-                let body = Limited::new(body, Self::MAX_ANSWER_BYTES).collect().await;
-                let body = body.map_err(|source| self.unreachable(source))?.to_bytes();
-                return Err(self.refusal(Answer {
-                    status: parts.status,
-                    headers: parts.headers,
-                    body,
-                }));
-            }
+            let (headers, mut body) = self.open(Method::POST, path).await?;
             let mut bytes = 0;
             while let Some(frame) = body.frame().await {
                 let frame = frame.map_err(|source| self.unreachable(source.into()))?;
@@ -428,7 +416,7 @@ impl Client {
                     sink(data).map_err(Error::Sink)?;
                 }
             }
-            let missing = parts.headers.get(crate::headers::MISSING_MEMBERS);
+            let missing = headers.get(crate::headers::MISSING_MEMBERS);
             let missing = missing
                 .and_then(|value| value.to_str().ok())
                 .unwrap_or_default();
@@ -695,6 +683,25 @@ impl Client {
             Ok(Err(source)) => Err(self.unreachable(source)),
             Err(_) => Err(self.timed_out(limit)),
         }
+    }
+
+    /// The headers of an answer that is no refusal, and its body, which is still to come.
+    async fn open(&self, method: Method, path: &str) -> Result<(HeaderMap, Incoming), Error> {
+        let request = self.request(method, path, HeaderMap::new(), Bytes::new())?;
+        let opened = self.transport.open(request).await;
+        let (parts, body) = opened
+            .map_err(|source| self.unreachable(source))?
+            .into_parts();
+        if parts.status.is_success() {
+            return Ok((parts.headers, body));
+        }
+        let body = Limited::new(body, Self::MAX_ANSWER_BYTES).collect().await;
+        let body = body.map_err(|source| self.unreachable(source))?.to_bytes();
+        Err(self.refusal(Answer {
+            status: parts.status,
+            headers: parts.headers,
+            body,
+        }))
     }
 
     fn request(

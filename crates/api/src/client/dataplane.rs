@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Method};
-use http_body_util::{BodyExt as _, Limited};
+use http_body_util::BodyExt as _;
 
-use super::{Answer, Client, Error};
+use super::{Client, Error};
 use crate::dataplane::{
     Explanation, FlowFilter, FlowList, KilledFlows, NatUse, PacketQuery, TraceLine, with_query,
 };
@@ -158,20 +158,7 @@ impl Client {
         path: &str,
         mut sink: impl FnMut(&[u8]) -> bool,
     ) -> Result<(), Error> {
-        let request = self.request(method, path, HeaderMap::new(), Bytes::new())?;
-        let opened = self.transport.open(request).await;
-        let (parts, mut body) = opened
-            .map_err(|source| self.unreachable(source))?
-            .into_parts();
-        if !parts.status.is_success() {
-            let body = Limited::new(body, Self::MAX_ANSWER_BYTES).collect().await;
-            let body = body.map_err(|source| self.unreachable(source))?.to_bytes();
-            return Err(self.refusal(Answer {
-                status: parts.status,
-                headers: parts.headers,
-                body,
-            }));
-        }
+        let (_, mut body) = self.open(method, path).await?;
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|source| self.unreachable(source.into()))?;
             if frame.data_ref().is_some_and(|data| !sink(data)) {
