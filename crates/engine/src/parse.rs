@@ -1,5 +1,7 @@
 //! Stage one: from bytes to what the rest of the engine asks about a frame.
 
+use std::ops::Range;
+
 use crate::DropReason;
 use crate::address::Addr;
 use crate::flow::Key;
@@ -187,33 +189,38 @@ pub(crate) fn parse_inner(frame: &[u8]) -> Result<Parsed, DropReason> {
 #[inline]
 fn parse_ipv4(p: &mut Parsed, packet: &[u8], group: bool) -> Result<(), DropReason> {
     let ip = ipv4::Header::parse(packet)?;
-    p.v4 = true;
-    p.ttl = ip.ttl;
-    p.dont_fragment = ip.dont_fragment;
-    p.l4 = (ethernet::LEN + ip.header_len) as u16;
-    p.end = (ethernet::LEN + ip.total_len) as u32;
+    (p.v4, p.ttl, p.dont_fragment) = (true, ip.ttl, ip.dont_fragment);
     (p.key.src, p.key.dst, p.key.proto) = (ip.src, ip.dst, ip.proto);
-    if ip.fragment {
-        p.content = Content::Fragment;
-    } else {
-        parse_transport(p, &packet[ip.header_len..ip.total_len], true)?;
-    }
+    let payload = ip.header_len..ip.total_len;
+    parse_payload(p, packet, payload, ip.fragment, true)?;
     check_addresses(p.content, ip.src, ip.dst, group)
 }
 
 fn parse_ipv6(p: &mut Parsed, packet: &[u8], group: bool) -> Result<(), DropReason> {
     let ip = ipv6::Header::parse(packet)?;
-    p.ttl = ip.hop_limit;
-    p.dont_fragment = true;
-    p.l4 = (ethernet::LEN + ip.header_len) as u16;
-    p.end = (ethernet::LEN + ip.total_len) as u32;
+    (p.v4, p.ttl, p.dont_fragment) = (false, ip.hop_limit, true);
     (p.key.src, p.key.dst, p.key.proto) = (ip.src, ip.dst, ip.proto);
-    if ip.fragment {
-        p.content = Content::Fragment;
-    } else {
-        parse_transport(p, &packet[ip.header_len..ip.total_len], false)?;
-    }
+    let payload = ip.header_len..ip.total_len;
+    parse_payload(p, packet, payload, ip.fragment, false)?;
     check_addresses(p.content, ip.src, ip.dst, group)
+}
+
+/// Notes where in a packet what is behind the IP header lies, and parses it unless it is but a part.
+#[inline(always)]
+fn parse_payload(
+    p: &mut Parsed,
+    packet: &[u8],
+    at: Range<usize>,
+    fragment: bool,
+    v4: bool,
+) -> Result<(), DropReason> {
+    p.l4 = (ethernet::LEN + at.start) as u16;
+    p.end = (ethernet::LEN + at.end) as u32;
+    if fragment {
+        p.content = Content::Fragment;
+        return Ok(());
+    }
+    parse_transport(p, &packet[at], v4)
 }
 
 /// Refuses what is to many, and what no host can be.
