@@ -56,9 +56,9 @@ pub(crate) enum FlowsVerb {
     },
 }
 
-/// Which flows. What is not said does not matter.
-#[derive(Debug, Args)]
-pub(crate) struct Which {
+/// Between whom. What is not said does not matter.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Ends {
     /// Address or prefix of either end, before or after translation.
     #[arg(long, value_name = "ADDRESS[/LEN]")]
     address: Option<String>,
@@ -80,6 +80,29 @@ pub(crate) struct Which {
     /// Port of the end that it was opened to.
     #[arg(long, value_name = "PORT")]
     dport: Option<u16>,
+}
+
+impl Ends {
+    /// All flows between them.
+    pub(crate) fn filter(self) -> FlowFilter {
+        FlowFilter {
+            address: self.address,
+            from: self.from,
+            to: self.to,
+            proto: self.proto,
+            port: self.port,
+            sport: self.sport,
+            dport: self.dport,
+            ..FlowFilter::default()
+        }
+    }
+}
+
+/// Which flows. What is not said does not matter.
+#[derive(Debug, Args)]
+pub(crate) struct Which {
+    #[command(flatten)]
+    ends: Ends,
     /// syn_sent, syn_received, established, closing, time_wait, reset, unanswered or answered.
     #[arg(long)]
     state: Option<String>,
@@ -100,17 +123,11 @@ pub(crate) struct Which {
 impl Which {
     fn filter(self) -> (FlowFilter, Option<String>) {
         let filter = FlowFilter {
-            address: self.address,
-            from: self.from,
-            to: self.to,
-            proto: self.proto,
-            port: self.port,
-            sport: self.sport,
-            dport: self.dport,
             state: self.state,
             group: self.group,
             rule: self.rule,
             translated: self.translated.then_some(true),
+            ..self.ends.filter()
         };
         (filter, self.node)
     }

@@ -14,6 +14,7 @@ use clap::{Args, Subcommand};
 use crate::args::Target;
 use crate::connect::client;
 use crate::failure::Failure;
+use crate::flows::Ends;
 use crate::{pcapng, print};
 
 /// Bytes of each frame in a capture.
@@ -95,27 +96,8 @@ pub(crate) struct Drops {
 /// Which packets, and for how long.
 #[derive(Debug, Args)]
 pub(crate) struct WatchArgs {
-    /// Address or prefix of either end, before or after translation.
-    #[arg(long, value_name = "ADDRESS[/LEN]")]
-    address: Option<String>,
-    /// Address or prefix of the end that opened the flow.
-    #[arg(long, value_name = "ADDRESS[/LEN]")]
-    from: Option<String>,
-    /// Address or prefix of the end that it was opened to.
-    #[arg(long, value_name = "ADDRESS[/LEN]")]
-    to: Option<String>,
-    /// tcp, udp, icmp, icmpv6 or a number.
-    #[arg(long)]
-    proto: Option<String>,
-    /// Port of either end, before or after translation.
-    #[arg(long)]
-    port: Option<u16>,
-    /// Port of the end that opened the flow.
-    #[arg(long, value_name = "PORT")]
-    sport: Option<u16>,
-    /// Port of the end that it was opened to.
-    #[arg(long, value_name = "PORT")]
-    dport: Option<u16>,
+    #[command(flatten)]
+    ends: Ends,
     /// End after so many packets.
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     count: u32,
@@ -129,16 +111,7 @@ pub(crate) struct WatchArgs {
 
 impl WatchArgs {
     fn filter(&self) -> FlowFilter {
-        FlowFilter {
-            address: self.address.clone(),
-            from: self.from.clone(),
-            to: self.to.clone(),
-            proto: self.proto.clone(),
-            port: self.port,
-            sport: self.sport,
-            dport: self.dport,
-            ..FlowFilter::default()
-        }
+        self.ends.clone().filter()
     }
 
     fn time(&self) -> Duration {
