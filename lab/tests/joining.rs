@@ -1,5 +1,5 @@
 //! Letting nodes in, and recognising them, through the real binary: join tokens, approval, a node that missed everything,
-//! copies and strangers, the CA replaced under traffic.
+//! copies, strangers and wrong clocks, the CA replaced under traffic.
 
 #![expect(
     clippy::unwrap_used,
@@ -243,6 +243,12 @@ fn the_ca_is_replaced_under_traffic_and_nothing_is_lost() {
     // It comes back with a certificate of the CA that nobody trusts any more, and gets a new one.
     cluster.node(away).start().unwrap();
     cluster.wait_ready().unwrap();
+    let of_it = cluster.node_id(leader, away).unwrap();
+    wait::until_true("its certificate in the change log", SOON, || {
+        let named = |line: &str| line.contains("out_of_date") && line.contains(&of_it);
+        Ok(cli(&mut cluster, leader, "changes").lines().any(named))
+    })
+    .unwrap();
     for number in 1..=3 {
         cluster.node(number).terminate().unwrap();
     }
@@ -299,6 +305,32 @@ fn a_copied_machine_and_one_that_was_set_up_anew_are_named_and_change_nothing() 
         .send_json("PUT", "/api/v1/policy?wait=self", &policy)
         .unwrap();
     assert_eq!(put.status, 200, "{}", put.text());
+}
+
+#[test]
+#[ignore = "needs root; make test runs it"]
+fn a_member_whose_clock_is_wrong_is_not_locked_out_and_certificates_out_of_date_are_named() {
+    const TWO_DAYS_S: i64 = 2 * 24 * 3600;
+    let mut cluster = Cluster::lay_out(2).unwrap();
+    cluster.node(2).allow_tampering().unwrap();
+    for number in [1, 2] {
+        cluster.node(number).start().unwrap();
+        cluster.wait_node_ready(number).unwrap();
+    }
+    // By its clock the other's certificate will be valid some day.
+    cluster.node(2).terminate().unwrap();
+    let tamper = cluster.node(2).tamper().unwrap();
+    tamper.set_clock(-TWO_DAYS_S).unwrap();
+    cluster.node(2).start().unwrap();
+    cluster.wait_node_ready(2).unwrap();
+    wait_changes(&mut cluster, 1, "out_of_date");
+    let changes = cli(&mut cluster, 1, "changes");
+    let told: Vec<&str> = changes
+        .lines()
+        .filter(|line| line.contains("out_of_date"))
+        .collect();
+    let other = cluster.node_id(1, 1).unwrap();
+    assert!(told.len() == 1 && told[0].contains(&other), "{changes}");
 }
 
 /// Waits until the change log, as node `number` shows it, names such an event.

@@ -146,6 +146,15 @@ pub struct Alerts {
     pub other_lineage: AtomicU64,
 }
 
+/// Members whose certificates are out of date.
+#[derive(Debug, Default)]
+struct Dates {
+    /// By the last certificate that each has shown.
+    wrong: BTreeSet<NodeId>,
+    /// Whom nobody has heard of yet.
+    untold: BTreeSet<NodeId>,
+}
+
 /// This node's identity towards its peers, whom it trusts, and its open connections.
 ///
 /// Shared by the transport, which uses the two configurations, and by whoever follows the membership, who calls
@@ -161,8 +170,7 @@ pub struct Trust {
     strangers: Mutex<BTreeMap<NodeId, String>>,
     connections: Arc<Connections>,
     alerts: Alerts,
-    /// Members whose last certificate was out of date.
-    out_of_date: Mutex<BTreeSet<NodeId>>,
+    dates: Mutex<Dates>,
     /// A member has said that this node was removed.
     removed: AtomicBool,
     provider: Arc<CryptoProvider>,
@@ -184,7 +192,7 @@ impl Trust {
             strangers: Mutex::default(),
             connections: Arc::default(),
             alerts: Alerts::default(),
-            out_of_date: Mutex::default(),
+            dates: Mutex::default(),
             removed: AtomicBool::new(false),
             provider,
         }))
@@ -353,16 +361,14 @@ impl Trust {
 
     /// Counts a member whose certificate is out of date, and says so once until it has another.
     fn note_dates(&self, peer: &Peer) {
-        let mut out_of_date = self
-            .out_of_date
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut dates = self.dates.lock().unwrap_or_else(PoisonError::into_inner);
         if peer.dated {
-            out_of_date.remove(&peer.node_id);
+            dates.wrong.remove(&peer.node_id);
             return;
         }
         self.alerts.out_of_date.fetch_add(1, Ordering::Relaxed);
-        if out_of_date.insert(peer.node_id) {
+        if dates.wrong.insert(peer.node_id) {
+            dates.untold.insert(peer.node_id);
             tracing::warn!(
                 node = %peer.node_id,
                 "a member's certificate is out of date: check both clocks; it will be renewed"
@@ -370,10 +376,11 @@ impl Trust {
         }
     }
 
-    /// The members that have shown a certificate which is out of date, and no other since.
-    pub fn out_of_date(&self) -> BTreeSet<NodeId> {
-        let out_of_date = self.out_of_date.lock();
-        out_of_date.unwrap_or_else(PoisonError::into_inner).clone()
+    /// The members that have shown a certificate which is out of date since this was last asked, also those that have
+    /// shown another by now. Each is in it again only after it has.
+    pub fn take_out_of_date(&self) -> BTreeSet<NodeId> {
+        let mut dates = self.dates.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut dates.untold)
     }
 
     /// A handshake was meant for another node, cluster or lineage than the one that answered.

@@ -12,7 +12,7 @@ mod storage;
 mod tempo;
 mod trust;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -427,7 +427,6 @@ impl Control {
             layout: layout.clone(),
             told,
             told_of: BTreeMap::new(),
-            out_of_date: BTreeSet::new(),
         };
         tokio::spawn(follower.run(node.clone(), life.clone()));
         let issuers = node.watch_changes(certificate::is_another_issuer);

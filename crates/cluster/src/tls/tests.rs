@@ -179,7 +179,15 @@ async fn an_expired_member_is_let_in_with_an_alert() {
     assert_eq!(handshake(&a, &b, B).await, Ok((A, B)));
     assert_eq!(b.alerts().out_of_date.load(Ordering::Relaxed), 1);
     assert_eq!(a.alerts().out_of_date.load(Ordering::Relaxed), 1);
-    assert_eq!((a.out_of_date(), b.out_of_date()), ([B].into(), [A].into()));
+    assert_eq!(a.take_out_of_date(), [B].into());
+    // It is told of once, also if it is renewed before anybody asks.
+    assert_eq!(handshake(&a, &b, B).await, Ok((A, B)));
+    let renewed = world.aged(Duration::ZERO).identity(A);
+    a.set_certificate(&renewed.certificate, renewed.key.pkcs8(), &[])
+        .expect("usable");
+    assert_eq!(handshake(&a, &b, B).await, Ok((A, B)));
+    assert_eq!(b.take_out_of_date(), [A].into());
+    assert!(b.take_out_of_date().is_empty());
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 //!
 //! Certificates are swapped under the listeners: connections that are open notice nothing.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,8 +34,6 @@ pub(super) struct Follower {
     pub(super) told: watch::Sender<TrustReport>,
     /// Members at whose address somebody else answers, and when that was told.
     pub(super) told_of: BTreeMap<NodeId, tokio::time::Instant>,
-    /// Members whose certificate is out of date, as far as that was told.
-    pub(super) out_of_date: BTreeSet<NodeId>,
 }
 
 impl Follower {
@@ -109,16 +107,14 @@ impl Follower {
     }
 
     /// Puts on record whose certificate is out of date: that member has the wrong time, or was off for long.
-    fn tell_of_dates(&mut self, node: &Node) {
+    fn tell_of_dates(&self, node: &Node) {
         if node.state().feature_level() < EventKind::OutOfDate.level() {
             return;
         }
-        let out_of_date = self.trust.out_of_date();
-        for node_id in out_of_date.difference(&self.out_of_date) {
+        for node_id in self.trust.take_out_of_date() {
             let detail = "its certificate is out of date: check both clocks; it will be renewed";
             node.note(EventKind::OutOfDate, node_id.to_string(), detail.into());
         }
-        self.out_of_date = out_of_date;
     }
 
     fn follow_members(&mut self, now: &State) {
