@@ -34,6 +34,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::handover::{Leaving, Received};
 
+pub(crate) use addresses::Kept;
 pub use addresses::{Acquire, Acquired, Addresses, PortAddresses};
 pub use look::{Found, LookError, Order, Page, Shown, summed, utilization};
 pub use ports::HeldDataplane;

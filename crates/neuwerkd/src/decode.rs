@@ -12,6 +12,7 @@ use serde_bytes::ByteBuf;
 
 use crate::auth::minted::Mint;
 use crate::config::{Config, Flags};
+use crate::dataplane::Kept;
 use crate::sysdump::member::{Made, Request};
 
 /// Bytes that a member may send: what it asks of this node, and what it answers.
@@ -34,6 +35,8 @@ pub fn from_a_disk(input: &[u8]) {
     as_json::<VecDeque<Mint>>(input);
     // Where to knock after a rejoin.
     as_json::<Vec<String>>(input);
+    // What data ports had for addresses.
+    as_json::<Kept>(input);
 }
 
 /// Bytes that an operator may have written into the configuration file.

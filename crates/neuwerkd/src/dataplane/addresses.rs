@@ -94,7 +94,7 @@ pub struct Addresses {
 /// What is remembered over a restart.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-struct Kept {
+pub(crate) struct Kept {
     /// What opaque IPv6 identifiers are made with (RFC 7217), hexadecimal.
     secret: String,
     /// By interface.
