@@ -136,7 +136,7 @@ fn carry(cluster: &Cluster, report: &mut Report) {
     report.step("connections through every node, allowed and denied");
     for node in 1..=3 {
         for family in FAMILIES {
-            let name = if family == Family::V4 { "IPv4" } else { "IPv6" };
+            let name = name(family);
             report.check(
                 &format!("node {node}, {name}: allowed, {BODY_BYTES} bytes compared"),
                 || {
@@ -325,10 +325,13 @@ fn boot_alone(cluster: &mut Cluster, report: &mut Report) -> Result<()> {
         },
     );
     for family in FAMILIES {
-        report.check(&format!("same verdicts as before, {family:?}"), || {
-            cluster.fetch(ALONE, address::allowed_server(family), BODY_BYTES)?;
-            silent(cluster, ALONE, address::denied_server(family))
-        });
+        report.check(
+            &format!("same verdicts as before, {}", name(family)),
+            || {
+                cluster.fetch(ALONE, address::allowed_server(family), BODY_BYTES)?;
+                silent(cluster, ALONE, address::denied_server(family))
+            },
+        );
     }
     Ok(())
 }
@@ -474,6 +477,13 @@ fn spread(cluster: &Cluster) -> Result<BTreeMap<u8, (usize, usize)>> {
         }
     }
     Ok(shares)
+}
+
+fn name(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "IPv4",
+        Family::V6 => "IPv6",
+    }
 }
 
 fn others(node: u8) -> Vec<u8> {
