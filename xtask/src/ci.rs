@@ -14,9 +14,9 @@ pub(crate) fn run() -> Result<()> {
             "clippy",
             "--workspace",
             "--all-targets",
-            // The fuzz targets, too.
+            // The fuzz targets, too, and the benches of single stages.
             "--features",
-            "fuzz/link",
+            "fuzz/link,engine/stages",
             "--locked",
             "--",
             "-D",

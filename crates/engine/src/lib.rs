@@ -44,6 +44,8 @@ pub use counters::WorkerCounters;
 pub use drop_reason::DropReason;
 pub use event::Event;
 pub use pipeline::handover::{FLOWS_VERSION, Imported, MalformedFlows};
+#[cfg(feature = "stages")]
+pub use pipeline::stages;
 pub use rewrite::complete_checksum;
 pub use snapshot::Snapshot;
 pub use verdict::Verdict;

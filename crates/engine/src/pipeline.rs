@@ -24,6 +24,8 @@ mod look;
 mod overlay;
 mod probe;
 mod reset;
+#[cfg(feature = "stages")]
+pub(crate) mod stages;
 mod tap;
 
 pub(crate) use icmp_error::quoted_key;
