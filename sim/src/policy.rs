@@ -4,19 +4,30 @@
 
 use std::net::IpAddr;
 
-use policy::document::{Document, Match, Rule, SourceGroup};
-use policy::{Action, Cause, Decision, Facts, Mode, OnDeny};
+use policy::document::{Document, Match, NamePattern, Rule, SourceGroup};
+use policy::name::{HostnameRegex, Reach};
+use policy::{Action, Cause, Decision, Facts, Mode, NameDecision, OnDeny};
 
 pub mod generate;
 
-/// Judges a packet.
+/// Judges a packet whose destination is granted to no name.
 #[must_use]
 pub fn evaluate(document: &Document, facts: &Facts) -> Decision {
+    evaluate_granted(document, facts, &[])
+}
+
+/// Judges a packet whose destination is granted to some rules, given as positions of group and rule.
+#[must_use]
+pub fn evaluate_granted(document: &Document, facts: &Facts, granted: &[(u32, u32)]) -> Decision {
     for (g, group) in by_priority(&document.source_groups, |group| group.priority) {
         if !has_source(group, facts.src) {
             continue;
         }
         for (r, rule) in by_priority(&group.rules, |rule| rule.priority) {
+            let named = has_name(&rule.matches);
+            if named && !granted.contains(&(g as u32, r as u32)) {
+                continue;
+            }
             if matches(&rule.matches, facts) {
                 return decided(group, g, Some((r, rule)), rule.action);
             }
@@ -33,6 +44,65 @@ pub fn evaluate(document: &Document, facts: &Facts) -> Decision {
         on_deny: OnDeny::Drop,
         cause: Cause::DefaultPolicy,
     }
+}
+
+/// Judges a query: the first group that has the source decides, in it the first rule whose name
+/// matches; without one it is a deny.
+#[must_use]
+pub fn evaluate_name(document: &Document, source: IpAddr, name: &str) -> NameDecision {
+    let groups = by_priority(&document.source_groups, |group| group.priority);
+    let Some((g, group)) = groups.into_iter().find(|(_, g)| has_source(g, source)) else {
+        return NameDecision {
+            allow: false,
+            would_deny: false,
+            group: None,
+            rule: None,
+        };
+    };
+    let rules = by_priority(&group.rules, |rule| rule.priority);
+    let rule = rules.into_iter().find(|(_, r)| names(&r.matches, name));
+    let action = rule.map_or(Action::Deny, |(_, rule)| rule.action);
+    let decision = decided(group, g, rule, action);
+    NameDecision {
+        allow: decision.allow,
+        would_deny: decision.would_deny,
+        group: decision.group,
+        rule: decision.rule,
+    }
+}
+
+/// The rules of a group, in order, that a name's addresses are granted to.
+#[must_use]
+pub fn rules_by_name(document: &Document, group: u32, name: &str) -> Vec<(u32, u32)> {
+    let rules = &document.source_groups[group as usize].rules;
+    by_priority(rules, |rule| rule.priority)
+        .into_iter()
+        .filter(|(_, rule)| names(&rule.matches, name))
+        .map(|(r, _)| (group, r as u32))
+        .take(policy::MAX_RULES_PER_NAME)
+        .collect()
+}
+
+fn has_name(wanted: &Match) -> bool {
+    wanted.dns_hostname.is_some() || !wanted.dns_names.is_empty()
+}
+
+/// Whether a rule by name is about `name`: patterns label by label, expressions over the whole of it.
+fn names(wanted: &Match, name: &str) -> bool {
+    let labels: Vec<&str> = name.split('.').collect();
+    let pattern = |pattern: &NamePattern| {
+        let base: Vec<&str> = pattern.base().split('.').collect();
+        labels.ends_with(&base)
+            && match pattern.reach() {
+                Reach::Exact => labels.len() == base.len(),
+                Reach::OneLabel => labels.len() == base.len() + 1,
+                Reach::AnyDepth => labels.len() > base.len(),
+            }
+    };
+    wanted.dns_names.iter().any(pattern)
+        || wanted.dns_hostname.as_ref().is_some_and(|regex| {
+            HostnameRegex::compile(regex).is_ok_and(|regex| regex.is_match(name))
+        })
 }
 
 /// Whether any group has the source.
@@ -188,6 +258,41 @@ mod tests {
                     explained(&compiled, facts),
                     (group.map(|g| g.id.clone()), rule.map(|r| r.id.clone()))
                 );
+            }
+        }
+
+        #[test]
+        fn queries_agree_with_the_document(
+            json in generate::document(),
+            queries in prop::collection::vec((generate::source(), generate::name()), 24),
+            packets in prop::collection::vec((generate::facts(), generate::name()), 8),
+        ) {
+            let document = parse(&json);
+            let compiled = Compiled::compile(&document, 1).expect("small and needs nothing else");
+            for (source, name) in &queries {
+                let want = evaluate_name(&document, *source, name);
+                prop_assert_eq!(compiled.evaluate_name(*source, name), want, "{} {}", source, name);
+                let walk = compiled.explain_name(*source, name);
+                let decides = match walk.last() {
+                    Some(Step::Matched { rule, .. }) => Some(rule.as_str()),
+                    _ => None,
+                };
+                let group = want.group.map(|g| &document.source_groups[g as usize]);
+                let rule = want.rule.and_then(|r| Some(group?.rules[r as usize].id.as_str()));
+                prop_assert_eq!(decides, rule, "{:?}", walk);
+            }
+            let mut rules = Vec::new();
+            for (facts, name) in &packets {
+                // As the proxy does: what the client's group names is granted.
+                let Some(group) = evaluate_name(&document, facts.src, name).group else { continue };
+                compiled.rules_by_name(group, name, &mut rules);
+                let granted: Vec<(u32, u32)> = rules
+                    .iter()
+                    .filter_map(|rule| compiled.name_rule_position(*rule))
+                    .collect();
+                prop_assert_eq!(&granted, &rules_by_name(&document, group, name));
+                let want = evaluate_granted(&document, facts, &granted);
+                prop_assert_eq!(compiled.evaluate_granted(facts, &rules), want, "{:?}", facts);
             }
         }
 

@@ -127,6 +127,14 @@ pub(crate) fn covers<K: Key>(outer: &[Span<K>], inner: &[Span<K>]) -> bool {
     })
 }
 
+/// Whether an address lies in one of the spans, which are merged.
+pub(crate) fn covers_address(spans: &AddressSpans, address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(ip) => covers(&spans.v4, &[(ip.to_bits(), ip.to_bits())]),
+        IpAddr::V6(ip) => covers(&spans.v6, &[(ip.to_bits(), ip.to_bits())]),
+    }
+}
+
 /// The restrictions of all entries, dimension by dimension.
 #[derive(Debug, Default)]
 pub(crate) struct Restrictions {
@@ -238,6 +246,17 @@ impl Classifier {
             IpAddr::V4(ip) => self.source_v4.get(ip.to_bits()),
             IpAddr::V6(ip) => self.source_v6.get(ip.to_bits()),
         }
+    }
+
+    /// The lowest entry of a set.
+    pub(crate) fn lowest(&self, set: u32) -> Option<u32> {
+        let root = self.sets.root(set);
+        (root.summary != 0).then(|| {
+            let block = root.summary.trailing_zeros();
+            let part = self.sets.block(root, block);
+            let word = part.summary.trailing_zeros();
+            (block * 64 + word) * 64 + part.word(word).trailing_zeros()
+        })
     }
 
     /// One search per dimension.

@@ -9,7 +9,9 @@ use sha2::{Digest, Sha256};
 
 use crate::classify::{AddressSpans, Classifier, Restriction, Restrictions, Span, merge};
 use crate::document::tls::TlsMode;
-use crate::document::{Action, Document, Match, Mode, OnDeny, PortRange, SourceGroup, protocol};
+use crate::document::{
+    Action, Document, Match, Mode, OnDeny, PortRange, Rule, SourceGroup, protocol,
+};
 use crate::evaluate::{Cause, Decision};
 use crate::problem::{MAX_PROBLEMS, Path, Problem};
 
@@ -33,14 +35,21 @@ fn lines(problems: &[Problem]) -> String {
     lines.join("\n")
 }
 
-/// A document in the form that judges packets. Immutable; any number of threads may read it.
+mod names;
+
+use names::{Builder as NamesBuilder, Names};
+
+/// A document in the form that judges packets and queries. Immutable; any number of threads may read it.
 #[derive(Debug)]
 pub struct Compiled {
     pub(crate) classifier: Classifier,
+    pub(crate) names: Names,
     /// What each entry decides.
     pub(crate) decisions: Vec<Decision>,
     /// The groups in evaluation order, with their entries.
     pub(crate) order: Vec<GroupEntries>,
+    /// Where each group of the document stands in `order`.
+    places: Vec<u32>,
     pub(crate) fallback: Decision,
     groups: Vec<GroupIds>,
     revision: u64,
@@ -55,6 +64,8 @@ pub(crate) struct GroupEntries {
     pub(crate) first: u32,
     /// The entry that stands for its default action, or for having none.
     pub(crate) end: u32,
+    /// Denies of the group are only recorded, where a rule does not say otherwise.
+    pub(crate) audited: bool,
 }
 
 #[derive(Debug)]
@@ -74,15 +85,22 @@ impl Compiled {
         if !missing.is_empty() {
             return Err(CompileError::NotBuilt(missing));
         }
-        let hash = Sha256::digest(document.to_json()).into();
-        let mut flat = Flat::default();
+        let hash: [u8; 32] = Sha256::digest(document.to_json()).into();
+        let (seed, _) = hash.split_first_chunk().expect("a hash has 32 bytes");
+        let mut flat = Flat::new(u64::from_le_bytes(*seed));
         for index in document.groups_in_order() {
             flat.group(index, &document.source_groups[index]);
         }
         let classifier = Classifier::build(flat.decisions.len(), flat.restrictions)
             .map_err(|_| CompileError::TooComplex)?;
+        let mut places = vec![0; flat.order.len()];
+        for (place, entries) in (0..).zip(&flat.order) {
+            places[entries.group as usize] = place;
+        }
         Ok(Self {
             classifier,
+            names: flat.names.finish(),
+            places,
             decisions: flat.decisions,
             order: flat.order,
             fallback: Decision {
@@ -141,6 +159,19 @@ impl Compiled {
         rules.get(rule as usize).map(|id| &**id)
     }
 
+    /// Position in the document of the group with an id.
+    #[must_use]
+    pub fn group_by_id(&self, id: &str) -> Option<u32> {
+        let at = self.groups.iter().position(|group| &*group.id == id)?;
+        u32::try_from(at).ok()
+    }
+
+    /// The entries of the group at a position of the document.
+    pub(crate) fn group_entries(&self, group: u32) -> Option<&GroupEntries> {
+        let place = self.places.get(group as usize)?;
+        self.order.get(*place as usize)
+    }
+
     /// Number of source groups.
     #[must_use]
     pub fn group_count(&self) -> usize {
@@ -173,12 +204,6 @@ fn not_built(document: &Document) -> Vec<Problem> {
             let rules = path.key("rules");
             let rule_path = rules.index(j);
             let path = rule_path.key("match");
-            if rule.matches.dns_hostname.is_some() {
-                add(&path.key("dns_hostname"), NEEDS_NAMES);
-            }
-            if !rule.matches.dns_names.is_empty() {
-                add(&path.key("dns_names"), NEEDS_NAMES);
-            }
             match rule.matches.tls.as_ref().map(|tls| tls.mode()) {
                 Some(TlsMode::Metadata) => add(&path.key("tls"), NEEDS_TLS),
                 Some(TlsMode::Intercept) => add(&path.key("tls"), NEEDS_INTERCEPT),
@@ -198,28 +223,36 @@ fn not_built(document: &Document) -> Vec<Problem> {
 
 const NEEDS_KUBERNETES: &str =
     "sources from Kubernetes need the Kubernetes integration, which this version does not have yet";
-const NEEDS_NAMES: &str = "rules by name need the DNS proxy, which this version does not have yet";
 const NEEDS_TLS: &str =
     "rules by TLS handshake need TLS inspection, which this version does not have yet";
 const NEEDS_INTERCEPT: &str =
     "rules by HTTP request need TLS interception, which this version does not have yet";
 
 /// The entries as they are laid out one behind the other.
-#[derive(Default)]
-struct Flat {
+struct Flat<'d> {
     decisions: Vec<Decision>,
     order: Vec<GroupEntries>,
     restrictions: Restrictions,
+    names: NamesBuilder<'d>,
 }
 
-impl Flat {
-    fn group(&mut self, index: usize, group: &SourceGroup) {
+impl<'d> Flat<'d> {
+    fn new(seed: u64) -> Self {
+        Self {
+            decisions: Vec::new(),
+            order: Vec::new(),
+            restrictions: Restrictions::default(),
+            names: NamesBuilder::new(seed),
+        }
+    }
+
+    fn group(&mut self, index: usize, group: &'d SourceGroup) {
         let group_index = u32::try_from(index).expect("bounded by MAX_GROUPS");
         let first = self.next_entry();
         for rule_index in group.rules_in_order() {
             let rule = &group.rules[rule_index];
             let entry = self.next_entry();
-            self.rule(entry, &rule.matches);
+            self.rule(entry, rule);
             self.decisions.push(decide(
                 group,
                 group_index,
@@ -231,7 +264,7 @@ impl Flat {
         let end = self.next_entry();
         let action = group.default_action.unwrap_or_else(|| {
             // Restricted to no destination at all.
-            restrict(&mut self.restrictions.destination_v4, end, 1, Vec::new());
+            self.no_destination(end);
             Action::Deny
         });
         self.decisions
@@ -244,6 +277,7 @@ impl Flat {
             group: group_index,
             first,
             end,
+            audited: group.mode == Mode::Audit,
         });
     }
 
@@ -251,9 +285,22 @@ impl Flat {
         u32::try_from(self.decisions.len()).expect("bounded by MAX_RULES and MAX_GROUPS")
     }
 
-    fn rule(&mut self, entry: u32, matches: &Match) {
+    /// Restricts an entry to no destination at all.
+    fn no_destination(&mut self, entry: u32) {
         let wanted = &mut self.restrictions;
-        if matches.has_destination() {
+        restrict(&mut wanted.destination_v4, entry, 1, Vec::new());
+        restrict(&mut wanted.destination_v6, entry, 1, Vec::new());
+    }
+
+    fn rule(&mut self, entry: u32, rule: &'d Rule) {
+        let matches = &rule.matches;
+        if matches.has_name() {
+            // No destination is its own but those granted to it.
+            self.names.add(entry, rule);
+            self.no_destination(entry);
+        }
+        let wanted = &mut self.restrictions;
+        if matches.has_destination() && !matches.has_name() {
             let spans = AddressSpans::new(&matches.dst_cidrs, &matches.dst_ips);
             restrict(&mut wanted.destination_v4, entry, 1, spans.v4);
             restrict(&mut wanted.destination_v6, entry, 1, spans.v6);

@@ -14,6 +14,10 @@ use crate::classify::{Dimension, NO_ICMP, Point};
 use crate::compile::Compiled;
 use crate::document::{Action, OnDeny};
 
+mod name;
+
+pub use name::{MAX_RULES_PER_NAME, NameDecision, NameRule};
+
 /// What is known of a packet. IPv4 addresses are given as such, never as IPv4-mapped IPv6.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Facts {
@@ -82,8 +86,15 @@ impl Compiled {
     /// Its length grows with the number of rules; it is meant for people.
     #[must_use]
     pub fn explain(&self, facts: &Facts) -> Vec<Step> {
+        self.explain_granted(facts, &[])
+    }
+
+    /// The walk by which [`Self::evaluate_granted`] comes to its decision.
+    #[must_use]
+    pub fn explain_granted(&self, facts: &Facts, granted: &[NameRule]) -> Vec<Step> {
         let selected = self.classifier.select(&point(facts));
-        let hit = self.classifier.first(&selected);
+        let plain = self.classifier.first(&selected);
+        let hit = self.first_entry(facts, &selected, plain, granted);
         let holds = |dimension, entry| self.classifier.holds(&selected, dimension, entry);
         let mut steps = Vec::new();
         for entries in &self.order {
@@ -95,11 +106,7 @@ impl Compiled {
             steps.push(Step::Group { group: id() });
             for entry in entries.first..=entries.end {
                 let decision = &self.decisions[entry as usize];
-                let action = if decision.allow && !decision.would_deny {
-                    Action::Allow
-                } else {
-                    Action::Deny
-                };
+                let action = action_of(decision);
                 let rule = decision.rule.map(|rule| {
                     let id = self.rule_id(entries.group, rule);
                     id.unwrap_or_default().to_owned()
@@ -119,11 +126,7 @@ impl Compiled {
                 steps.push(match rule {
                     Some(rule) => Step::Differs {
                         rule,
-                        selectors: SELECTORS
-                            .iter()
-                            .filter(|(dimension, _)| !holds(*dimension, entry))
-                            .map(|(_, selector)| *selector)
-                            .collect(),
+                        selectors: self.differing(facts, entry, granted, holds),
                     },
                     None => Step::NextGroup,
                 });
@@ -137,6 +140,40 @@ impl Compiled {
             },
         });
         steps
+    }
+}
+
+impl Compiled {
+    /// The selectors of a rule that do not hold.
+    fn differing(
+        &self,
+        facts: &Facts,
+        entry: u32,
+        granted: &[NameRule],
+        holds: impl Fn(Dimension, u32) -> bool,
+    ) -> Vec<Selector> {
+        let named = self.names.rule(entry);
+        let name = named.is_some() && !granted.contains(&NameRule::new(entry));
+        let differs = |dimension| match (named, dimension) {
+            (Some(named), Dimension::Destination) => !named.takes(facts.dst),
+            _ => !holds(dimension, entry),
+        };
+        let others = SELECTORS
+            .iter()
+            .filter(|(dimension, _)| differs(*dimension))
+            .map(|(_, selector)| *selector);
+        name.then_some(Selector::Name)
+            .into_iter()
+            .chain(others)
+            .collect()
+    }
+}
+
+fn action_of(decision: &Decision) -> Action {
+    if decision.allow && !decision.would_deny {
+        Action::Allow
+    } else {
+        Action::Deny
     }
 }
 
@@ -160,6 +197,8 @@ fn point(facts: &Facts) -> Point {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Selector {
+    /// `dns_names` or `dns_hostname`: of a query its name, of a packet that its destination is granted.
+    Name,
     /// `dst_cidrs` and `dst_ips`.
     Destination,
     /// `proto`, or the protocols that have what the other selectors look at.
@@ -186,6 +225,7 @@ const SELECTORS: [(Dimension, Selector); 6] = [
 impl fmt::Display for Selector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Name => "name",
             Self::Destination => "destination",
             Self::Protocol => "protocol",
             Self::SourcePort => "source port",
@@ -235,6 +275,13 @@ pub enum Step {
     },
     /// No rule matched and the group has no default action.
     NextGroup,
+    /// No rule by name matched the query, which is a deny.
+    NoRuleByName {
+        /// The deny is only recorded.
+        audited: bool,
+    },
+    /// No group has the source of the query, which is a deny.
+    NoGroup,
     /// No group decided and the document's default does.
     DefaultPolicy {
         /// The action.
@@ -270,6 +317,14 @@ impl fmt::Display for Step {
                 write!(f, "  default action: {}", verb(action, audited))
             }
             Self::NextGroup => f.write_str("  no default action: on to the next group"),
+            Self::NoRuleByName { audited } => {
+                write!(
+                    f,
+                    "  no rule by name matches: {}",
+                    verb(&Action::Deny, audited)
+                )
+            }
+            Self::NoGroup => f.write_str("no group has this source: deny"),
             Self::DefaultPolicy { action } => {
                 write!(f, "default policy: {}", verb(action, &false))
             }

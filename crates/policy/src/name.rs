@@ -7,11 +7,13 @@ use std::fmt;
 use serde::ser::{Serialize, Serializer};
 
 mod regex;
-mod trie;
+mod regex_set;
+mod table;
 
 pub use regex::{HostnameRegex, MAX_REGEX_BYTES, MAX_REGEX_TOTAL_BYTES, RegexError};
 pub(crate) use regex::{RegexBudget, looks_at_both_ends, plain_name};
-pub use trie::NameTrie;
+pub(crate) use regex_set::RegexSet;
+pub(crate) use table::{Builder as NameTableBuilder, NameTable, earlier, lowest};
 
 /// Longest name, in bytes, without the final dot (RFC 1035 section 2.3.4).
 pub const MAX_NAME_BYTES: usize = 253;
@@ -96,6 +98,19 @@ impl NamePattern {
     #[must_use]
     pub fn reach(&self) -> Reach {
         self.reach
+    }
+
+    /// Whether it matches `name`, which is in lower case and without the final dot.
+    #[must_use]
+    pub fn matches(&self, name: &str) -> bool {
+        let above = name
+            .strip_suffix(&self.base)
+            .and_then(|rest| rest.strip_suffix('.'));
+        match self.reach {
+            Reach::Exact => name == self.base,
+            Reach::OneLabel => above.is_some_and(|labels| !labels.contains('.')),
+            Reach::AnyDepth => above.is_some(),
+        }
     }
 
     /// The name, or what follows the wildcard.

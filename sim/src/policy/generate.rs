@@ -49,6 +49,32 @@ const ADDRESSES: [&str; 18] = [
     "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
 ];
 
+/// Patterns that lie in and beside one another.
+const PATTERNS: [&str; 10] = [
+    "example.com",
+    "a.example.com",
+    "b.a.example.com",
+    "*.example.com",
+    "**.example.com",
+    "*.a.example.com",
+    "**.a.example.com",
+    "Example.org.",
+    "**.org",
+    "a",
+];
+
+/// Regular expressions over the same names.
+const REGEXES: [&str; 8] = [
+    "example.com",
+    r"^(.*\.)?example\.com$",
+    r"[ab]\..*",
+    ".*",
+    r"A\.EXAMPLE\.(com|org)",
+    r"[^.]+\.[^.]+",
+    r".*a.*",
+    r"\w{1,3}\.a\..*",
+];
+
 const PORTS: [u16; 8] = [0, 1, 53, 80, 443, 1024, 8080, 65535];
 
 fn some<T: std::fmt::Debug + Clone + 'static>(
@@ -178,12 +204,26 @@ fn numbered(items: Vec<Value>, letter: char) -> Value {
 }
 
 fn rule() -> BoxedStrategy<Value> {
-    map(vec![
+    let plain = map(vec![
         key("priority", 0.3, priority()),
         required("action", action()),
         key("mode", 0.2, mode()),
         required("match", matches()),
-    ])
+    ]);
+    let patterns = some(select(&PATTERNS[..]).prop_map(str::to_owned), 4);
+    let name = prop_oneof![
+        2 => patterns.prop_map(|list| ("dns_names", json!(list))),
+        1 => select(&REGEXES[..]).prop_map(|regex| ("dns_hostname", json!(regex))),
+    ];
+    let scope = prop::option::of(select(&["group", "client"][..]));
+    let named = (plain.clone(), name, scope).prop_map(|(mut rule, (key, value), scope)| {
+        rule["match"][key] = value;
+        if let Some(scope) = scope {
+            rule["grant_scope"] = json!(scope);
+        }
+        rule
+    });
+    prop_oneof![2 => plain, 1 => named].boxed()
 }
 
 fn sources() -> BoxedStrategy<Value> {
@@ -219,7 +259,7 @@ fn group() -> BoxedStrategy<Value> {
     ])
 }
 
-/// A valid document that needs no part but packets.
+/// A valid document that needs no part but packets and names.
 pub fn document() -> BoxedStrategy<Value> {
     map(vec![
         key("default_policy", 0.5, action()),
@@ -229,6 +269,40 @@ pub fn document() -> BoxedStrategy<Value> {
             prop::collection::vec(group(), 0..8).prop_map(|groups| numbered(groups, 'g')),
         ),
     ])
+}
+
+/// A name as a query has it: in lower case, now and then with a label that is no host name's.
+pub fn name() -> BoxedStrategy<String> {
+    let label = select(
+        &[
+            "a",
+            "b",
+            "c-1",
+            "example",
+            "com",
+            "org",
+            r"a\046example",
+            r"\255",
+        ][..],
+    );
+    prop_oneof![
+        3 => prop::collection::vec(label, 1..5).prop_map(|labels| labels.join(".")),
+        3 => (
+            prop::collection::vec(select(&["a", "b", "xa", r"a\046"][..]), 0..3),
+            select(&["example.com", "example.org"][..]),
+        )
+            .prop_map(|(above, base)| {
+                above.into_iter().chain([base]).collect::<Vec<_>>().join(".")
+            }),
+    ]
+    .boxed()
+}
+
+/// A source address.
+pub fn source() -> BoxedStrategy<IpAddr> {
+    address()
+        .prop_map(|text| text.parse().expect("an address"))
+        .boxed()
 }
 
 /// A packet. Its two addresses need not be of the same family: the evaluator does not care.

@@ -32,10 +32,6 @@ source_groups:
         "\
 source_groups[0].sources.kubernetes: sources from Kubernetes need the Kubernetes integration, \
 which this version does not have yet
-source_groups[0].rules[1].match.dns_hostname: rules by name need the DNS proxy, which this \
-version does not have yet
-source_groups[0].rules[2].match.dns_names: rules by name need the DNS proxy, which this \
-version does not have yet
 source_groups[0].rules[3].match.tls: rules by TLS handshake need TLS inspection, which this \
 version does not have yet
 source_groups[0].rules[4].match.tls: rules by HTTP request need TLS interception, which this \

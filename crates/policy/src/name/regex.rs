@@ -39,7 +39,7 @@ pub enum RegexError {
     TooManyTogether,
 }
 
-fn syntax() -> syntax::Config {
+pub(super) fn syntax() -> syntax::Config {
     syntax::Config::new()
         .case_insensitive(true)
         .unicode(false)
@@ -98,7 +98,7 @@ fn one_line(error: &dyn std::error::Error) -> String {
     last.trim().trim_start_matches("error: ").to_owned()
 }
 
-fn whole(pattern: &str) -> String {
+pub(super) fn whole(pattern: &str) -> String {
     format!(r"\A(?:{pattern})\z")
 }
 
