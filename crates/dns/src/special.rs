@@ -27,6 +27,22 @@ pub enum Special {
     Private,
 }
 
+impl Special {
+    /// As it is called in metrics.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Unspecified => "unspecified",
+            Self::Loopback => "loopback",
+            Self::LinkLocal => "link_local",
+            Self::Metadata => "metadata",
+            Self::NotUnicast => "not_unicast",
+            Self::Own => "own",
+            Self::Private => "private",
+        }
+    }
+}
+
 /// Judges addresses in answers.
 #[derive(Debug, Clone, Default)]
 pub struct Addresses {

@@ -5,6 +5,8 @@
 //! every group is present in the source dimension. What each entry decides is worked out here,
 //! audit included, so that judging a packet is finding its first entry ([`crate::classify`]).
 
+use std::sync::Arc;
+
 use sha2::{Digest, Sha256};
 
 use crate::classify::{AddressSpans, Classifier, Restriction, Restrictions, Span, merge};
@@ -70,7 +72,7 @@ pub(crate) struct GroupEntries {
 
 #[derive(Debug)]
 struct GroupIds {
-    id: Box<str>,
+    id: Arc<str>,
     rules: Vec<Box<str>>,
 }
 
@@ -150,6 +152,12 @@ impl Compiled {
     #[must_use]
     pub fn group_id(&self, group: u32) -> Option<&str> {
         self.groups.get(group as usize).map(|g| &*g.id)
+    }
+
+    /// The same to keep.
+    #[must_use]
+    pub fn shared_group_id(&self, group: u32) -> Option<&Arc<str>> {
+        self.groups.get(group as usize).map(|g| &g.id)
     }
 
     /// The id of the rule at a position of the group at a position of the document.

@@ -1,0 +1,121 @@
+//! The DNS proxy.
+//!
+//! Each listening socket has a task that reads a query, decides and, if the answer is at hand, writes it
+//! at once. What is not at hand is asked of an upstream by a task of its own, one for all who ask the
+//! same at a time, so that a slow upstream delays nobody else. Memory is bounded at each step: clients'
+//! rates, questions under way, clients waiting, connections, the cache. A message that goes wrong ends
+//! nothing but its own answer.
+
+mod clock;
+mod exchange;
+mod metrics;
+mod pool;
+mod resolve;
+mod service;
+mod tcp;
+mod udp;
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ::dns::Kind;
+use ::dns::reply::Denial;
+use ipnet::IpNet;
+use policy::Compiled;
+use prometheus_client::registry::Registry;
+use rustls::ClientConfig;
+use rustls_pki_types::ServerName;
+use tokio_util::sync::CancellationToken;
+
+pub use metrics::{FAMILIES, Metrics};
+use service::Service;
+
+/// What the proxy goes by.
+#[derive(Clone)]
+pub struct Settings {
+    /// Who is asked, in this order.
+    pub upstreams: Vec<Upstream>,
+    /// How long one upstream may take.
+    pub upstream_timeout: Duration,
+    /// Private ranges that answers may point into.
+    pub allow_private_answers: Vec<IpNet>,
+    /// This node's own addresses, which no answer may have.
+    pub own_addresses: Vec<IpAddr>,
+    /// ECH keys stay in answers.
+    pub allow_ech: bool,
+    /// Types that may be asked for beside the usual ones.
+    pub more_kinds: Vec<Kind>,
+    /// How denied names are answered.
+    pub denial: Denial,
+    /// Most memory for answers, in bytes.
+    pub cache_bytes: usize,
+    /// Queries a second that one client may send steadily; 0 for no limit.
+    pub client_queries_per_second: u32,
+    /// Queries that one client may send at once.
+    pub client_burst: u32,
+}
+
+/// A resolver.
+#[derive(Clone, Debug)]
+pub struct Upstream {
+    /// Where it is.
+    pub address: SocketAddr,
+    /// What it is asked over TLS with (RFC 7858), if it is; else over UDP and TCP.
+    pub tls: Option<Tls>,
+}
+
+/// How an upstream proves itself.
+#[derive(Clone, Debug)]
+pub struct Tls {
+    /// Whom to trust.
+    pub config: Arc<ClientConfig>,
+    /// The name in its certificate.
+    pub name: ServerName<'static>,
+}
+
+/// Hands out the policy in force.
+pub type InForce = Box<dyn Fn() -> Arc<Compiled> + Send + Sync>;
+
+/// A running proxy.
+#[derive(Clone)]
+pub struct Proxy {
+    service: Arc<Service>,
+}
+
+impl Proxy {
+    /// A proxy that listens nowhere yet.
+    #[must_use]
+    pub fn new(settings: Settings, policy: InForce, registry: &mut Registry) -> Self {
+        let metrics = Metrics::register(registry);
+        Self {
+            service: Arc::new(Service::new(settings, policy, metrics)),
+        }
+    }
+
+    /// Listens on an address, over UDP and TCP, until `stop`. Must be called within a tokio runtime;
+    /// over UDP there are `sockets` sockets, each with a task.
+    ///
+    /// # Errors
+    /// The address cannot be listened on.
+    pub fn listen(
+        &self,
+        address: SocketAddr,
+        sockets: usize,
+        stop: &CancellationToken,
+    ) -> std::io::Result<SocketAddr> {
+        let listener = tcp::bind(address)?;
+        let address = listener.local_addr()?;
+        for _ in 0..sockets {
+            let socket = udp::bind(address)?;
+            let serving = udp::serve(Arc::clone(&self.service), socket);
+            tokio::spawn(stop.clone().run_until_cancelled_owned(serving));
+        }
+        let serving = tcp::serve(Arc::clone(&self.service), listener);
+        tokio::spawn(stop.clone().run_until_cancelled_owned(serving));
+        Ok(address)
+    }
+}
+
+#[cfg(test)]
+mod tests;

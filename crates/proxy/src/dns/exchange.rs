@@ -1,0 +1,121 @@
+//! One question to one upstream.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use ::dns::accept::{Accepted, Ask, Over, Wanted};
+use ::dns::{MAX_UDP_BYTES, Rejected};
+use tokio::net::UdpSocket;
+
+use super::clock::random;
+use super::service::Service;
+
+/// Messages that are no answer to the question, after which whoever sends them is not waited for over
+/// UDP any longer.
+const MISMATCHES: u32 = 16;
+
+/// What became of it.
+pub(super) enum Exchanged {
+    Answer(Accepted, Duration),
+    Failed(Failure),
+}
+
+/// Why there is no answer.
+pub(super) enum Failure {
+    /// It was reached, and what it said does not count.
+    Rejected(Rejected, Duration),
+    /// It was not reached.
+    Io(io::Error),
+}
+
+impl Failure {
+    pub(super) fn as_str(&self) -> &'static str {
+        match self {
+            Self::Io(_) => "unreachable",
+            Self::Rejected(rejected, _) => match rejected {
+                Rejected::Mismatch => "question",
+                Rejected::Case => "case",
+                Rejected::Truncated | Rejected::Malformed => "malformed",
+                Rejected::Chain => "chain",
+                Rejected::Failed(_) => "rcode",
+            },
+        }
+    }
+}
+
+/// Asks an upstream: over TLS if it is reached so, else over UDP and, where that does not do, TCP.
+pub(super) async fn exchange(service: &Service, upstream: usize, wanted: &Wanted) -> Exchanged {
+    let started = Instant::now();
+    let address = service.settings.upstreams[upstream].address;
+    let encrypted = service.settings.upstreams[upstream].tls.is_some();
+    let datagram = match encrypted {
+        true => Err(Failure::Rejected(Rejected::Truncated, Duration::ZERO)),
+        false => over_udp(service, address, wanted, started).await,
+    };
+    let answer = match datagram {
+        Err(Failure::Rejected(Rejected::Truncated | Rejected::Case | Rejected::Mismatch, _)) => {
+            over_stream(service, upstream, wanted, started).await
+        }
+        other => other,
+    };
+    match answer {
+        Ok(accepted) => Exchanged::Answer(accepted, started.elapsed()),
+        Err(failure) => Exchanged::Failed(failure),
+    }
+}
+
+async fn over_udp(
+    service: &Service,
+    address: SocketAddr,
+    wanted: &Wanted,
+    started: Instant,
+) -> Result<Accepted, Failure> {
+    let any = match address {
+        SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
+        SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
+    };
+    // A socket of its own for each question: its port is one more thing to guess, and the kernel drops
+    // what comes from elsewhere.
+    let socket = UdpSocket::bind(any).await.map_err(Failure::Io)?;
+    socket.connect(address).await.map_err(Failure::Io)?;
+    let ask = Ask::new(wanted, &random());
+    let mut buffer = Vec::with_capacity(512);
+    ask.emit(&mut buffer);
+    socket.send(&buffer).await.map_err(Failure::Io)?;
+    buffer.resize(MAX_UDP_BYTES.into(), 0);
+    let mut mismatches = 0;
+    loop {
+        let read = socket.recv(&mut buffer).await.map_err(Failure::Io)?;
+        let rejected = match ask.accept(&buffer[..read], Over::Datagram, &service.scrub) {
+            Ok(accepted) => return Ok(accepted),
+            Err(rejected) => rejected,
+        };
+        mismatches += 1;
+        if rejected != Rejected::Mismatch || mismatches >= MISMATCHES {
+            return Err(Failure::Rejected(rejected, started.elapsed()));
+        }
+    }
+}
+
+async fn over_stream(
+    service: &Service,
+    upstream: usize,
+    wanted: &Wanted,
+    started: Instant,
+) -> Result<Accepted, Failure> {
+    // Nobody can put an answer into a connection, so letters need not be mixed: some servers do not
+    // repeat them.
+    let mut seed = [0; 34];
+    seed[..2].copy_from_slice(&random::<2>());
+    let ask = Ask::new(wanted, &seed);
+    let mut query = Vec::with_capacity(512);
+    ask.emit(&mut query);
+    let to = &service.settings.upstreams[upstream];
+    let answer = service.pools[upstream]
+        .exchange(to, &query)
+        .await
+        .map_err(Failure::Io)?;
+    ask.accept(&answer, Over::Stream, &service.scrub)
+        .map_err(|rejected| Failure::Rejected(rejected, started.elapsed()))
+}

@@ -1,0 +1,185 @@
+//! What the proxy counts. Groups are labels; clients and names are not.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+/// Name, labels, help.
+pub const FAMILIES: [(&str, &str, &str); 9] = [
+    (
+        "dns_queries",
+        "result, reason, source_group",
+        "Queries by what became of them",
+    ),
+    (
+        "dns_upstream_rtt_seconds",
+        "source_group",
+        "Time that upstreams took to answer",
+    ),
+    (
+        "dns_nxdomain",
+        "source",
+        "Answers that a name does not exist, by who says so: policy or upstream",
+    ),
+    (
+        "dns_upstream_mismatch",
+        "reason, source_group",
+        "Answers of upstreams that were not taken, by reason",
+    ),
+    (
+        "neuwerk_dns_cache_hits",
+        "state",
+        "Answers from the cache, by whether they had expired",
+    ),
+    ("neuwerk_dns_cache_entries", "", "Answers in the cache"),
+    (
+        "neuwerk_dns_cache_bytes",
+        "",
+        "Memory of the answers in the cache",
+    ),
+    (
+        "neuwerk_dns_filtered_addresses",
+        "reason",
+        "Addresses that were left out of answers, by reason",
+    ),
+    (
+        "neuwerk_dns_waiting_queries",
+        "",
+        "Queries that wait for an upstream",
+    ),
+];
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Outcome {
+    result: &'static str,
+    reason: &'static str,
+    source_group: Arc<str>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Group {
+    source_group: Arc<str>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Mismatch {
+    reason: &'static str,
+    source_group: Arc<str>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Source {
+    source: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct State {
+    state: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Reason {
+    reason: &'static str,
+}
+
+/// The proxy's metrics.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    queries: Family<Outcome, Counter>,
+    rtt: Family<Group, Histogram, fn() -> Histogram>,
+    nxdomain: Family<Source, Counter>,
+    mismatch: Family<Mismatch, Counter>,
+    hits: Family<State, Counter>,
+    filtered: Family<Reason, Counter>,
+    pub(super) entries: Gauge,
+    pub(super) bytes: Gauge,
+    pub(super) waiting: Gauge<i64, std::sync::atomic::AtomicI64>,
+    pub(super) hits_fresh: Counter<u64, AtomicU64>,
+    pub(super) hits_stale: Counter<u64, AtomicU64>,
+}
+
+/// From what a resolver in the next rack takes to what the slowest may take, in seconds.
+const BUCKETS_S: [f64; 12] = [
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
+];
+
+impl Metrics {
+    /// Registers all of [`FAMILIES`].
+    pub fn register(registry: &mut Registry) -> Self {
+        let hits = Family::<State, Counter>::default();
+        let state = |state| hits.get_or_create(&State { state }).clone();
+        let (hits_fresh, hits_stale) = (state("fresh"), state("stale"));
+        let metrics = Self {
+            queries: Family::default(),
+            rtt: Family::new_with_constructor(|| Histogram::new(BUCKETS_S)),
+            nxdomain: Family::default(),
+            mismatch: Family::default(),
+            hits,
+            filtered: Family::default(),
+            entries: Gauge::default(),
+            bytes: Gauge::default(),
+            waiting: Gauge::default(),
+            hits_fresh,
+            hits_stale,
+        };
+        let [
+            queries,
+            rtt,
+            nxdomain,
+            mismatch,
+            hits,
+            entries,
+            bytes,
+            filtered,
+            waiting,
+        ] = FAMILIES;
+        registry.register(queries.0, queries.2, metrics.queries.clone());
+        registry.register(rtt.0, rtt.2, metrics.rtt.clone());
+        registry.register(nxdomain.0, nxdomain.2, metrics.nxdomain.clone());
+        registry.register(mismatch.0, mismatch.2, metrics.mismatch.clone());
+        registry.register(hits.0, hits.2, metrics.hits.clone());
+        registry.register(entries.0, entries.2, metrics.entries.clone());
+        registry.register(bytes.0, bytes.2, metrics.bytes.clone());
+        registry.register(filtered.0, filtered.2, metrics.filtered.clone());
+        registry.register(waiting.0, waiting.2, metrics.waiting.clone());
+        metrics
+    }
+
+    pub(super) fn query(&self, result: &'static str, reason: &'static str, group: &Arc<str>) {
+        let outcome = Outcome {
+            result,
+            reason,
+            source_group: Arc::clone(group),
+        };
+        self.queries.get_or_create(&outcome).inc();
+    }
+
+    pub(super) fn rtt(&self, group: &Arc<str>, seconds: f64) {
+        let group = Group {
+            source_group: Arc::clone(group),
+        };
+        self.rtt.get_or_create(&group).observe(seconds);
+    }
+
+    pub(super) fn nxdomain(&self, source: &'static str) {
+        self.nxdomain.get_or_create(&Source { source }).inc();
+    }
+
+    pub(super) fn mismatch(&self, reason: &'static str, group: &Arc<str>) {
+        let mismatch = Mismatch {
+            reason,
+            source_group: Arc::clone(group),
+        };
+        self.mismatch.get_or_create(&mismatch).inc();
+    }
+
+    pub(super) fn filtered(&self, reason: &'static str) {
+        self.filtered.get_or_create(&Reason { reason }).inc();
+    }
+}

@@ -1,0 +1,327 @@
+//! From a client's message to the answer, or to the question that has to be asked first.
+
+use std::fmt::Write as _;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use ::dns::accept::{Accepted, Scrub, Wanted};
+use ::dns::kind::Kinds;
+use ::dns::limit::Limiter;
+use ::dns::reply::{self, Extended, ExtendedCode};
+use ::dns::special::Addresses;
+use ::dns::stored::Age;
+use ::dns::{Cache, Kind, Query, Rcode, Unfit, Upstreams};
+use policy::{Compiled, NameDecision};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::clock::Clock;
+use super::metrics::Metrics;
+use super::pool::Pool;
+use super::resolve::{Flights, Outcome};
+use super::{InForce, Settings};
+
+/// Parts of the cache, so that sockets' tasks seldom meet at one.
+const SHARDS: usize = 16;
+/// Clients whose rates are kept track of.
+const CLIENTS: usize = 65_536;
+/// Queries that may wait for upstreams at a time.
+const WAITING: usize = 16_384;
+/// For how long an upstream is waited for where there is an answer that has expired (RFC 8767 section 5).
+const STALE_AFTER: Duration = Duration::from_millis(1_800);
+
+/// Everything that sockets' tasks share.
+pub(super) struct Service {
+    pub(super) settings: Settings,
+    pub(super) metrics: Metrics,
+    pub(super) clock: Clock,
+    pub(super) scrub: Scrub,
+    pub(super) upstreams: Mutex<Upstreams>,
+    pub(super) pools: Vec<Pool>,
+    pub(super) flights: Flights,
+    policy: InForce,
+    kinds: Kinds,
+    caches: Vec<Mutex<Cache>>,
+    limiter: Mutex<Limiter>,
+    waiting: Arc<Semaphore>,
+    /// The label of clients that no group has.
+    no_group: Arc<str>,
+}
+
+/// What becomes of a message.
+pub(super) enum Handled {
+    /// Nothing is answered.
+    Silent,
+    /// The answer is written.
+    Answered,
+    /// An upstream has to be asked: [`Service::finish`].
+    Later(Box<Later>),
+}
+
+/// A query that waits for an upstream.
+pub(super) struct Later {
+    message: Vec<u8>,
+    wanted: Wanted,
+    group: Arc<str>,
+    would_deny: bool,
+    limit: Option<usize>,
+    /// There is an answer that has expired.
+    stale: bool,
+    _waits: OwnedSemaphorePermit,
+}
+
+/// How a client is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum By {
+    Datagram,
+    Stream,
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What panicked has at worst left a cache or a statistic short of an entry.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Service {
+    pub(super) fn new(settings: Settings, policy: InForce, metrics: Metrics) -> Self {
+        let timeout_ms = u64::try_from(settings.upstream_timeout.as_millis()).unwrap_or(u64::MAX);
+        Self {
+            clock: Clock::start(),
+            scrub: Scrub {
+                addresses: Addresses::new(
+                    settings.own_addresses.clone(),
+                    settings.allow_private_answers.clone(),
+                ),
+                allow_ech: settings.allow_ech,
+            },
+            upstreams: Mutex::new(Upstreams::new(settings.upstreams.len(), timeout_ms)),
+            pools: settings.upstreams.iter().map(|_| Pool::default()).collect(),
+            flights: Flights::default(),
+            policy,
+            kinds: Kinds::new(&settings.more_kinds),
+            caches: (0..SHARDS)
+                .map(|_| Mutex::new(Cache::new(settings.cache_bytes / SHARDS)))
+                .collect(),
+            limiter: Mutex::new(Limiter::new(
+                CLIENTS,
+                settings.client_queries_per_second,
+                settings.client_burst,
+            )),
+            waiting: Arc::new(Semaphore::new(WAITING)),
+            no_group: Arc::from("default"),
+            settings,
+            metrics,
+        }
+    }
+
+    /// Works on a client's message as far as that goes without waiting; `out` gets the answer.
+    pub(super) fn handle(
+        &self,
+        message: &[u8],
+        client: IpAddr,
+        by: By,
+        text: &mut String,
+        out: &mut Vec<u8>,
+    ) -> Handled {
+        let client = client.to_canonical();
+        let now_ms = self.clock.now_ms();
+        if !lock(&self.limiter).take(client, now_ms) {
+            self.metrics.query("drop", "rate_limit", &self.no_group);
+            return Handled::Silent;
+        }
+        let query = match Query::parse(message) {
+            Ok(query) => query,
+            Err(Unfit::Silent) => return Handled::Silent,
+            Err(Unfit::Answer(problem)) => {
+                self.metrics.query("refuse", "malformed", &self.no_group);
+                reply::unfit(message, problem, out);
+                return Handled::Answered;
+            }
+        };
+        let policy = (self.policy)();
+        query.name.write_text(text);
+        let decision = policy.evaluate_name(client, text);
+        let group = decision
+            .group
+            .and_then(|group| policy.shared_group_id(group))
+            .unwrap_or(&self.no_group);
+        if !decision.allow {
+            self.deny(&query, &policy, decision, text, out);
+            self.metrics.query("deny", "policy", group);
+            self.metrics.nxdomain("policy");
+            return Handled::Answered;
+        }
+        if query.kind == Kind::ANY {
+            reply::any(&query, out);
+            self.metrics.query("allow", "any", group);
+            return Handled::Answered;
+        }
+        if !self.kinds.contains(query.kind) {
+            let reason = Extended {
+                code: ExtendedCode::Prohibited,
+                text: "records of this type are not served",
+            };
+            reply::error(&query, Rcode::Refused, reason, out);
+            self.metrics.query("deny", "type", group);
+            return Handled::Answered;
+        }
+        let wanted = Wanted::of(&query);
+        let limit = (by == By::Datagram).then(|| query.udp_limit());
+        let mut cache = lock(self.shard(&wanted));
+        let mut stale = false;
+        if let Some(found) = cache.lookup(&wanted, now_ms) {
+            match found.age {
+                Age::Seconds(_) => {
+                    found
+                        .stored
+                        .render(&query, found.age, limit.unwrap_or(usize::MAX), out);
+                    drop(cache);
+                    self.metrics.hits_fresh.inc();
+                    self.count_answer(out, group, decision.would_deny);
+                    return Handled::Answered;
+                }
+                Age::Stale => stale = true,
+            }
+        }
+        drop(cache);
+        let Ok(waits) = Arc::clone(&self.waiting).try_acquire_owned() else {
+            self.fail(&query, "too many queries are waiting", out);
+            self.metrics.query("error", "overload", group);
+            return Handled::Answered;
+        };
+        Handled::Later(Box::new(Later {
+            message: message.to_vec(),
+            wanted,
+            group: Arc::clone(group),
+            would_deny: decision.would_deny,
+            limit,
+            stale,
+            _waits: waits,
+        }))
+    }
+
+    /// Waits for an upstream's answer, and writes the client's.
+    pub(super) async fn finish(self: Arc<Self>, later: Box<Later>, out: &mut Vec<u8>) {
+        let waiting = self.metrics.waiting.clone();
+        waiting.inc();
+        let answer = Self::join(&self, &later.wanted, &later.group);
+        let outcome = match later.stale {
+            true => tokio::time::timeout(STALE_AFTER, answer)
+                .await
+                .ok()
+                .flatten(),
+            false => answer.await,
+        };
+        waiting.dec();
+        let Ok(query) = Query::parse(&later.message) else {
+            return out.clear();
+        };
+        let limit = later.limit.unwrap_or(usize::MAX);
+        match outcome {
+            Some(Outcome::Answer(accepted)) => {
+                if accepted.filtered.is_empty() || accepted.stored.addresses().next().is_some() {
+                    accepted.stored.render(&query, Age::Seconds(0), limit, out);
+                } else {
+                    let reason = Extended {
+                        code: ExtendedCode::Filtered,
+                        text: "the name has addresses only that answers may not have",
+                    };
+                    reply::no_data(&query, Some(reason), out);
+                }
+                self.count_answer(out, &later.group, later.would_deny);
+            }
+            failed => {
+                let mut cache = lock(self.shard(&later.wanted));
+                let found = cache.lookup(&later.wanted, self.clock.now_ms());
+                if let Some(found) = found {
+                    found.stored.render(&query, found.age, limit, out);
+                    drop(cache);
+                    self.metrics.hits_stale.inc();
+                    self.count_answer(out, &later.group, later.would_deny);
+                    return;
+                }
+                drop(cache);
+                let (reason, text) = match failed {
+                    Some(Outcome::Busy) => ("overload", "too many questions are under way"),
+                    _ => ("upstream", "no upstream gave a usable answer"),
+                };
+                self.fail(&query, text, out);
+                self.metrics.query("error", reason, &later.group);
+            }
+        }
+    }
+
+    /// Keeps an answer, and counts what is in it.
+    pub(super) fn keep(&self, wanted: &Wanted, accepted: &Accepted) {
+        for (_, special) in &accepted.filtered {
+            self.metrics.filtered(special.as_str());
+        }
+        let now_ms = self.clock.now_ms();
+        let mut cache = lock(self.shard(wanted));
+        let before = (cache.len(), cache.used_bytes());
+        cache.insert(wanted, accepted.stored.clone(), accepted.ttl_s, now_ms);
+        let after = (cache.len(), cache.used_bytes());
+        drop(cache);
+        let grown = |before: usize, after: usize| after as i64 - before as i64;
+        self.metrics.entries.inc_by(grown(before.0, after.0));
+        self.metrics.bytes.inc_by(grown(before.1, after.1));
+    }
+
+    fn shard(&self, wanted: &Wanted) -> &Mutex<Cache> {
+        // Names differ in their first bytes more than in their last.
+        let mix = wanted
+            .name
+            .wire()
+            .iter()
+            .take(12)
+            .fold(u32::from(wanted.kind.0), |mix, byte| {
+                mix.wrapping_mul(31).wrapping_add(u32::from(*byte))
+            });
+        &self.caches[(mix ^ mix >> 8) as usize % SHARDS]
+    }
+
+    fn deny(
+        &self,
+        query: &Query<'_>,
+        policy: &Compiled,
+        decision: NameDecision,
+        text: &mut String,
+        out: &mut Vec<u8>,
+    ) {
+        text.clear();
+        let group = decision.group.and_then(|group| policy.group_id(group));
+        let rule = decision
+            .rule
+            .and_then(|rule| policy.rule_id(decision.group?, rule));
+        // A string takes what is written.
+        let _ = match (group, rule) {
+            (Some(group), Some(rule)) => write!(text, "denied by rule {rule} of group {group}"),
+            (Some(group), None) => write!(text, "no rule by name of group {group} matches"),
+            _ => write!(text, "no group has this client"),
+        };
+        let reason = Extended {
+            code: ExtendedCode::Blocked,
+            text,
+        };
+        reply::denied(query, self.settings.denial, reason, out);
+    }
+
+    fn fail(&self, query: &Query<'_>, text: &str, out: &mut Vec<u8>) {
+        let reason = Extended {
+            code: ExtendedCode::NoReachableAuthority,
+            text,
+        };
+        reply::error(query, Rcode::ServFail, reason, out);
+    }
+
+    fn count_answer(&self, answer: &[u8], group: &Arc<str>, would_deny: bool) {
+        let reason = if would_deny { "audit" } else { "policy" };
+        self.metrics.query("allow", reason, group);
+        if answer
+            .get(3)
+            .is_some_and(|flags| flags & 0xf == Rcode::NxDomain as u8)
+        {
+            self.metrics.nxdomain("upstream");
+        }
+    }
+}

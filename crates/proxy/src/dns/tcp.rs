@@ -1,0 +1,143 @@
+//! Clients over TCP (RFC 7766).
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::tcp::OwnedWriteHalf;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+
+use super::pool;
+use super::service::{By, Handled, Service, lock};
+
+/// Connections at a time, of all clients and of one.
+const CONNECTIONS: usize = 1_024;
+const CONNECTIONS_OF_ONE: usize = 16;
+/// Queries of one connection that may wait at a time; no more are read meanwhile.
+const WAITING: usize = 32;
+/// A connection on which nothing comes for this long is closed, and one that takes no answers.
+const IDLE: Duration = Duration::from_secs(10);
+/// Pause after a connection could not be taken, which is for want of descriptors.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// A listener on an address that may have several.
+pub(super) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(1_024)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// Takes connections for ever.
+pub(super) async fn serve(service: Arc<Service>, listener: TcpListener) {
+    let open = Arc::new(Open::default());
+    loop {
+        let (stream, client) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::debug!(%error, "a connection cannot be taken");
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            }
+        };
+        let Some(counted) = Open::count(&open, client.ip()) else {
+            continue;
+        };
+        let service = Arc::clone(&service);
+        tokio::spawn(async move {
+            if let Err(error) = connection(service, stream, client.ip()).await {
+                tracing::trace!(%error, "a client's connection ends");
+            }
+            drop(counted);
+        });
+    }
+}
+
+async fn connection(service: Arc<Service>, stream: TcpStream, client: IpAddr) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let (mut reader, writer) = stream.into_split();
+    let writer = Arc::new(tokio::sync::Mutex::new(writer));
+    let waiting = Arc::new(Semaphore::new(WAITING));
+    let (mut text, mut out) = (String::new(), Vec::new());
+    loop {
+        let message = tokio::time::timeout(IDLE, pool::read(&mut reader)).await??;
+        match service.handle(&message, client, By::Stream, &mut text, &mut out) {
+            // Nothing can be answered, so nothing sensible will follow.
+            Handled::Silent => return Ok(()),
+            Handled::Answered => answer(&writer, &out).await?,
+            Handled::Later(later) => {
+                let Ok(permit) = Arc::clone(&waiting).acquire_owned().await else {
+                    return Ok(());
+                };
+                let (service, writer) = (Arc::clone(&service), Arc::clone(&writer));
+                tokio::spawn(async move {
+                    let mut out = Vec::new();
+                    service.finish(later, &mut out).await;
+                    // The reader notices when the connection has ended.
+                    let _ = answer(&writer, &out).await;
+                    drop(permit);
+                });
+            }
+        }
+    }
+}
+
+async fn answer(writer: &tokio::sync::Mutex<OwnedWriteHalf>, answer: &[u8]) -> io::Result<()> {
+    let mut writer = writer.lock().await;
+    tokio::time::timeout(IDLE, pool::write(&mut *writer, answer)).await?
+}
+
+/// Open connections by client.
+#[derive(Default)]
+struct Open(Mutex<(usize, HashMap<IpAddr, usize>)>);
+
+/// One of them.
+struct Counted {
+    open: Arc<Open>,
+    client: IpAddr,
+}
+
+impl Open {
+    fn count(open: &Arc<Self>, client: IpAddr) -> Option<Counted> {
+        let mut counts = lock(&open.0);
+        if counts.0 >= CONNECTIONS {
+            return None;
+        }
+        let of_client = counts.1.entry(client).or_default();
+        if *of_client >= CONNECTIONS_OF_ONE {
+            return None;
+        }
+        *of_client += 1;
+        counts.0 += 1;
+        Some(Counted {
+            open: Arc::clone(open),
+            client,
+        })
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let mut counts = lock(&self.open.0);
+        counts.0 -= 1;
+        if let Some(of_client) = counts.1.get_mut(&self.client) {
+            *of_client -= 1;
+            if *of_client == 0 {
+                counts.1.remove(&self.client);
+            }
+        }
+    }
+}

@@ -1,0 +1,391 @@
+//! Real sockets on the loopback interface, and upstreams that do as a test says.
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use policy::Document;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+
+use super::*;
+
+const POLICY: &str = r#"{"source_groups":[{"id":"web","mode":"enforce","sources":{"cidrs":["127.0.0.0/8"]},
+    "rules":[{"id":"bad","action":"deny","match":{"dns_names":["bad.example.com"]}},
+             {"id":"ok","action":"allow","match":{"dns_names":["**.example.com"]}}]}]}"#;
+
+fn wire(name: &str) -> Vec<u8> {
+    let mut out = Vec::new();
+    for label in name.split('.') {
+        out.push(label.len() as u8);
+        out.extend_from_slice(label.as_bytes());
+    }
+    out.push(0);
+    out
+}
+
+fn query(name: &str, kind: u16) -> Vec<u8> {
+    let mut out = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    out.extend(wire(name));
+    out.extend([kind.to_be_bytes(), [0, 1]].concat());
+    out
+}
+
+/// The answer to a query without its EDNS: `count` addresses of the question's name.
+fn answer(query: &[u8], address: [u8; 4], count: u16) -> Vec<u8> {
+    let end = 12 + query[12..].iter().position(|b| *b == 0).unwrap() + 5;
+    let mut out = query[..end].to_vec();
+    out[2..12].copy_from_slice(&[0x81, 0x80, 0, 1, 0, count as u8, 0, 0, 0, 0]);
+    for i in 0..count {
+        out.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4]);
+        out.extend([address[0], address[1], address[2], address[3] + i as u8]);
+    }
+    out
+}
+
+/// A scripted upstream over UDP and TCP on one port.
+struct Server {
+    address: SocketAddr,
+    asked: Arc<AtomicUsize>,
+}
+
+impl Server {
+    /// `udp` and `tcp` make the messages that are sent back for a query, given how many came before.
+    async fn start(
+        udp: impl Fn(&[u8], usize) -> Vec<Vec<u8>> + Send + 'static,
+        tcp: impl Fn(&[u8]) -> Vec<u8> + Send + Clone + 'static,
+        delay: Duration,
+    ) -> Self {
+        let (listener, socket) = loop {
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+            if let Ok(socket) = UdpSocket::bind(listener.local_addr().unwrap()).await {
+                break (listener, socket);
+            }
+        };
+        let address = listener.local_addr().unwrap();
+        let asked = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&asked);
+        tokio::spawn(async move {
+            let socket = Arc::new(socket);
+            let mut buffer = [0; 2048];
+            loop {
+                let Ok((read, from)) = socket.recv_from(&mut buffer).await else {
+                    continue;
+                };
+                let answers = udp(&buffer[..read], count.fetch_add(1, Ordering::SeqCst));
+                let socket = Arc::clone(&socket);
+                tokio::spawn(async move {
+                    tokio::time::sleep(delay).await;
+                    for answer in answers {
+                        let _ = socket.send_to(&answer, from).await;
+                    }
+                });
+            }
+        });
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let tcp = tcp.clone();
+                tokio::spawn(async move {
+                    while let Ok(query) = pool::read(&mut stream).await {
+                        if pool::write(&mut stream, &tcp(&query)).await.is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+        Self { address, asked }
+    }
+
+    async fn sound(delay: Duration) -> Self {
+        let one = |q: &[u8]| answer(q, [192, 0, 2, 1], 1);
+        Self::start(move |q, _| vec![one(q)], one, delay).await
+    }
+
+    async fn silent() -> Self {
+        Self::start(|_, _| vec![], |_| vec![], Duration::ZERO).await
+    }
+
+    fn asked(&self) -> usize {
+        self.asked.load(Ordering::SeqCst)
+    }
+}
+
+struct Scene {
+    address: SocketAddr,
+    registry: Registry,
+    _stop: tokio_util::sync::DropGuard,
+}
+
+impl Scene {
+    fn start(upstreams: &[&Server], change: impl FnOnce(&mut Settings)) -> Self {
+        let mut settings = Settings {
+            upstreams: upstreams
+                .iter()
+                .map(|server| Upstream {
+                    address: server.address,
+                    tls: None,
+                })
+                .collect(),
+            upstream_timeout: Duration::from_millis(500),
+            allow_private_answers: vec![],
+            own_addresses: vec![],
+            allow_ech: false,
+            more_kinds: vec![],
+            denial: Denial::NxDomain,
+            cache_bytes: 1 << 20,
+            client_queries_per_second: 0,
+            client_burst: 0,
+        };
+        change(&mut settings);
+        let document = Document::parse_json(POLICY.as_bytes()).unwrap();
+        let compiled = Arc::new(Compiled::compile(&document, 1).unwrap());
+        let mut registry = Registry::default();
+        let proxy = Proxy::new(
+            settings,
+            Box::new(move || Arc::clone(&compiled)),
+            &mut registry,
+        );
+        let stop = CancellationToken::new();
+        let address = proxy
+            .listen((Ipv4Addr::LOCALHOST, 0).into(), 1, &stop)
+            .unwrap();
+        Self {
+            address,
+            registry,
+            _stop: stop.drop_guard(),
+        }
+    }
+
+    async fn udp(&self, query: &[u8]) -> io::Result<Vec<u8>> {
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        socket.connect(self.address).await?;
+        socket.send(query).await?;
+        let mut buffer = vec![0; 4096];
+        let read = tokio::time::timeout(Duration::from_secs(5), socket.recv(&mut buffer)).await??;
+        buffer.truncate(read);
+        Ok(buffer)
+    }
+
+    fn metrics(&self) -> String {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry).unwrap();
+        text
+    }
+
+    #[track_caller]
+    fn counted(&self, line: &str) {
+        let metrics = self.metrics();
+        assert!(metrics.contains(line), "{line}\n{metrics}");
+    }
+}
+
+fn rcode(answer: &[u8]) -> u8 {
+    answer[3] & 0xf
+}
+
+fn answers(answer: &[u8]) -> u8 {
+    answer[7]
+}
+
+#[tokio::test]
+async fn allowed_names_are_answered_once_from_upstream_and_then_from_the_cache() {
+    let upstream = Server::sound(Duration::ZERO).await;
+    let scene = Scene::start(&[&upstream], |_| ());
+    for _ in 0..3 {
+        let got = scene.udp(&query("Www.Example.COM", 1)).await.unwrap();
+        assert_eq!((rcode(&got), answers(&got)), (0, 1));
+        assert_eq!(&got[12..29], &wire("Www.Example.COM")[..]);
+    }
+    assert_eq!(upstream.asked(), 1);
+    scene.counted(r#"dns_queries_total{result="allow",reason="policy",source_group="web"} 3"#);
+    scene.counted(r#"neuwerk_dns_cache_hits_total{state="fresh"} 2"#);
+    scene.counted("neuwerk_dns_cache_entries 1");
+}
+
+#[tokio::test]
+async fn denied_names_never_reach_an_upstream() {
+    let upstream = Server::sound(Duration::ZERO).await;
+    let scene = Scene::start(&[&upstream], |_| ());
+    for name in ["bad.example.com", "example.org", "www.example.com.evil.net"] {
+        let got = scene.udp(&query(name, 1)).await.unwrap();
+        assert_eq!((rcode(&got), answers(&got)), (3, 0), "{name}");
+    }
+    let got = scene.udp(&query("www.example.com", 10)).await.unwrap();
+    assert_eq!(rcode(&got), 5);
+    assert_eq!(upstream.asked(), 0);
+    scene.counted(r#"dns_nxdomain_total{source="policy"} 3"#);
+    let refusing = Scene::start(&[&upstream], |s| s.denial = Denial::Refused);
+    assert_eq!(
+        rcode(&refusing.udp(&query("example.org", 1)).await.unwrap()),
+        5
+    );
+}
+
+#[tokio::test]
+async fn a_slow_question_delays_no_other() {
+    let delays = |q: &[u8], _| vec![answer(q, [192, 0, 2, 1], 1)];
+    let upstream = Server::start(delays, |_| vec![], Duration::from_millis(300)).await;
+    let scene = Scene::start(&[&upstream], |_| ());
+    let names: Vec<String> = (0..50).map(|i| format!("h{i}.example.com")).collect();
+    let started = Instant::now();
+    let asked: Vec<Vec<u8>> = names.iter().map(|name| query(name, 1)).collect();
+    let mut all = tokio::task::JoinSet::new();
+    let address = scene.address;
+    for query in asked {
+        all.spawn(async move {
+            let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+            socket.send_to(&query, address).await.unwrap();
+            let mut buffer = [0; 512];
+            socket.recv(&mut buffer).await.unwrap()
+        });
+    }
+    // Meanwhile a denied one is answered at once.
+    assert_eq!(
+        rcode(&scene.udp(&query("example.org", 1)).await.unwrap()),
+        3
+    );
+    assert!(
+        started.elapsed() < Duration::from_millis(250),
+        "{:?}",
+        started.elapsed()
+    );
+    assert_eq!(all.join_all().await.len(), 50);
+    assert!(
+        started.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        started.elapsed()
+    );
+}
+
+#[tokio::test]
+async fn equal_questions_are_asked_once() {
+    let upstream = Server::sound(Duration::from_millis(200)).await;
+    let scene = Scene::start(&[&upstream], |_| ());
+    let asked = query("www.example.com", 1);
+    let (a, b, c) = tokio::join!(scene.udp(&asked), scene.udp(&asked), scene.udp(&asked));
+    for got in [a, b, c] {
+        assert_eq!(answers(&got.unwrap()), 1);
+    }
+    assert_eq!(upstream.asked(), 1);
+}
+
+#[tokio::test]
+async fn the_next_upstream_is_asked_when_one_is_silent_or_fails() {
+    let (silent, sound) = (Server::silent().await, Server::sound(Duration::ZERO).await);
+    let failing = |q: &[u8], _| {
+        let mut failed = answer(q, [0; 4], 0);
+        failed[3] |= 2;
+        vec![failed]
+    };
+    let failing = Server::start(failing, |_| vec![], Duration::ZERO).await;
+    let scene = Scene::start(&[&failing, &silent, &sound], |_| ());
+    let got = scene.udp(&query("www.example.com", 1)).await.unwrap();
+    assert_eq!((rcode(&got), answers(&got)), (0, 1));
+    scene.counted(r#"dns_upstream_mismatch_total{reason="rcode",source_group="web"} 1"#);
+    let scene = Scene::start(&[&silent], |_| ());
+    let got = scene.udp(&query("www.example.com", 1)).await.unwrap();
+    assert_eq!(rcode(&got), 2);
+    scene.counted(r#"dns_upstream_mismatch_total{reason="timeout",source_group="web"} 1"#);
+}
+
+#[tokio::test]
+async fn spoofed_answers_are_passed_over() {
+    let spoofing = |q: &[u8], _| {
+        let good = answer(q, [192, 0, 2, 1], 1);
+        let mut other_id = answer(q, [198, 51, 100, 6], 2);
+        other_id[1] ^= 1;
+        let mut other_name = answer(q, [198, 51, 100, 6], 2);
+        other_name[13] = b'x';
+        vec![other_id, other_name, vec![], vec![0; 3], good]
+    };
+    let upstream = Server::start(spoofing, |_| vec![], Duration::ZERO).await;
+    let scene = Scene::start(&[&upstream], |_| ());
+    let got = scene.udp(&query("www.example.com", 1)).await.unwrap();
+    assert_eq!(answers(&got), 1);
+}
+
+#[tokio::test]
+async fn what_is_truncated_or_loses_its_letters_is_asked_over_tcp() {
+    for what in ["truncated", "letters"] {
+        let udp = move |q: &[u8], _| {
+            let mut out = answer(q, [198, 51, 100, 6], 1);
+            match what {
+                "truncated" => out[2] |= 2,
+                _ => out[12..].make_ascii_lowercase(),
+            }
+            vec![out]
+        };
+        let tcp = |q: &[u8]| answer(q, [192, 0, 2, 1], 80);
+        let upstream = Server::start(udp, tcp, Duration::ZERO).await;
+        let scene = Scene::start(&[&upstream], |_| ());
+        let asked = query("www.example.com", 1);
+        // Over UDP it is truncated for the client too, who then comes over TCP.
+        let got = scene.udp(&asked).await.unwrap();
+        assert_eq!((got[2] & 2, answers(&got)), (2, 0), "{what}");
+        let mut stream = TcpStream::connect(scene.address).await.unwrap();
+        for _ in 0..2 {
+            pool::write(&mut stream, &asked).await.unwrap();
+            assert_eq!(answers(&pool::read(&mut stream).await.unwrap()), 80);
+        }
+    }
+}
+
+#[tokio::test]
+async fn special_addresses_are_not_passed_on() {
+    let rebinding = |q: &[u8], _| vec![answer(q, [169, 254, 169, 254], 1)];
+    let upstream = Server::start(rebinding, |_| vec![], Duration::ZERO).await;
+    let scene = Scene::start(&[&upstream], |_| ());
+    let got = scene.udp(&query("www.example.com", 1)).await.unwrap();
+    assert_eq!((rcode(&got), answers(&got)), (0, 0));
+    scene.counted(r#"neuwerk_dns_filtered_addresses_total{reason="link_local"} 1"#);
+    scene.counted("neuwerk_dns_cache_entries 0");
+}
+
+#[tokio::test]
+async fn nonsense_ends_nothing() {
+    let upstream = Server::sound(Duration::ZERO).await;
+    let scene = Scene::start(&[&upstream], |_| ());
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    for length in 0..200 {
+        socket
+            .send_to(&vec![0xc0; length], scene.address)
+            .await
+            .unwrap();
+    }
+    let mut stream = TcpStream::connect(scene.address).await.unwrap();
+    stream.write_all(&[0, 3, 1, 2, 3]).await.unwrap();
+    assert_eq!(stream.read(&mut [0; 9]).await.unwrap(), 0);
+    assert_eq!(
+        answers(&scene.udp(&query("www.example.com", 1)).await.unwrap()),
+        1
+    );
+}
+
+#[tokio::test]
+async fn clients_are_limited() {
+    let upstream = Server::sound(Duration::ZERO).await;
+    let scene = Scene::start(&[&upstream], |s| {
+        s.client_queries_per_second = 1;
+        s.client_burst = 3;
+    });
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    for _ in 0..10 {
+        socket
+            .send_to(&query("example.org", 1), scene.address)
+            .await
+            .unwrap();
+    }
+    let mut got = 0;
+    let mut buffer = [0; 512];
+    while let Ok(Ok(_)) =
+        tokio::time::timeout(Duration::from_millis(300), socket.recv(&mut buffer)).await
+    {
+        got += 1;
+    }
+    assert_eq!(got, 3);
+    scene.counted(
+        r#"dns_queries_total{result="drop",reason="rate_limit",source_group="default"} 7"#,
+    );
+}
