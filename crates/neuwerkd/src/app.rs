@@ -66,6 +66,7 @@ pub struct Running {
     control_runtime: Runtime,
     consensus_runtime: Runtime,
     http_runtime: Runtime,
+    dns_runtime: Option<Runtime>,
 }
 
 /// Starts a node and returns once packets flow under its last-known-good policy. `log` is what support archives show
@@ -125,6 +126,7 @@ pub fn start(config: Config, log: RecentLog, received: Received) -> anyhow::Resu
 
     let mut metrics = Metrics::default();
     crate::metrics::handover::register(metrics.registry(), &handed_over);
+    let proxy = crate::dns::proxy(&config, dataplane.dataplane(), metrics.registry());
     let app = http::App::new(Arc::clone(&readiness), metrics.http());
     app.set_dataplane(dataplane.dataplane());
     control_runtime.spawn(Arc::clone(dataplane.dataplane()).keep_surveying());
@@ -175,6 +177,15 @@ pub fn start(config: Config, log: RecentLog, received: Received) -> anyhow::Resu
         );
         control_runtime.spawn(follow);
     }
+    let dns_runtime = match proxy {
+        None => None,
+        Some(proxy) => {
+            let dns_runtime = runtime("dns", crate::dns::THREADS)?;
+            let stop = stop_control.clone();
+            dns_runtime.spawn(crate::dns::listen(proxy, Arc::clone(&config), stop));
+            Some(dns_runtime)
+        }
+    };
     control_tasks.spawn_on(
         control::supervise(control, stop_control.clone()),
         control_runtime.handle(),
@@ -194,6 +205,7 @@ pub fn start(config: Config, log: RecentLog, received: Received) -> anyhow::Resu
         control_runtime,
         consensus_runtime,
         http_runtime,
+        dns_runtime,
     })
 }
 
@@ -248,6 +260,9 @@ impl Running {
             }
         });
         self.http_runtime.shutdown_timeout(Duration::from_secs(1));
+        if let Some(dns_runtime) = self.dns_runtime {
+            dns_runtime.shutdown_timeout(Duration::from_secs(1));
+        }
         self.control_runtime
             .shutdown_timeout(Duration::from_secs(1));
         self.consensus_runtime

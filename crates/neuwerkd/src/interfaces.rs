@@ -19,6 +19,18 @@ pub fn management_address(interface: &str) -> io::Result<Option<IpAddr>> {
     Ok(first_global(&addresses))
 }
 
+/// The addresses of all interfaces.
+pub fn addresses() -> io::Result<Vec<IpAddr>> {
+    let addresses = nix::ifaddrs::getifaddrs()?.filter_map(|entry| {
+        let address = entry.address?;
+        address
+            .as_sockaddr_in()
+            .map(|v4| IpAddr::V4(v4.ip()))
+            .or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
+    });
+    Ok(addresses.collect())
+}
+
 /// Whether the interface exists.
 pub fn exists(interface: &str) -> bool {
     nix::net::if_::if_nametoindex(interface).is_ok()

@@ -9,6 +9,7 @@ pub mod config;
 pub mod control;
 pub mod dataplane;
 pub mod decode;
+mod dns;
 pub mod drain;
 pub mod explain;
 pub mod handover;

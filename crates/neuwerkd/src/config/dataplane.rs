@@ -22,10 +22,10 @@ section! {
     idle_timeout_secs: Option<u32> = None, flag("idle-timeout-secs"), unit("s"), range(1..=31_536_000);
     /// How long an address learned from DNS outlives its TTL.
     dns_allowlist_idle_secs: Option<u32> = None, flag("dns-allowlist-idle-secs"), unit("s"), range(1..=31_536_000),
-        part(Part::Dns), default_is("idle_timeout_secs + 120; 420 while that is unset");
+        part(Part::Grants), default_is("idle_timeout_secs + 120; 420 while that is unset");
     /// How often ended grants are cleared away.
     dns_allowlist_gc_interval_secs: u32 = 30, flag("dns-allowlist-gc-interval-secs"), unit("s"), range(1..=31_536_000),
-        part(Part::Dns);
+        part(Part::Grants);
     /// How long a DHCP server may take to answer before it is asked again; doubled with each repetition.
     dhcp_timeout_secs: u32 = 5, flag("dhcp-timeout-secs"), unit("s"), range(1..=31_536_000), part(Part::Dhcp);
     /// How often a DHCP message is repeated before the client begins anew.

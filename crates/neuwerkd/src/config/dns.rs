@@ -10,9 +10,10 @@ section! {
     /// The DNS proxy, which answers clients and learns which addresses a name stands for.
     Dns, Part::Dns;
 
-    /// Addresses that clients inside ask; packets to their port 53 are handed to the proxy. None: there is no proxy.
+    /// Addresses that clients inside ask; packets to their port 53 are handed to the proxy. None: it answers at the management
+    /// address alone.
     target_ips: Vec<IpAddr> = Vec::new(), flag("dns-target-ip"), flag_alias("dns-target-ips");
-    /// Resolvers that the proxy asks, in this order.
+    /// Resolvers that the proxy asks, in this order. None: there is no proxy.
     upstreams: Vec<SocketAddr> = Vec::new(), flag("dns-upstream"), flag_alias("dns-upstreams");
     /// How long one resolver may take before the next is asked.
     upstream_timeout_ms: u32 = 2000, unit("ms"), range(1..=600_000);
@@ -21,13 +22,13 @@ section! {
 }
 
 impl Dns {
-    /// The addresses whose port 53 is the proxy's: none as long as there is no proxy, so that packets to them are judged
-    /// and forwarded like all others.
+    /// The addresses whose port 53 is the proxy's: none if there is no proxy, so that packets to them are judged and
+    /// forwarded like all others.
     pub fn served(&self) -> &[IpAddr] {
-        if Part::Dns.exists() {
-            &self.target_ips
-        } else {
+        if self.upstreams.is_empty() {
             &[]
+        } else {
+            &self.target_ips
         }
     }
 }

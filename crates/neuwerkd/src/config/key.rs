@@ -16,8 +16,10 @@ pub enum Part {
     Management,
     /// Replication of control-plane state.
     Cluster,
-    /// The DNS proxy and name grants.
+    /// The DNS proxy.
     Dns,
+    /// What clients may reach by the names that they resolved.
+    Grants,
     /// The TLS service plane.
     Tls,
     /// How data ports get addresses by themselves, and whom they believe.
@@ -48,6 +50,7 @@ impl Part {
             Part::Node
                 | Part::Management
                 | Part::Cluster
+                | Part::Dns
                 | Part::Overlay
                 | Part::Backup
                 | Part::Dhcp

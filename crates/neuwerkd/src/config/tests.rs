@@ -63,11 +63,7 @@ fn a_published_configuration_starts_with_one_warning() {
         config.dataplane.ports.inside.addresses,
         ["10.1.0.5/24".parse().unwrap()]
     );
-    for named in [
-        "dns.upstreams",
-        "tls_intercept.h2.pool_shards",
-        "dpdk.workers",
-    ] {
+    for named in ["tls_intercept.h2.pool_shards", "dpdk.workers"] {
         assert!(
             config.without_effect.iter().any(|key| key == named),
             "{named}: {:?}",
