@@ -168,7 +168,11 @@ impl Ask {
                 Over::Stream => Rejected::Malformed,
             });
         }
-        let message = Message::from_vec(bytes).map_err(|_| Rejected::Malformed)?;
+        // Names of records may point into the question, whose letters' case means nothing any more.
+        let mut plain = bytes.to_vec();
+        plain[HEADER_BYTES..HEADER_BYTES + self.name.wire().len()]
+            .copy_from_slice(self.name.wire());
+        let message = Message::from_vec(&plain).map_err(|_| Rejected::Malformed)?;
         match message.response_code {
             ResponseCode::NoError | ResponseCode::NXDomain => self.scrubbed(message, scrub),
             code => Err(Rejected::Failed(code.into())),

@@ -408,6 +408,26 @@ fn a_client_gets_it_in_its_own_letters() {
     assert_eq!(message.answers[0].ttl, 53);
 }
 
+#[test]
+fn mixed_letters_are_not_seen_by_clients() {
+    let ask = ask("www.example.com", Kind::CNAME);
+    let bytes = answer(&ask, |m| {
+        let asked = m.queries[0].name.clone();
+        m.answers = vec![record(
+            "www.example.com.",
+            60,
+            RData::CNAME(CNAME(asked.base_name().prepend_label("a").unwrap())),
+        )];
+    });
+    let mixed = |w: &[u8]| w.eq_ignore_ascii_case(b"example") && w != b"example";
+    assert!(bytes.windows(7).any(mixed), "{bytes:?}");
+    let accepted = ask.accept(&bytes, Over::Datagram, &scrub()).unwrap();
+    assert_eq!(
+        shown(&accepted),
+        ["www.example.com. 60 CNAME a.example.com."]
+    );
+}
+
 proptest! {
     /// Whatever an upstream sends behind the right question: no panic, and what is kept can be read.
     #[test]

@@ -35,6 +35,9 @@ pub fn reference() -> String {
     for (name, kind, labels, help) in HTTP {
         rows.push((name.into(), kind, labels, help));
     }
+    for (name, kind, labels, help) in proxy::dns::FAMILIES {
+        rows.push((name.into(), kind, labels, help));
+    }
     rows.extend(consensus::gauges().map(|(name, help)| (name.into(), "gauge", "", help)));
     rows.extend(consensus::counters().map(|(name, help)| (total(name), "counter", "", help)));
     let counters = links::counters()

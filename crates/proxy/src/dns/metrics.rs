@@ -8,48 +8,61 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Metric, Registry};
 
-/// Name, labels, help.
-pub const FAMILIES: [(&str, &str, &str); 9] = [
+/// Name as it is scraped, kind, labels, help.
+pub const FAMILIES: [(&str, &str, &str, &str); 9] = [
     (
-        "dns_queries",
+        "dns_queries_total",
+        "counter",
         "result, reason, source_group",
         "Queries by what became of them",
     ),
     (
         "dns_upstream_rtt_seconds",
+        "histogram",
         "source_group",
         "Time that upstreams took to answer",
     ),
     (
-        "dns_nxdomain",
+        "dns_nxdomain_total",
+        "counter",
         "source",
         "Answers that a name does not exist, by who says so: policy or upstream",
     ),
     (
-        "dns_upstream_mismatch",
+        "dns_upstream_mismatch_total",
+        "counter",
         "reason, source_group",
         "Answers of upstreams that were not taken, by reason",
     ),
     (
-        "neuwerk_dns_cache_hits",
+        "neuwerk_dns_cache_hits_total",
+        "counter",
         "state",
         "Answers from the cache, by whether they had expired",
     ),
-    ("neuwerk_dns_cache_entries", "", "Answers in the cache"),
+    (
+        "neuwerk_dns_cache_entries",
+        "gauge",
+        "",
+        "Answers in the cache",
+    ),
     (
         "neuwerk_dns_cache_bytes",
+        "gauge",
         "",
         "Memory of the answers in the cache",
     ),
     (
-        "neuwerk_dns_filtered_addresses",
+        "neuwerk_dns_filtered_addresses_total",
+        "counter",
         "reason",
         "Addresses that were left out of answers, by reason",
     ),
     (
         "neuwerk_dns_waiting_queries",
+        "gauge",
         "",
         "Queries that wait for an upstream",
     ),
@@ -139,15 +152,15 @@ impl Metrics {
             filtered,
             waiting,
         ] = FAMILIES;
-        registry.register(queries.0, queries.2, metrics.queries.clone());
-        registry.register(rtt.0, rtt.2, metrics.rtt.clone());
-        registry.register(nxdomain.0, nxdomain.2, metrics.nxdomain.clone());
-        registry.register(mismatch.0, mismatch.2, metrics.mismatch.clone());
-        registry.register(hits.0, hits.2, metrics.hits.clone());
-        registry.register(entries.0, entries.2, metrics.entries.clone());
-        registry.register(bytes.0, bytes.2, metrics.bytes.clone());
-        registry.register(filtered.0, filtered.2, metrics.filtered.clone());
-        registry.register(waiting.0, waiting.2, metrics.waiting.clone());
+        register(registry, queries, metrics.queries.clone());
+        register(registry, rtt, metrics.rtt.clone());
+        register(registry, nxdomain, metrics.nxdomain.clone());
+        register(registry, mismatch, metrics.mismatch.clone());
+        register(registry, hits, metrics.hits.clone());
+        register(registry, entries, metrics.entries.clone());
+        register(registry, bytes, metrics.bytes.clone());
+        register(registry, filtered, metrics.filtered.clone());
+        register(registry, waiting, metrics.waiting.clone());
         metrics
     }
 
@@ -182,4 +195,13 @@ impl Metrics {
     pub(super) fn filtered(&self, reason: &'static str) {
         self.filtered.get_or_create(&Reason { reason }).inc();
     }
+}
+
+/// The encoder adds the ending of counters itself.
+fn register(
+    registry: &mut Registry,
+    (name, _, _, help): (&str, &str, &str, &str),
+    metric: impl Metric,
+) {
+    registry.register(name.trim_end_matches("_total"), help, metric);
 }
