@@ -292,7 +292,11 @@ mod tests {
                     .collect();
                 prop_assert_eq!(&granted, &rules_by_name(&document, group, name));
                 let want = evaluate_granted(&document, facts, &granted);
-                prop_assert_eq!(compiled.evaluate_granted(facts, &rules), want, "{:?}", facts);
+                let (decision, decided) = compiled.evaluate_granted(facts, &rules);
+                prop_assert_eq!(decision, want, "{:?}", facts);
+                let position = want.group.zip(want.rule);
+                let by_name = position.filter(|position| granted.contains(position));
+                prop_assert_eq!(decided.and_then(|rule| compiled.name_rule_position(rule)), by_name);
             }
         }
 

@@ -14,6 +14,7 @@ use std::io;
 
 use crate::address::Addr;
 use crate::clock::Tick;
+use crate::grant::UseId;
 use crate::port::PortId;
 use crate::snapshot::IdleTicks;
 use crate::tcp::{Connection, End, State};
@@ -135,6 +136,8 @@ pub(crate) struct Flow {
     pub(crate) group: u16,
     /// Where it is counted among its group's flows.
     pub(crate) tally: u16,
+    /// The grant by which its rule has its server, if that rule is by name.
+    pub(crate) grant: Option<UseId>,
     pub(crate) tcp: Connection,
 }
 

@@ -146,7 +146,7 @@ pub fn foresee(snapshot: &Arc<Snapshot>, now: Now, probe: &Probe) -> io::Result<
             (hop.port, via)
         }),
         to_inside: out.map(|out| snapshot.destination_side(out, dst) == Side::Inside),
-        decision: is_judged.then(|| snapshot.policy().evaluate(&facts)),
+        decision: is_judged.then(|| snapshot.judge(&facts)),
         resets: counters.resets_sent.get() > 0,
         icmp_error: counters.icmp_errors_sent.get() > 0,
         fate,

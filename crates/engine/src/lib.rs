@@ -18,6 +18,7 @@ pub mod event;
 mod flow;
 pub mod foresee;
 mod fragment;
+pub mod grant;
 mod limit;
 pub mod look;
 pub mod mesh;

@@ -43,6 +43,7 @@ use crate::event::{Event, FlowFacts};
 use crate::flow::key::Random;
 use crate::flow::{Flow, FlowId, FlowTable, Lookup, NO_GROUP, NO_RULE, Sides};
 use crate::fragment::{Fragments, Identifications, Whole};
+use crate::grant::{self, UseId};
 use crate::limit::TokenBucket;
 use crate::look::Desk;
 use crate::nat::{self, Mappings, Partition};
@@ -119,6 +120,8 @@ const HOP_CACHE: usize = 1024;
 #[derive(Debug)]
 pub(crate) struct Pipeline {
     snapshot: Arc<Snapshot>,
+    /// What is granted under its policy, as of this burst.
+    grants: Arc<grant::Table>,
     flows: FlowTable,
     neighbors: NeighborTable,
     ports: Vec<Capabilities>,
@@ -195,6 +198,7 @@ impl Pipeline {
             ports.extend(ports.first().cloned());
         }
         Ok(Pipeline {
+            grants: snapshot.grants().load_full(),
             snapshot,
             tally,
             fragments,
@@ -236,6 +240,14 @@ impl Pipeline {
     /// Begins a turn under the snapshot that is published now.
     pub(crate) fn begin(&mut self, snapshot: &Arc<Snapshot>, now: Now) {
         self.taps.begin(now);
+        self.tunnels.begin();
+        self.renew(snapshot, now);
+    }
+
+    /// Goes by this snapshot from now on, and by what is granted under it. Frames that were received before it was loaded
+    /// are judged by what was in force when they came, or later: who is told of an address after it has been granted has
+    /// it in force for the first packet.
+    pub(crate) fn renew(&mut self, snapshot: &Arc<Snapshot>, now: Now) {
         if !self.started {
             self.started = true;
             self.flows.start(now.tick());
@@ -250,7 +262,10 @@ impl Pipeline {
             // Whoever waits for this may free what was published before: it is not held here any more.
             self.counters.set_generation(snapshot.generation());
         }
-        self.tunnels.begin();
+        let grants = self.snapshot.grants().load();
+        if !Arc::ptr_eq(&self.grants, &grants) {
+            self.grants = Arc::clone(&grants);
+        }
     }
 
     fn install(&mut self, snapshot: Arc<Snapshot>) {
@@ -527,9 +542,15 @@ impl Pipeline {
             // It may be had again: the flow waits for that.
             return Err(DropReason::NoNatAddress);
         }
-        let decision = snapshot
-            .policy()
-            .evaluate(&facts(&flow.client_key(), flow.icmp));
+        let (decision, grant) = self
+            .grants
+            .judge(snapshot.policy(), &facts(&flow.client_key(), flow.icmp));
+        if grant != flow.grant {
+            // In this order: it is never seen without a flow in between.
+            self.use_grant(grant);
+            self.leave_grant(flow.grant);
+            flow.grant = grant;
+        }
         flow.generation = snapshot.generation() as u32;
         flow.revision = snapshot.policy().revision() as u32;
         flow.group = decision.group.map_or(NO_GROUP, |g| g as u16);
@@ -612,7 +633,7 @@ impl Pipeline {
         };
 
         let turns_back = self.turns_back(self.underway.is_some(), key);
-        let decision = snapshot.policy().evaluate(&facts(key, p.icmp));
+        let (decision, grant) = self.grants.judge(snapshot.policy(), &facts(key, p.icmp));
         let mut flow = Flow {
             client: key.src,
             server: key.dst,
@@ -631,6 +652,7 @@ impl Pipeline {
             rule: decision.rule.unwrap_or(NO_RULE),
             group: decision.group.map_or(NO_GROUP, |g| g as u16),
             tally: tally::NO_PLACE,
+            grant,
             tunnel: key.tunnel,
             tcp: match (is_tcp, picks_up) {
                 (true, false) => Connection::open(&p.segment),
@@ -673,6 +695,7 @@ impl Pipeline {
         }
 
         self.counters.flows_opened.inc();
+        self.use_grant(flow.grant);
         self.tunnels.opened(flow.tunnel);
         self.counters
             .flows_active
@@ -694,6 +717,20 @@ impl Pipeline {
             });
         }
         Ok(id)
+    }
+
+    /// Counts a flow of a grant.
+    fn use_grant(&self, grant: Option<UseId>) {
+        if let Some(grant) = grant {
+            self.grants.uses().enter(grant);
+        }
+    }
+
+    /// The same for one that is no more.
+    fn leave_grant(&self, grant: Option<UseId>) {
+        if let Some(grant) = grant {
+            self.grants.uses().leave(grant);
+        }
     }
 
     /// Gives a new flow the address and port that the server will see.
@@ -1055,6 +1092,7 @@ impl Pipeline {
     /// Accounts for a flow that has left the table.
     fn closed(&mut self, flow: &Flow, reason: CloseReason) {
         self.tally.leave(flow);
+        self.leave_grant(flow.grant);
         self.counters.count_closed(reason);
         self.tunnels.closed(flow.tunnel);
         self.counters

@@ -4,11 +4,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use ipnet::{IpNet, Ipv6Net};
-use policy::Compiled;
+use policy::{Compiled, Decision, Facts};
 
 use crate::address::{Addr, Prefix};
 use crate::clock::{Now, ticks};
+use crate::grant;
 use crate::nat::PrefixPair;
 use crate::nat::prefix::MAX_LEN;
 use crate::overlay::Overlay;
@@ -343,6 +345,8 @@ pub struct Snapshot {
     /// does not.
     groups_tell: [bool; 2],
     network: Arc<Network>,
+    /// What addresses are granted to under this policy: newer ones are published here, without a generation of their own.
+    grants: Arc<ArcSwap<grant::Table>>,
 }
 
 impl Snapshot {
@@ -356,15 +360,27 @@ impl Snapshot {
         settings: Settings,
     ) -> Result<Snapshot, SettingsError> {
         let network = Arc::new(Network::new(settings)?);
-        Ok(Snapshot::assemble(generation, policy, network))
+        let grants = Arc::new(ArcSwap::from_pointee(grant::Table::default()));
+        Ok(Snapshot::assemble(generation, policy, network, grants))
     }
 
-    /// The same settings under another policy; cheap.
-    pub fn with_policy(&self, generation: u64, policy: Arc<Compiled>) -> Snapshot {
-        Snapshot::assemble(generation, policy, Arc::clone(&self.network))
+    /// The same settings under another policy, with these grants, which are for its rules; cheap.
+    pub fn with_policy(
+        &self,
+        generation: u64,
+        policy: Arc<Compiled>,
+        grants: grant::Table,
+    ) -> Snapshot {
+        let grants = Arc::new(ArcSwap::from_pointee(grants));
+        Snapshot::assemble(generation, policy, Arc::clone(&self.network), grants)
     }
 
-    fn assemble(generation: u64, policy: Arc<Compiled>, network: Arc<Network>) -> Snapshot {
+    fn assemble(
+        generation: u64,
+        policy: Arc<Compiled>,
+        network: Arc<Network>,
+        grants: Arc<ArcSwap<grant::Table>>,
+    ) -> Snapshot {
         // Both ends of the address space are sources only if everything between them is meant.
         let everyone = |ends: [IpAddr; 2]| ends.iter().all(|a| policy.contains_source(*a));
         let v4 = [Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::BROADCAST.into()];
@@ -378,6 +394,7 @@ impl Snapshot {
             policy,
             groups_tell,
             network,
+            grants,
         }
     }
 
@@ -387,7 +404,9 @@ impl Snapshot {
         generation: u64,
         settings: Settings,
     ) -> Result<Snapshot, SettingsError> {
-        Snapshot::new(generation, Arc::clone(&self.policy), settings)
+        let network = Arc::new(Network::new(settings)?);
+        let (policy, grants) = (Arc::clone(&self.policy), Arc::clone(&self.grants));
+        Ok(Snapshot::assemble(generation, policy, network, grants))
     }
 
     /// The same, refusing new flows and keeping old ones, or taking new ones again.
@@ -406,6 +425,17 @@ impl Snapshot {
     /// The policy.
     pub fn policy(&self) -> &Arc<Compiled> {
         &self.policy
+    }
+
+    /// What addresses are granted to under the policy. The control side stores a newer table here; what it replaces it
+    /// keeps until every worker has turned, so that none of them frees it.
+    pub fn grants(&self) -> &ArcSwap<grant::Table> {
+        &self.grants
+    }
+
+    /// Judges a packet by the policy and by what is granted now.
+    pub fn judge(&self, facts: &Facts) -> Decision {
+        self.grants.load().judge(&self.policy, facts).0
     }
 
     /// The settings.
@@ -888,7 +918,7 @@ mod tests {
     #[test]
     fn a_new_policy_keeps_the_settings() {
         let old = Snapshot::new(1, Arc::new(Compiled::deny_all()), two_arms()).unwrap();
-        let new = old.with_policy(2, Arc::new(Compiled::deny_all()));
+        let new = old.with_policy(2, Arc::new(Compiled::deny_all()), grant::Table::default());
         assert_eq!((new.generation(), new.settings()), (2, old.settings()));
         let draining = new.with_draining(3, true);
         assert!(draining.settings().draining && !new.settings().draining);

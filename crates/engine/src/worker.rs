@@ -197,6 +197,7 @@ impl<P: Port, L: Port> Worker<P, L> {
         if taken == 0 {
             return 0;
         }
+        self.pipeline.renew(&self.published.load(), now);
         let caps = self.pipeline.capabilities(port);
         let station = if caps.layer3 {
             Station::Any
@@ -393,6 +394,9 @@ impl<P: Port, L: Port> Worker<P, L> {
         let mut handed = std::mem::take(&mut self.handed);
         peers.take(BURST, &mut handed);
         let taken = handed.len();
+        if taken > 0 {
+            self.pipeline.renew(&self.published.load(), now);
+        }
         for (_, handed) in &handed {
             self.pipeline.prefetch_bucket(&handed.parsed);
         }

@@ -8,6 +8,7 @@ use mem::{Slab, Table};
 use super::{Flow, Key, Sides};
 use crate::address::Addr;
 use crate::clock::Tick;
+use crate::grant::UseId;
 use crate::tcp::{Connection, End};
 
 /// What tells a flow from all others, and what every packet asks: half a cache line.
@@ -38,6 +39,7 @@ pub(crate) struct Body {
     pub(crate) tcp: Connection,
     revision: u32,
     rule: u32,
+    grant: Option<UseId>,
     group: u16,
     icmp: (u8, u8),
 }
@@ -245,6 +247,7 @@ impl Parts {
             rule: body.rule,
             group: body.group,
             tally: head.tally,
+            grant: body.grant,
             tcp: body.tcp,
         }
     }
@@ -295,6 +298,7 @@ fn apart(flow: &Flow) -> (Head, Body) {
         tcp: flow.tcp,
         revision: flow.revision,
         rule: flow.rule,
+        grant: flow.grant,
         group: flow.group,
         icmp: flow.icmp,
     };

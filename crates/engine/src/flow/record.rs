@@ -19,7 +19,7 @@
 //!
 //! A later version may put fields behind; a reader takes those that it knows, and zeros for those that an earlier one did
 //! not have, down to [`MIN_LEN`]. Neither the hash of a flow nor its place
-//! travels, nor the generation: whoever takes it judges it anew.
+//! travels, nor the generation or the grant: whoever takes it judges it anew.
 
 use super::{Flow, Key, Sides};
 use crate::address::Addr;
@@ -153,6 +153,7 @@ pub(crate) fn parse(bytes: &[u8], now: Now, elapsed_ns: u64) -> Option<(Flow, Op
         group: u16_at(120),
         // Counted with its group once it has been judged here.
         tally: NO_PLACE,
+        grant: None,
         tunnel: 0,
         tcp,
     };

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use policy::Compiled;
 
+use crate::grant::Table;
 use crate::address::Prefix;
 use crate::flow::{Flow, Key};
 use crate::tcp::{End, State};
@@ -160,15 +161,23 @@ impl Filter {
     }
 }
 
-/// What a policy decides about a flow: group, rule, and whether it passes. What it has judged already
-/// is not judged again.
-pub(crate) fn decided(flow: &Flow, policy: &Arc<Compiled>) -> (Option<u32>, Option<u32>, bool) {
+/// What a policy decides about a flow, with what is granted under it if that is known: group, rule, and whether it passes.
+/// What it has judged already is not judged again.
+pub(crate) fn decided(
+    flow: &Flow,
+    policy: &Arc<Compiled>,
+    grants: Option<&Table>,
+) -> (Option<u32>, Option<u32>, bool) {
     use crate::flow::{NO_GROUP, NO_RULE};
     if flow.revision == policy.revision() as u32 {
         let group = (flow.group != NO_GROUP).then_some(u32::from(flow.group));
         let rule = (flow.rule != NO_RULE).then_some(flow.rule);
         return (group, rule, true);
     }
-    let decision = policy.evaluate(&crate::pipeline::facts(&flow.client_key(), flow.icmp));
+    let facts = crate::pipeline::facts(&flow.client_key(), flow.icmp);
+    let decision = match grants {
+        Some(grants) => grants.judge(policy, &facts).0,
+        None => policy.evaluate(&facts),
+    };
     (decision.group, decision.rule, decision.allow)
 }

@@ -148,6 +148,9 @@ impl Pipeline {
             // Without a number it is not possible below.
             flow.tunnel = self.tunnels.number(network.id).unwrap_or(0);
         }
+        // It is judged when its next packet comes. Until then it keeps the grant that it needs then.
+        let first = facts(&flow.client_key(), flow.icmp);
+        (_, flow.grant) = self.grants.judge(self.snapshot.policy(), &first);
         if flow.has_expired(now.tick(), self.snapshot.idle()) {
             imported.expired += 1;
         } else if by_client == by_server
@@ -159,6 +162,7 @@ impl Pipeline {
                 imported.refused += 1;
                 return;
             }
+            self.use_grant(flow.grant);
             self.tunnels.opened(flow.tunnel);
             if flow.is_translated() {
                 self.bound(&flow);

@@ -7,6 +7,7 @@ use std::time::Duration;
 use policy::Compiled;
 
 use super::Pipeline;
+use crate::grant::Table;
 use crate::clock::{Now, TICK_SHIFT};
 use crate::counters::CloseReason;
 use crate::event::FlowFacts;
@@ -97,7 +98,9 @@ impl Pipeline {
                         self.kill(now, id, *reset);
                         CLOSED
                     }
-                    Task::Survey(survey) => count(survey, &flow, policy),
+                    Task::Survey(survey) => {
+                        count(survey, &flow, policy, self.grants_under(policy))
+                    }
                 };
             }
             if let Task::Mark { marks } = task
@@ -146,8 +149,13 @@ impl Pipeline {
         if is_stale(flow, policy) {
             *cost += JUDGED;
         }
-        let (group, rule, _) = decided(flow, policy);
+        let (group, rule, _) = decided(flow, policy, self.grants_under(policy));
         filter.matches_decision(group, rule)
+    }
+
+    /// What is granted to the rules of a policy, if it is the one in force.
+    fn grants_under(&self, policy: &Arc<Compiled>) -> Option<&Table> {
+        Arc::ptr_eq(policy, self.snapshot.policy()).then_some(&*self.grants)
     }
 
     fn kill(&mut self, now: Now, id: FlowId, reset: bool) {
@@ -159,7 +167,7 @@ impl Pipeline {
     }
 
     fn view(&self, now: Now, flow: &Flow, policy: &Arc<Compiled>, recent_bytes: u64) -> FlowView {
-        let (group, rule, allowed) = decided(flow, policy);
+        let (group, rule, allowed) = decided(flow, policy, self.grants_under(policy));
         let is_icmp = matches!(flow.proto, proto::ICMP4 | proto::ICMP6);
         let idle = now.tick().since(flow.last_seen);
         let expires = flow.idle(self.snapshot.idle()).saturating_sub(idle);
@@ -217,14 +225,19 @@ fn rank(
 }
 
 /// Counts a flow, and returns what that cost.
-fn count(survey: &mut Survey, flow: &Flow, policy: &Arc<Compiled>) -> u32 {
+fn count(
+    survey: &mut Survey,
+    flow: &Flow,
+    policy: &Arc<Compiled>,
+    grants: Option<&Table>,
+) -> u32 {
     survey.states[FlowState::of(flow) as usize] += 1;
     let mut cost = 1;
     if is_stale(flow, policy) {
         survey.stale += 1;
         cost += JUDGED;
     }
-    let (group, ..) = decided(flow, policy);
+    let (group, ..) = decided(flow, policy, grants);
     let last = survey.groups.len() - 1;
     let group = group.map_or(last, |group| (group as usize).min(last));
     survey.groups[group] += 1;

@@ -299,7 +299,7 @@ impl Pipeline {
             }
             _ => return None,
         };
-        let decision = self.snapshot.policy().evaluate(&facts);
+        let (decision, _) = self.grants.judge(self.snapshot.policy(), &facts);
         Some(Ruling {
             group: decision.group,
             rule: decision.rule,

@@ -115,15 +115,22 @@ impl Compiled {
             .unwrap_or_default()
     }
 
-    /// Judges a packet whose destination is granted to some rules by name, given in ascending order.
-    /// Those that are not rules of a group that has the source count for nothing.
+    /// Judges a packet whose destination is granted to some rules by name, given in ascending order; and which of these it
+    /// was that decided, if one did. Those that are not rules of a group that has the source count for nothing.
     #[must_use]
-    pub fn evaluate_granted(&self, facts: &Facts, granted: &[NameRule]) -> Decision {
+    pub fn evaluate_granted(
+        &self,
+        facts: &Facts,
+        granted: &[NameRule],
+    ) -> (Decision, Option<NameRule>) {
         let selected = self.classifier.select(&point(facts));
         let plain = self.classifier.first(&selected);
         match self.first_entry(facts, &selected, plain, granted) {
-            Some(entry) => self.decisions[entry as usize],
-            None => self.fallback,
+            Some(entry) => {
+                let decided = (Some(entry) != plain).then_some(NameRule(entry));
+                (self.decisions[entry as usize], decided)
+            }
+            None => (self.fallback, None),
         }
     }
 

@@ -133,7 +133,7 @@ fn packets_to_granted_addresses() {
             dst_port: packet.2,
             icmp: None,
         };
-        let decision = compiled.evaluate_granted(&facts, &rules);
+        let (decision, _) = compiled.evaluate_granted(&facts, &rules);
         let rule = decision
             .rule
             .and_then(|r| compiled.rule_id(decision.group?, r))
