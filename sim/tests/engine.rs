@@ -125,7 +125,11 @@ impl Real {
     fn publish(&mut self, policy: Arc<Compiled>) {
         let next = self.published.load().generation() + 1;
         self.published
-            .store(Arc::new(self.published.load().with_policy(next, policy)));
+            .store(Arc::new(self.published.load().with_policy(
+                next,
+                policy,
+                engine::grant::Table::default(),
+            )));
     }
 
     fn dropped(&self) -> Vec<u64> {

@@ -129,7 +129,9 @@ impl Address {
 
     /// Judges a packet to this address, and says which grant let the deciding rule have it.
     pub fn judge(&self, policy: &Compiled, facts: &Facts) -> (Decision, Option<UseId>) {
-        let from = self.clients.partition_point(|(client, ..)| *client < facts.src);
+        let from = self
+            .clients
+            .partition_point(|(client, ..)| *client < facts.src);
         let own = self.clients[from..]
             .iter()
             .take_while(|(client, ..)| *client == facts.src);

@@ -342,6 +342,7 @@ mod tests {
             rule: NO_RULE,
             group,
             tally,
+            grant: None,
             tcp: Connection::default(),
         }
     }

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use policy::Compiled;
 
-use crate::grant::Table;
 use crate::address::Prefix;
 use crate::flow::{Flow, Key};
+use crate::grant::Table;
 use crate::tcp::{End, State};
 use crate::wire::proto;
 

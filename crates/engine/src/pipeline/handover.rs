@@ -8,7 +8,7 @@ use std::io;
 use std::ops::AddAssign;
 use std::time::Duration;
 
-use super::Pipeline;
+use super::{Pipeline, facts};
 use crate::clock::Now;
 use crate::flow::record::{self, Network};
 use crate::flow::{Flow, Sides};

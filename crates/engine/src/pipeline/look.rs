@@ -7,11 +7,11 @@ use std::time::Duration;
 use policy::Compiled;
 
 use super::Pipeline;
-use crate::grant::Table;
 use crate::clock::{Now, TICK_SHIFT};
 use crate::counters::CloseReason;
 use crate::event::FlowFacts;
 use crate::flow::{Flow, FlowId};
+use crate::grant::Table;
 use crate::look::{By, Desk, Filter, FlowState, FlowView, Question, Survey, Task, decided};
 use crate::tcp::End;
 use crate::wire::proto;
@@ -98,9 +98,7 @@ impl Pipeline {
                         self.kill(now, id, *reset);
                         CLOSED
                     }
-                    Task::Survey(survey) => {
-                        count(survey, &flow, policy, self.grants_under(policy))
-                    }
+                    Task::Survey(survey) => count(survey, &flow, policy, self.grants_under(policy)),
                 };
             }
             if let Task::Mark { marks } = task
@@ -225,12 +223,7 @@ fn rank(
 }
 
 /// Counts a flow, and returns what that cost.
-fn count(
-    survey: &mut Survey,
-    flow: &Flow,
-    policy: &Arc<Compiled>,
-    grants: Option<&Table>,
-) -> u32 {
+fn count(survey: &mut Survey, flow: &Flow, policy: &Arc<Compiled>, grants: Option<&Table>) -> u32 {
     survey.states[FlowState::of(flow) as usize] += 1;
     let mut cost = 1;
     if is_stale(flow, policy) {

@@ -129,9 +129,7 @@ impl Stages {
         self.copy();
         let mut sent = 0;
         for (frame, (p, lookup)) in self.scratch.iter_mut().zip(&self.known) {
-            let step = self
-                .pipeline
-                .process(Now(0), PortId(0), frame, p, *lookup);
+            let step = self.pipeline.process(Now(0), PortId(0), frame, p, *lookup);
             sent += usize::from(matches!(step, Step::Send(_)));
         }
         sent

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use engine::counters::{CloseReason, Direction, Protocol};
+use engine::grant::Table;
 use engine::port::memory::{MemoryPacket, MemoryPort};
 use engine::port::{Capabilities, Meta, Packet};
 use engine::snapshot::{LocalService, PortSettings, Route, Settings};
@@ -206,6 +207,12 @@ impl Bench {
         elapsed: Duration,
     ) -> (Bench, Imported) {
         let mut next = Bench::new(policy, settings);
+        let imported = self.hand_over(&mut next, elapsed);
+        (next, imported)
+    }
+
+    /// Hands this one's flows to another worker, which takes them over after `elapsed`.
+    pub(crate) fn hand_over(&self, next: &mut Bench, elapsed: Duration) -> Imported {
         next.pass(Duration::from_nanos(self.now.0 - next.now.0) + elapsed);
         let mut imported = Imported::default();
         self.worker
@@ -216,15 +223,19 @@ impl Bench {
             })
             .expect("valid by construction");
         next.moved();
-        (next, imported)
+        imported
     }
 
     pub(crate) fn publish(&mut self, policy: &str) {
+        self.publish_with(policy, |_| Table::default());
+    }
+
+    /// The same, with what is granted under it.
+    pub(crate) fn publish_with(&mut self, policy: &str, grants: impl FnOnce(&Compiled) -> Table) {
         let next = self.published.load().generation() + 1;
-        let snapshot = self
-            .published
-            .load()
-            .with_policy(next, compile(policy, next));
+        let policy = compile(policy, next);
+        let grants = grants(&policy);
+        let snapshot = self.published.load().with_policy(next, policy, grants);
         self.published.store(Arc::new(snapshot));
     }
 

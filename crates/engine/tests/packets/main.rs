@@ -3,6 +3,7 @@
 mod acquire;
 mod bench;
 mod fragments;
+mod grants;
 mod hairpin;
 mod handover;
 mod icmp;
