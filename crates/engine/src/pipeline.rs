@@ -25,7 +25,7 @@ mod overlay;
 mod probe;
 mod reset;
 #[cfg(feature = "stages")]
-pub(crate) mod stages;
+pub mod stages;
 mod tap;
 
 pub(crate) use icmp_error::quoted_key;
