@@ -254,7 +254,7 @@ impl Dataplane {
                     Arc::clone(now.policy())
                 }
             };
-            now.with_policy(generation, in_force)
+            now.with_policy(generation, in_force, granted(now))
         });
         self.reached(generation).await
     }
@@ -272,7 +272,7 @@ impl Dataplane {
             } else {
                 withheld.take().unwrap_or_else(|| Arc::clone(now.policy()))
             };
-            now.with_policy(generation, in_force)
+            now.with_policy(generation, in_force, granted(now))
         });
         self.reached(generation).await
     }
@@ -301,7 +301,7 @@ impl Dataplane {
             now.with_settings(generation, settings)
                 .unwrap_or_else(|error| {
                     refused = Some(error);
-                    now.with_policy(generation, Arc::clone(now.policy()))
+                    now.with_policy(generation, Arc::clone(now.policy()), granted(now))
                 })
         });
         self.attach(false);
@@ -507,4 +507,9 @@ fn random_seed() -> anyhow::Result<u64> {
 pub(crate) fn monotonic() -> Now {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     Now(time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs())
+}
+
+/// What is granted under a snapshot.
+fn granted(now: &Snapshot) -> engine::grant::Table {
+    engine::grant::Table::clone(&now.grants().load())
 }
