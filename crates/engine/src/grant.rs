@@ -69,13 +69,15 @@ impl Uses {
             .map_or(0, |counter| counter.load(Ordering::Relaxed))
     }
 
-    pub(crate) fn enter(&self, id: UseId) {
+    /// A flow begins to use it.
+    pub fn enter(&self, id: UseId) {
         if let Some(counter) = self.counter(id) {
             counter.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    pub(crate) fn leave(&self, id: UseId) {
+    /// A flow no longer does.
+    pub fn leave(&self, id: UseId) {
         if let Some(counter) = self.counter(id) {
             counter.fetch_sub(1, Ordering::Relaxed);
         }

@@ -1,0 +1,342 @@
+//! Keeping in step with peers: what this node tells of its own claims, and what it takes from theirs.
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+
+use super::{Key, Store};
+use crate::stream::{Answer, Body, Change, End, Push, VERSION};
+use crate::{OWN, Origin};
+
+/// What was heard from a peer.
+#[derive(Debug, Default)]
+pub(super) struct Heard {
+    incarnation: u64,
+    /// The number of its next change; none: it has to tell everything first.
+    next: Option<u64>,
+    /// Over its claims, as this node has them.
+    pub(super) sum: u64,
+    /// There was no room for all of its claims.
+    pub(super) partial: bool,
+    /// It is telling everything.
+    filling: Option<Filling>,
+}
+
+/// Everything that a peer holds, as far as it has come.
+#[derive(Debug, Default)]
+struct Filling {
+    part: u32,
+    /// Its own claims.
+    confirmed: HashSet<(u32, IpAddr)>,
+}
+
+impl Store {
+    /// The number that the next change will have. All before it have happened.
+    #[must_use]
+    pub fn next_place(&self) -> u64 {
+        self.next
+    }
+
+    /// The message with the changes from number `first` on, `max` at most; none if some of them are not kept any more, and
+    /// everything has to be told.
+    #[must_use]
+    pub fn changes_from(&self, first: u64, max: usize, now_ms: u64) -> Option<Push> {
+        let oldest = self.next - self.log.len() as u64;
+        let skipped = first.checked_sub(oldest)?;
+        let skipped = usize::try_from(skipped).ok()?;
+        let logged = self.log.iter().skip(skipped).take(max);
+        let sum = logged.clone().next_back().map_or(self.sum, |last| last.sum);
+        let changes = logged.map(|logged| {
+            let life_ms = logged.until_ms.map_or(0, |until_ms| {
+                // A claim that has ended meanwhile ends by a change of its own.
+                until_ms.saturating_sub(now_ms).max(1)
+            });
+            Change {
+                group: logged.key.group.clone(),
+                name: logged.key.name.clone(),
+                client: logged.key.client,
+                addresses: logged.addresses.clone(),
+                life_ms,
+                age_ms: 0,
+                origin: None,
+            }
+        });
+        let changes = changes.collect();
+        Some(self.push(Body::Changes {
+            first,
+            changes,
+            sum,
+        }))
+    }
+
+    /// A part of everything that is held: of `count` holdings from `from` on. Begin with part 0 at 0, and note
+    /// [`next_place`](Self::next_place) before: it is where the stream goes on behind the last part. Where the next part
+    /// begins, if there is one.
+    #[must_use]
+    pub fn everything(
+        &self,
+        part: u32,
+        from: usize,
+        count: usize,
+        end: End,
+        now_ms: u64,
+    ) -> (Push, Option<usize>) {
+        let until = (from + count).min(self.holdings.len());
+        let mut claims = Vec::new();
+        for holding in self.holdings[from..until].iter().flatten() {
+            for spot in &holding.spots {
+                for claim in spot.claims() {
+                    claims.push(Change {
+                        group: holding.key.group.clone(),
+                        name: holding.key.name.clone(),
+                        client: holding.key.client,
+                        addresses: vec![spot.address],
+                        life_ms: claim.until_ms.saturating_sub(now_ms).max(1),
+                        age_ms: now_ms.saturating_sub(spot.seen_ms),
+                        origin: (claim.origin != OWN).then_some(claim.origin),
+                    });
+                }
+            }
+        }
+        let next = (until < self.holdings.len()).then_some(until);
+        let end = next.is_none().then_some(end);
+        (self.push(Body::All { part, claims, end }), next)
+    }
+
+    fn push(&self, body: Body) -> Push {
+        Push {
+            version: VERSION,
+            incarnation: self.settings.incarnation,
+            body,
+        }
+    }
+
+    /// Takes a message of a peer; `own` is this node's id.
+    pub fn take(&mut self, from: Origin, own: Origin, push: &Push, now_ms: u64) -> Answer {
+        let heard = self.heard_of(from);
+        if heard.incarnation != push.incarnation {
+            heard.incarnation = push.incarnation;
+            heard.next = None;
+            heard.filling = None;
+        }
+        match &push.body {
+            Body::Changes {
+                first,
+                changes,
+                sum,
+            } => self.take_changes(from, *first, changes, *sum, now_ms),
+            Body::All { part, claims, end } => {
+                self.take_all(from, own, *part, claims, *end, now_ms)
+            }
+        }
+        Answer {
+            wants_all: self.is_behind(from) && self.heard_of(from).filling.is_none(),
+            behind: self.is_behind(from),
+        }
+    }
+
+    /// Whether this node does not have everything that a peer holds.
+    #[must_use]
+    pub fn is_behind(&self, peer: Origin) -> bool {
+        self.peers
+            .get(&peer)
+            .is_none_or(|heard| heard.next.is_none())
+    }
+
+    fn take_changes(
+        &mut self,
+        from: Origin,
+        first: u64,
+        changes: &[Change],
+        sum: u64,
+        now_ms: u64,
+    ) {
+        let heard = self.heard_of(from);
+        let follows = heard.next == Some(first);
+        heard.next = follows.then_some(first + changes.len() as u64);
+        // What is granted is granted, whether or not something before it is missing.
+        for change in changes {
+            self.take_change(from, change, now_ms);
+        }
+        let heard = self.heard_of(from);
+        if heard.sum != sum && !heard.partial {
+            heard.next = None;
+        }
+    }
+
+    fn take_change(&mut self, from: Origin, change: &Change, now_ms: u64) {
+        let key = key_of(change);
+        if change.life_ms > 0 {
+            let at = self.find_or_hold(&key);
+            for address in &change.addresses {
+                self.enter(at, *address, from, change, now_ms);
+            }
+            self.drop_if_empty(at);
+        } else if let Some(at) = self.find(&key) {
+            for address in &change.addresses {
+                self.keep_if_used(at, *address, now_ms);
+                self.disclaim(at, *address, from, now_ms);
+            }
+            self.drop_if_empty(at);
+        }
+    }
+
+    /// Enters a peer's claim.
+    fn enter(&mut self, at: u32, address: IpAddr, origin: Origin, change: &Change, now_ms: u64) {
+        let until_ms = now_ms + change.life_ms;
+        if self.claim(at, address, origin, until_ms, now_ms).is_none() {
+            self.heard_of(origin).partial = true;
+        } else if let Some(spot) = self.spot(at, address) {
+            let seen_ms = now_ms.saturating_sub(change.age_ms);
+            spot.seen_ms = spot.seen_ms.max(seen_ms);
+        }
+    }
+
+    /// Claims for this node what its live flows use.
+    fn keep_if_used(&mut self, at: u32, address: IpAddr, now_ms: u64) {
+        let Some(spot) = self.spot(at, address) else {
+            return;
+        };
+        if spot.claim_of(OWN).is_some() || self.uses_at(at, address) == 0 {
+            return;
+        }
+        let until_ms = now_ms + self.settings.grace_ms;
+        self.claim(at, address, OWN, until_ms, now_ms);
+        self.tell(at, vec![address], Some(until_ms));
+    }
+
+    fn take_all(
+        &mut self,
+        from: Origin,
+        own: Origin,
+        part: u32,
+        claims: &[Change],
+        end: Option<End>,
+        now_ms: u64,
+    ) {
+        let heard = self.heard_of(from);
+        let filling = heard.filling.take();
+        let mut filling = match (part, filling) {
+            (0, _) => {
+                heard.next = None;
+                heard.partial = false;
+                Filling::default()
+            }
+            (part, Some(filling)) if filling.part == part => filling,
+            // It is not the next part: all has to be told once more.
+            _ => return,
+        };
+        for change in claims {
+            let key = key_of(change);
+            let origin = change.origin.unwrap_or(from);
+            if origin == own {
+                // Of an earlier life of this node.
+                let until_ms = now_ms + change.life_ms;
+                self.claim_own(&key, &change.addresses, until_ms, now_ms);
+                continue;
+            }
+            // Whoever is in step speaks for itself.
+            if origin != from && !self.is_behind(origin) {
+                continue;
+            }
+            let at = self.find_or_hold(&key);
+            for address in &change.addresses {
+                self.enter(at, *address, origin, change, now_ms);
+                if origin == from {
+                    filling.confirmed.insert((at, *address));
+                }
+            }
+            self.drop_if_empty(at);
+        }
+        filling.part += 1;
+        match end {
+            Some(end) => {
+                self.end_unconfirmed(from, &filling.confirmed, now_ms);
+                self.heard_of(from).next = Some(end.next);
+            }
+            None => self.heard_of(from).filling = Some(filling),
+        }
+    }
+
+    /// Ends what a peer claims no longer.
+    fn end_unconfirmed(&mut self, from: Origin, confirmed: &HashSet<(u32, IpAddr)>, now_ms: u64) {
+        for at in 0..self.holdings.len() {
+            let Some(holding) = &self.holdings[at] else {
+                continue;
+            };
+            let at = at as u32;
+            let claimed = holding.spots.iter().filter(|spot| {
+                spot.claim_of(from).is_some() && !confirmed.contains(&(at, spot.address))
+            });
+            let ended: Vec<IpAddr> = claimed.map(|spot| spot.address).collect();
+            if ended.is_empty() {
+                continue;
+            }
+            for address in ended {
+                self.keep_if_used(at, address, now_ms);
+                self.disclaim(at, address, from, now_ms);
+            }
+            self.drop_if_empty(at);
+        }
+    }
+
+    /// Everything as own claims with the life that is left, in parts as [`everything`](Self::everything) has them: for
+    /// keeping.
+    #[must_use]
+    pub fn kept(&self, from: usize, count: usize, now_ms: u64) -> (Vec<Change>, Option<usize>) {
+        let until = (from + count).min(self.holdings.len());
+        let holdings = self.holdings[from..until].iter().flatten();
+        let changes = holdings.flat_map(|holding| {
+            holding.spots.iter().map(|spot| Change {
+                group: holding.key.group.clone(),
+                name: holding.key.name.clone(),
+                client: holding.key.client,
+                addresses: vec![spot.address],
+                life_ms: spot.until_ms().saturating_sub(now_ms).max(1),
+                age_ms: now_ms.saturating_sub(spot.seen_ms),
+                origin: None,
+            })
+        });
+        let next = (until < self.holdings.len()).then_some(until);
+        (changes.collect(), next)
+    }
+
+    /// Takes in what was kept, as of a time ago.
+    pub fn restore(&mut self, changes: &[Change], elapsed_ms: u64, now_ms: u64) {
+        for change in changes {
+            let key = key_of(change);
+            if change.life_ms <= elapsed_ms {
+                if change.life_ms == 0
+                    && let Some(at) = self.find(&key)
+                {
+                    for address in &change.addresses {
+                        self.disclaim(at, *address, OWN, now_ms);
+                    }
+                    self.drop_if_empty(at);
+                }
+                continue;
+            }
+            let until_ms = now_ms + change.life_ms - elapsed_ms;
+            self.claim_own(&key, &change.addresses, until_ms, now_ms);
+        }
+    }
+
+    /// Over the claims of one.
+    pub(super) fn sum_of(&mut self, origin: Origin) -> &mut u64 {
+        match origin {
+            OWN => &mut self.sum,
+            peer => &mut self.heard_of(peer).sum,
+        }
+    }
+
+    pub(super) fn heard_of(&mut self, peer: Origin) -> &mut Heard {
+        self.peers.entry(peer).or_default()
+    }
+}
+
+fn key_of(change: &Change) -> Key {
+    Key {
+        group: change.group.clone(),
+        name: change.name.clone(),
+        client: change.client,
+    }
+}
