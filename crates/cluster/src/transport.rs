@@ -65,14 +65,16 @@ pub enum Kind {
     Recall = 11,
     /// The fingerprint of a member's state at one index.
     Fingerprint = 12,
+    /// What a member's clients were told of names. Ordered: in the order in which they are sent, requests are answered.
+    Grants = 26,
 }
 
 impl Kind {
     /// The kind with this number.
     pub fn from_u8(number: u8) -> Option<Kind> {
         use Kind::{
-            Admin, Append, Enrol, Event, Find, Fingerprint, Http, Mint, PreVote, ReadIndex, Recall,
-            Renew, Report, Sysdump, TransferLeader, Vote,
+            Admin, Append, Enrol, Event, Find, Fingerprint, Grants, Http, Mint, PreVote, ReadIndex,
+            Recall, Renew, Report, Sysdump, TransferLeader, Vote,
         };
         [
             Vote,
@@ -91,6 +93,7 @@ impl Kind {
             Find,
             Recall,
             Fingerprint,
+            Grants,
         ]
         .into_iter()
         .find(|kind| *kind as u8 == number)
@@ -115,7 +118,13 @@ impl Kind {
             Kind::Find => "find",
             Kind::Recall => "recall",
             Kind::Fingerprint => "fingerprint",
+            Kind::Grants => "grants",
         }
+    }
+
+    /// Whether requests arrive in the order in which they are sent.
+    pub fn is_ordered(self) -> bool {
+        matches!(self, Kind::Append | Kind::Grants)
     }
 
     /// Whether the request must not wait behind large ones: elections and heartbeats.

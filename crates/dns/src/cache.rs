@@ -39,8 +39,18 @@ struct Entry {
     fresh_until_ms: u64,
     newer: u32,
     older: u32,
+    mark: Mark,
     flavour: u8,
     visited: bool,
+}
+
+/// What the cache's user remembers of an answer. It goes with the answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Mark {
+    /// What it is about; 0: nothing.
+    pub tag: u64,
+    /// Until when it holds, in milliseconds.
+    pub until_ms: u64,
 }
 
 /// What the cache has for a question.
@@ -50,6 +60,10 @@ pub struct Found<'c> {
     pub stored: &'c Stored,
     /// Its age.
     pub age: Age,
+    /// For how long it is fresh, in milliseconds; 0 if it is stale.
+    pub fresh_ms: u64,
+    /// What is remembered of it.
+    pub mark: Mark,
 }
 
 /// Answers to the same question differ by these.
@@ -115,8 +129,20 @@ impl Cache {
         } else {
             Age::Stale
         };
-        let stored = self.entry(at).stored.as_ref()?;
-        Some(Found { stored, age })
+        let entry = self.entry(at);
+        Some(Found {
+            stored: entry.stored.as_ref()?,
+            age,
+            fresh_ms: entry.fresh_until_ms.saturating_sub(now_ms),
+            mark: entry.mark,
+        })
+    }
+
+    /// Remembers something of the answer to a question, if there is one.
+    pub fn mark(&mut self, wanted: &Wanted, mark: Mark) {
+        if let Some(at) = self.find(wanted) {
+            self.entry_mut(at).mark = mark;
+        }
     }
 
     /// Keeps an answer for `ttl_s` seconds, in place of an older one. One with a TTL of 0 is not kept,
@@ -139,6 +165,7 @@ impl Cache {
             fresh_until_ms: now_ms.saturating_add(u64::from(ttl_s) * 1_000),
             newer: NONE,
             older: self.newest,
+            mark: Mark::default(),
             flavour: flavour(wanted),
             visited: false,
         };
@@ -338,6 +365,25 @@ mod tests {
         assert_eq!(cache.len(), 1);
         cache.insert(&a, stored("a.net", 1, 3), 0, 0);
         assert!(cache.is_empty());
+    }
+
+    #[test]
+    fn what_is_remembered_goes_with_the_answer() {
+        let mut cache = Cache::new(100_000);
+        let a = wanted("a.net", 1);
+        let mark = Mark {
+            tag: 7,
+            until_ms: 9,
+        };
+        cache.mark(&a, mark);
+        cache.insert(&a, stored("a.net", 1, 0), 60, 0);
+        assert_eq!(cache.lookup(&a, 0).unwrap().mark, Mark::default());
+        cache.mark(&a, mark);
+        let found = cache.lookup(&a, 1_000).unwrap();
+        assert_eq!((found.mark, found.fresh_ms), (mark, 59_000));
+        cache.insert(&a, stored("a.net", 1, 0), 60, 0);
+        assert_eq!(cache.lookup(&a, 60_000).unwrap().mark, Mark::default());
+        assert_eq!(cache.lookup(&a, 60_000).unwrap().fresh_ms, 0);
     }
 
     #[test]

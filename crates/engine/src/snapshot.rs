@@ -409,6 +409,12 @@ impl Snapshot {
         Ok(Snapshot::assemble(generation, policy, network, grants))
     }
 
+    /// The same, published once more.
+    pub fn with_generation(&self, generation: u64) -> Snapshot {
+        let (policy, grants) = (Arc::clone(&self.policy), Arc::clone(&self.grants));
+        Snapshot::assemble(generation, policy, Arc::clone(&self.network), grants)
+    }
+
     /// The same, refusing new flows and keeping old ones, or taking new ones again.
     pub fn with_draining(&self, generation: u64, draining: bool) -> Snapshot {
         let mut settings = self.network.settings.clone();

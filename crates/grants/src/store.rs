@@ -141,6 +141,7 @@ pub struct Store {
     numbers: HashMap<NameRule, RuleId>,
     counters: Counters,
     spots: usize,
+    changes: u64,
     log: VecDeque<Logged>,
     /// The number of the next change.
     next: u64,
@@ -192,6 +193,7 @@ impl Store {
             numbers: HashMap::new(),
             counters,
             spots: 0,
+            changes: 0,
             log: VecDeque::new(),
             next: 1,
             sum: 0,
@@ -208,6 +210,12 @@ impl Store {
     #[must_use]
     pub fn table(&self) -> Table {
         self.table.clone()
+    }
+
+    /// How often the table has changed.
+    #[must_use]
+    pub fn changes(&self) -> u64 {
+        self.changes
     }
 
     /// Where flows are counted.
@@ -260,6 +268,10 @@ impl Store {
             for rule in rules {
                 scopes[usize::from(self.policy.grant_scope(rule) == GrantScope::Client)] = true;
             }
+        }
+        if scopes[1] {
+            // The next client that asks is another one.
+            learned.until_ms = now_ms;
         }
         for (client, wanted) in [None, Some(asked.client)].into_iter().zip(scopes) {
             if !wanted {
@@ -620,6 +632,7 @@ impl Store {
             keep
         });
         self.table.set(address, Address::new(granted));
+        self.changes += 1;
         if holders.is_empty() && counted.is_empty() {
             self.places.remove(&address);
         } else if let Some(place) = self.places.get_mut(&address) {

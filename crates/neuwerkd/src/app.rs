@@ -22,8 +22,9 @@ use tokio_util::task::TaskTracker;
 use crate::backup::Backups;
 use crate::config::{self, Config, RecentLog};
 use crate::control::{self, Control};
-use crate::dataplane::{Dataplane, HeldDataplane};
+use crate::dataplane::{Dataplane, HeldDataplane, Judging};
 use crate::drain::Drain;
+use crate::grants::Grants;
 use crate::handover::{Leaving, Listening, Received, Sockets, Successor};
 use crate::http::certificate::Certificates;
 use crate::metrics::Metrics;
@@ -55,6 +56,7 @@ pub struct Running {
     pub addresses: watch::Receiver<Addresses>,
     app: Arc<http::App>,
     drain: Arc<Drain>,
+    grants: Arc<Grants>,
     dataplane: HeldDataplane,
     stop_control: CancellationToken,
     stop_http: CancellationToken,
@@ -88,7 +90,12 @@ pub fn start(config: Config, log: RecentLog, received: Received) -> anyhow::Resu
     let (policy, progress) = last_known_good(&config);
     let readiness = Arc::new(Readiness::default());
     let received = Arc::new(received);
-    let mut dataplane = HeldDataplane::start(&config, policy, &received)?;
+    let grants = Grants::open(&config);
+    let judging = Judging {
+        policy,
+        grants: Arc::clone(&grants),
+    };
+    let mut dataplane = HeldDataplane::start(&config, judging, &received)?;
     let acquiring = dataplane.take_addresses();
     let handed_over = received.report();
     received.tell();
@@ -126,7 +133,8 @@ pub fn start(config: Config, log: RecentLog, received: Received) -> anyhow::Resu
 
     let mut metrics = Metrics::default();
     crate::metrics::handover::register(metrics.registry(), &handed_over);
-    let proxy = crate::dns::proxy(&config, dataplane.dataplane(), metrics.registry());
+    grants.register(metrics.registry());
+    let proxy = crate::dns::proxy(&config, dataplane.dataplane(), &grants, metrics.registry());
     let app = http::App::new(Arc::clone(&readiness), metrics.http());
     app.set_dataplane(dataplane.dataplane());
     control_runtime.spawn(Arc::clone(dataplane.dataplane()).keep_surveying());
@@ -143,6 +151,7 @@ pub fn start(config: Config, log: RecentLog, received: Received) -> anyhow::Resu
         certificates: Arc::clone(&certificates),
         sockets: sockets.clone(),
         dataplane: Arc::clone(dataplane.dataplane()),
+        grants: Arc::clone(&grants),
         drain: Arc::clone(&drain),
         http_address: advertised,
         progress,
@@ -162,6 +171,9 @@ pub fn start(config: Config, log: RecentLog, received: Received) -> anyhow::Resu
     let watched = Arc::clone(dataplane.dataplane());
     let watchdog = watchdog(watched, Arc::clone(&readiness), stop_control.clone());
     control_tasks.spawn_on(watchdog, control_runtime.handle());
+    control_runtime.spawn(Arc::clone(&grants).keep(stop_control.clone()));
+    let telling = Arc::clone(&grants).tell(Arc::clone(&readiness), stop_control.clone());
+    control_runtime.spawn(telling);
     let in_force = InForce {
         max_staleness: config.policy.max_staleness,
         dataplane: Arc::clone(dataplane.dataplane()),
@@ -194,6 +206,7 @@ pub fn start(config: Config, log: RecentLog, received: Received) -> anyhow::Resu
     Ok(Running {
         addresses: seen,
         app,
+        grants,
         drain,
         dataplane,
         stop_control,
@@ -259,6 +272,7 @@ impl Running {
                 tracing::warn!("the control plane did not stop in time");
             }
         });
+        self.grants.write_down(true);
         self.http_runtime.shutdown_timeout(Duration::from_secs(1));
         if let Some(dns_runtime) = self.dns_runtime {
             dns_runtime.shutdown_timeout(Duration::from_secs(1));

@@ -44,11 +44,13 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::config::Config;
 use crate::dataplane::Dataplane;
 use crate::drain::Drain;
+use crate::grants::Grants;
 use crate::handover::{Listening, Sockets};
 use crate::http::certificate::{self, Certificates};
 use crate::metrics::Links;
 use crate::{auth, backup, http, sysdump};
 pub use enforce::compile;
+pub(crate) use founding::random_u64;
 
 /// First pause after a fault of the control plane, and the longest one.
 const RESTART_PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
@@ -73,6 +75,8 @@ pub struct Control {
     pub sockets: Sockets,
     /// The packet workers.
     pub dataplane: Arc<Dataplane>,
+    /// What clients may reach by name.
+    pub grants: Arc<Grants>,
     /// Whether this node takes new flows.
     pub drain: Arc<Drain>,
     /// Where other nodes and clients reach this node's management API.
@@ -441,6 +445,7 @@ impl Control {
             life.clone(),
         ));
         tokio::spawn(Arc::clone(&self.drain).follow(node.clone(), life.clone()));
+        Arc::clone(&self.grants).keep_in_step(node, life.clone());
         self.http.set_node(Some(node.clone()));
     }
 

@@ -32,6 +32,7 @@ use policy::Compiled;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use crate::grants::Grants;
 use crate::handover::{Leaving, Received};
 
 pub(crate) use addresses::Kept;
@@ -68,6 +69,8 @@ pub struct Dataplane {
     /// What was published before and may be held by a worker still. A large policy takes long to free, which is none of
     /// a packet worker's business.
     retired: Mutex<Vec<Arc<Snapshot>>>,
+    /// What clients may reach by name.
+    grants: Arc<Grants>,
     workers: Vec<WorkerThread>,
     seed: u64,
     /// Whose a packet is.
@@ -99,6 +102,15 @@ struct Seen {
     at: Instant,
 }
 
+/// What packets are judged by from the first one on.
+#[derive(Clone)]
+pub struct Judging {
+    /// The policy.
+    pub policy: Arc<Compiled>,
+    /// What clients may reach by name.
+    pub grants: Arc<Grants>,
+}
+
 /// The ports and the host lane of one worker, as its `open` function returns them.
 pub struct Opened<P, L> {
     /// Inside first, then outside.
@@ -116,7 +128,7 @@ impl Dataplane {
     /// The settings contradict each other, or a port cannot be opened.
     pub fn start<P, L, O>(
         settings: Settings,
-        policy: Arc<Compiled>,
+        judging: Judging,
         flow_capacity: u32,
         mut acquire: Option<Acquire>,
         open: Vec<O>,
@@ -127,14 +139,22 @@ impl Dataplane {
         L: Port + 'static,
         O: FnOnce() -> anyhow::Result<Opened<P, L>> + Send + 'static,
     {
-        let snapshot = Snapshot::new(1, policy, settings)?;
+        let Judging { policy, grants } = judging;
+        let snapshot = Snapshot::new(1, Arc::new(Compiled::deny_all()), settings)?;
+        let snapshot = grants.install(|granted| {
+            let granted = granted(&policy);
+            snapshot.with_policy(1, policy, granted)
+        });
+        let published = Arc::new(ArcSwap::from_pointee(snapshot));
+        grants.attach(Arc::clone(&published));
         let count = u16::try_from(open.len()).context("too many packet workers")?;
         let seed = match received.seed() {
             Some(seed) => seed,
             None => random_seed()?,
         };
         let mut dataplane = Dataplane {
-            published: Arc::new(ArcSwap::from_pointee(snapshot)),
+            published,
+            grants,
             withheld: Mutex::new(None),
             retired: Mutex::default(),
             workers: Vec::new(),
@@ -246,15 +266,12 @@ impl Dataplane {
     /// # Errors
     /// A worker is stuck; those that are not have taken the policy over.
     pub async fn set_policy(&self, policy: Arc<Compiled>) -> Result<(), SwapError> {
-        let generation = self.publish(|withheld, now, generation| {
-            let in_force = match withheld {
-                None => policy,
-                Some(kept) => {
-                    *kept = policy;
-                    Arc::clone(now.policy())
-                }
-            };
-            now.with_policy(generation, in_force, granted(now))
+        let generation = self.publish_policy(|withheld, now| match withheld {
+            None => policy,
+            Some(kept) => {
+                *kept = policy;
+                Arc::clone(now)
+            }
         });
         self.reached(generation).await
     }
@@ -265,14 +282,13 @@ impl Dataplane {
     /// # Errors
     /// As [`Dataplane::set_policy`].
     pub async fn set_denying(&self, denying: bool) -> Result<(), SwapError> {
-        let generation = self.publish(|withheld, now, generation| {
-            let in_force = if denying {
-                withheld.get_or_insert_with(|| Arc::clone(now.policy()));
+        let generation = self.publish_policy(|withheld, now| {
+            if denying {
+                withheld.get_or_insert_with(|| Arc::clone(now));
                 Arc::new(Compiled::deny_all())
             } else {
-                withheld.take().unwrap_or_else(|| Arc::clone(now.policy()))
-            };
-            now.with_policy(generation, in_force, granted(now))
+                withheld.take().unwrap_or_else(|| Arc::clone(now))
+            }
         });
         self.reached(generation).await
     }
@@ -301,7 +317,7 @@ impl Dataplane {
             now.with_settings(generation, settings)
                 .unwrap_or_else(|error| {
                     refused = Some(error);
-                    now.with_policy(generation, Arc::clone(now.policy()), granted(now))
+                    now.with_generation(generation)
                 })
         });
         self.attach(false);
@@ -442,6 +458,20 @@ impl Dataplane {
         leaving().take()
     }
 
+    /// Publishes the policy that `choose` makes of the withheld one and of the one in force, with what is granted under it.
+    fn publish_policy(
+        &self,
+        choose: impl FnOnce(&mut Option<Arc<Compiled>>, &Arc<Compiled>) -> Arc<Compiled>,
+    ) -> u64 {
+        self.grants.install(|granted| {
+            self.publish(|withheld, now, generation| {
+                let policy = choose(withheld, now.policy());
+                let granted = granted(&policy);
+                now.with_policy(generation, policy, granted)
+            })
+        })
+    }
+
     fn publish(
         &self,
         change: impl FnOnce(&mut Option<Arc<Compiled>>, &Snapshot, u64) -> Snapshot,
@@ -507,9 +537,4 @@ fn random_seed() -> anyhow::Result<u64> {
 pub(crate) fn monotonic() -> Now {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     Now(time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs())
-}
-
-/// What is granted under a snapshot.
-fn granted(now: &Snapshot) -> engine::grant::Table {
-    engine::grant::Table::clone(&now.grants().load())
 }

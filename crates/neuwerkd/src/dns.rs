@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::dataplane::Dataplane;
+use crate::grants::{Grants, Programming};
 use crate::interfaces;
 
 /// The port of DNS (RFC 1035 section 4.2).
@@ -29,6 +30,7 @@ const RETRY: Duration = Duration::from_secs(1);
 pub(crate) fn proxy(
     config: &Config,
     dataplane: &Arc<Dataplane>,
+    grants: &Arc<Grants>,
     registry: &mut Registry,
 ) -> Option<Proxy> {
     let dns = &config.dns;
@@ -61,7 +63,8 @@ pub(crate) fn proxy(
     };
     let dataplane = Arc::clone(dataplane);
     let policy = Box::new(move || dataplane.policy());
-    Some(Proxy::new(settings, policy, registry))
+    let granting = Arc::new(Programming(Arc::clone(grants)));
+    Some(Proxy::new(settings, policy, granting, registry))
 }
 
 /// Listens on the management address and on those that clients inside ask, each as soon as it is there.

@@ -412,7 +412,8 @@ pub fn ask(pid: i32) -> std::io::Result<()> {
     Ok(kill_process(pid, Signal::USR2)?)
 }
 
-fn boot_id() -> std::io::Result<String> {
+/// The id of this machine's boot.
+pub(crate) fn boot_id() -> std::io::Result<String> {
     let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
     Ok(text.trim().to_owned())
 }

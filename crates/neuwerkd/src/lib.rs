@@ -12,6 +12,7 @@ pub mod decode;
 mod dns;
 pub mod drain;
 pub mod explain;
+pub mod grants;
 pub mod handover;
 pub mod http;
 pub mod interfaces;

@@ -14,7 +14,7 @@ use std::time::Duration;
 use dns::reply::Denial;
 use policy::{Compiled, Document};
 use prometheus_client::registry::Registry;
-use proxy::dns::{Proxy, Settings, Upstream};
+use proxy::dns::{NoGrants, Proxy, Settings, Upstream};
 use tokio::net::UdpSocket;
 use tokio_util::sync::CancellationToken;
 
@@ -162,7 +162,7 @@ fn main() {
             let address = runtime.block_on(async {
                 let mut registry = Registry::default();
                 let policy = Box::new(move || Arc::clone(&compiled));
-                let proxy = Proxy::new(settings(up), policy, &mut registry);
+                let proxy = Proxy::new(settings(up), policy, Arc::new(NoGrants), &mut registry);
                 proxy
                     .listen((Ipv4Addr::LOCALHOST, 0).into(), 2, &stop)
                     .unwrap()

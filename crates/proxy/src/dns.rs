@@ -8,6 +8,7 @@
 
 mod clock;
 mod exchange;
+mod granting;
 mod metrics;
 mod pool;
 mod resolve;
@@ -28,6 +29,7 @@ use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use tokio_util::sync::CancellationToken;
 
+pub use granting::{Granted, Granting, NoGrants, Told};
 pub use metrics::{FAMILIES, Metrics};
 use service::Service;
 
@@ -86,10 +88,15 @@ pub struct Proxy {
 impl Proxy {
     /// A proxy that listens nowhere yet.
     #[must_use]
-    pub fn new(settings: Settings, policy: InForce, registry: &mut Registry) -> Self {
+    pub fn new(
+        settings: Settings,
+        policy: InForce,
+        granting: Arc<dyn Granting>,
+        registry: &mut Registry,
+    ) -> Self {
         let metrics = Metrics::register(registry);
         Self {
-            service: Arc::new(Service::new(settings, policy, metrics)),
+            service: Arc::new(Service::new(settings, policy, granting, metrics)),
         }
     }
 

@@ -122,6 +122,7 @@ async fn answer<R: AsyncRuntime>(
         | Kind::Mint
         | Kind::Admin
         | Kind::Event
+        | Kind::Grants
         | Kind::Sysdump => {
             let handler = inner
                 .handler(kind)

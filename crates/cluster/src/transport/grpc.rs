@@ -1,7 +1,7 @@
 //! Members over gRPC and mutual TLS: the transport of a real cluster.
 //!
-//! Each peer has three connections, so that no elections wait behind appends and no appends behind snapshots; heartbeats
-//! share one stream of the first. They are made when first used, kept alive by HTTP/2 pings, and made again with a
+//! Each peer has four connections, so that no elections wait behind appends, no appends behind snapshots, and no client's
+//! answer behind any of them; heartbeats share one stream of the first, and what names stand for one of the last. They are made when first used, kept alive by HTTP/2 pings, and made again with a
 //! back-off that stays low: after a failover the survivors must find one another at once. Whom they reach is decided by
 //! [`Trust`].
 
@@ -60,15 +60,25 @@ enum Lane {
     Append,
     /// Snapshots and everything else.
     Bulk,
+    /// What names stand for.
+    Grants,
 }
 
 impl Lane {
-    const ALL: [Lane; 3] = [Lane::Urgent, Lane::Append, Lane::Bulk];
+    const ALL: [Lane; 4] = [Lane::Urgent, Lane::Append, Lane::Bulk, Lane::Grants];
+
+    fn of(kind: Kind) -> Lane {
+        match kind {
+            Kind::Grants => Lane::Grants,
+            kind if kind.is_urgent() => Lane::Urgent,
+            _ => Lane::Bulk,
+        }
+    }
 
     fn keepalive(self) -> Keepalive {
         match self {
             // After a cut is mended, or a machine has come back, these must not wait for TCP to try again.
-            Lane::Urgent | Lane::Append => Keepalive {
+            Lane::Urgent | Lane::Append | Lane::Grants => Keepalive {
                 interval: Duration::from_secs(2),
                 timeout: Duration::from_secs(2),
             },
@@ -97,7 +107,7 @@ type Client = wire::member_client::MemberClient<Channel>;
 struct Line {
     address: String,
     lanes: [Client; Lane::ALL.len()],
-    beats: Option<Beats>,
+    beats: [Option<Beats>; Lane::ALL.len()],
 }
 
 #[derive(Default)]
@@ -182,27 +192,23 @@ impl Shared {
         body: Bytes,
         deadline: Duration,
     ) -> Result<Bytes, TransportError> {
-        let lane = if kind.is_urgent() {
-            Lane::Urgent
-        } else {
-            Lane::Bulk
-        };
+        let lane = Lane::of(kind);
         let mut client = self.client(peer, lane)?;
         let request = wire::CallRequest {
             kind: kind as u32,
             body,
         };
-        if kind == Kind::Append
-            && let Some(beats) = self.beats(peer, &client)
+        if kind.is_ordered()
+            && let Some(beats) = self.beats(peer, lane, &client)
         {
             return beats.ask(request, deadline).await;
         }
         match tokio::time::timeout(deadline, client.call(request)).await {
             Ok(Ok(answer)) => outcome(answer.into_inner()),
             Ok(Err(status)) => {
-                // It may come back as a version that knows a stream of heartbeats.
+                // It may come back as a version that knows such streams.
                 if let Some(line) = self.lines().by_node.get_mut(&peer.node_id) {
-                    line.beats.take_if(|beats| beats.is_unknown());
+                    line.beats[lane as usize].take_if(|beats| beats.is_unknown());
                 }
                 Err(failure(&status))
             }
@@ -231,24 +237,25 @@ impl Shared {
         let line = Line {
             address: peer.address,
             lanes: Lane::ALL.map(|lane| connect_lazily(&dialer, &lane.keepalive())),
-            beats: None,
+            beats: Lane::ALL.map(|_| None),
         };
         let client = line.lanes[lane as usize].clone();
         lines.by_node.insert(peer.node_id, line);
         Ok(client)
     }
 
-    /// The stream of heartbeats to a peer over `client`; made anew after it broke, none where the peer knows none. Needs a
+    /// The stream of ordered requests to a peer over `client`; made anew after it broke, none where the peer knows none. Needs a
     /// runtime.
-    fn beats(&self, peer: &Peer, client: &Client) -> Option<Beats> {
+    fn beats(&self, peer: &Peer, lane: Lane, client: &Client) -> Option<Beats> {
         let mut lines = self.lines();
         let line = lines.by_node.get_mut(&peer.node_id)?;
-        match &line.beats {
+        let stream = &mut line.beats[lane as usize];
+        match stream {
             Some(beats) if beats.is_unknown() => None,
             Some(beats) if beats.is_open() => Some(beats.clone()),
             _ => {
                 let beats = Beats::open(client.clone());
-                line.beats = Some(beats.clone());
+                *stream = Some(beats.clone());
                 Some(beats)
             }
         }

@@ -1,6 +1,7 @@
 //! `dataplane.*`: addresses of the data ports, flow tracking, translation, limits.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use ipnet::{IpNet, Ipv6Net};
 
@@ -185,6 +186,12 @@ choice! {
 }
 
 impl Dataplane {
+    /// How long a grant outlives the time to live of the answer, and the last flow that used it.
+    pub fn dns_allowlist_idle(&self) -> Duration {
+        let idle_s = self.idle_timeout_secs.unwrap_or(300).saturating_add(120);
+        Duration::from_secs(self.dns_allowlist_idle_secs.unwrap_or(idle_s).into())
+    }
+
     /// Fills in what follows from other keys.
     pub(super) fn normalise(&mut self, reader: &Reader) {
         let held = |capacity: u32| capacity.clamp(1024, 1 << 26);

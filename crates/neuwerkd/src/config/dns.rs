@@ -17,6 +17,9 @@ section! {
     upstreams: Vec<SocketAddr> = Vec::new(), flag("dns-upstream"), flag_alias("dns-upstreams");
     /// How long one resolver may take before the next is asked.
     upstream_timeout_ms: u32 = 2000, unit("ms"), range(1..=600_000);
+    /// How long an answer with addresses waits for peers to grant these too, so that a client may resolve through one node and
+    /// connect through another. A peer that has missed it three times in a row is not waited for until it has caught up.
+    program_timeout_ms: u32 = 20, unit("ms"), range(0..=1_000);
     /// Private ranges whose addresses may be granted to clients when a name resolves to them.
     allow_private_answers: Vec<IpNet> = Vec::new();
 }

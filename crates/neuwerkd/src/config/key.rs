@@ -51,6 +51,7 @@ impl Part {
                 | Part::Management
                 | Part::Cluster
                 | Part::Dns
+                | Part::Grants
                 | Part::Overlay
                 | Part::Backup
                 | Part::Dhcp

@@ -163,7 +163,7 @@ fn remove_if_there(path: &Path) -> anyhow::Result<()> {
 }
 
 /// Never 0, which stands for "none" in places.
-pub(super) fn random_u64() -> u64 {
+pub(crate) fn random_u64() -> u64 {
     let mut bytes = [0; 8];
     random(&mut bytes);
     u64::from_ne_bytes(bytes).max(1)

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use anyhow::Context;
 use io::dpdk::{DeviceConfig, DpdkPort, Eal, EalConfig, Iova, Located, OpenError, Queue, Selector};
 use io::tun::Segments;
-use policy::Compiled;
 
 use super::addresses;
 use super::ports::{HeldDataplane, hold, launch};
@@ -19,7 +18,7 @@ use crate::handover::Received;
 /// A device is missing, in use or refuses a setting, or settings contradict each other.
 pub(super) fn start(
     config: &Config,
-    policy: Arc<Compiled>,
+    judging: Judging,
     received: &Arc<Received>,
 ) -> anyhow::Result<HeldDataplane> {
     let bootstrap = &config.bootstrap;
@@ -105,7 +104,7 @@ pub(super) fn start(
         }
     };
     let makes = queues.into_iter().enumerate().map(make).collect();
-    let dataplane = launch(config, policy, acquire, from_host, makes, received)?;
+    let dataplane = launch(config, judging, acquire, from_host, makes, received)?;
     Ok(HeldDataplane::new(dataplane, addresses, holds))
 }
 

@@ -9,11 +9,10 @@ use io::packet::{Hold, HoldConfig, PacketConfig, PacketPort, Socket};
 use io::tun::{Kind, Segments, Tun, TunConfig, TunDevice};
 use io::xdp::{OpenError, WorkerQueues};
 use ipnet::IpNet;
-use policy::Compiled;
 
 use super::addresses::{self, Acquire, Addresses};
 use super::settings::{settings, share};
-use super::{Dataplane, Opened, monotonic};
+use super::{Dataplane, Judging, Opened, monotonic};
 use crate::config::{self, Auto, Config, DataInterface, DataPlaneMode};
 use crate::handover::Received;
 
@@ -48,19 +47,19 @@ impl HeldDataplane {
     }
 
     /// Takes the data ports from the kernel, or makes them, and starts the packet workers on them,
-    /// under `policy` from the first packet on, with the flows that were `received` from the process before.
+    /// under what is judged by from the first packet on, with the flows that were `received` from the process before.
     ///
     /// # Errors
     /// An interface is missing, in use or not permitted, or settings contradict each other.
     pub fn start(
         config: &Config,
-        policy: Arc<Compiled>,
+        judging: Judging,
         received: &Arc<Received>,
     ) -> anyhow::Result<HeldDataplane> {
         let bootstrap = &config.bootstrap;
         #[cfg(feature = "dpdk")]
         if bootstrap.data_plane_mode == DataPlaneMode::Dpdk {
-            return super::dpdk::start(config, policy, received);
+            return super::dpdk::start(config, judging, received);
         }
         // Each with the key that an error is to name.
         let mut interfaces = vec![(
@@ -82,7 +81,7 @@ impl HeldDataplane {
             let makes = queues.into_iter().map(make).collect();
             launch(
                 config,
-                Arc::clone(&policy),
+                judging.clone(),
                 acquire,
                 Segments::Super,
                 makes,
@@ -115,7 +114,7 @@ impl HeldDataplane {
                 let queues = queues.context("bootstrap.data_plane_mode")?;
                 let make = |queues: WorkerQueues| move || Ok(queues.into_ports()?);
                 let makes = queues.into_iter().map(make).collect();
-                launch(config, policy, acquire, Segments::Plain, makes, received)?
+                launch(config, judging, acquire, Segments::Plain, makes, received)?
             }
             _ => {
                 // By worker, its queue of each interface.
@@ -134,7 +133,7 @@ impl HeldDataplane {
                 };
                 let makes = queues.into_iter().map(make).collect();
                 let mut dataplane =
-                    launch(config, policy, acquire, Segments::Super, makes, received)?;
+                    launch(config, judging, acquire, Segments::Super, makes, received)?;
                 dataplane.steer(fanouts);
                 dataplane
             }
@@ -165,7 +164,7 @@ impl HeldDataplane {
 /// Starts a packet worker for each of `makes`, on the ports that it makes on the worker's thread.
 pub(super) fn launch<P: Port + 'static>(
     config: &Config,
-    policy: Arc<Compiled>,
+    judging: Judging,
     acquire: Option<Acquire>,
     from_host: Segments,
     makes: Vec<impl FnOnce() -> anyhow::Result<Vec<P>> + Send + 'static>,
@@ -192,7 +191,7 @@ pub(super) fn launch<P: Port + 'static>(
     }
     Dataplane::start(
         settings,
-        policy,
+        judging,
         capacity,
         acquire,
         open.collect(),

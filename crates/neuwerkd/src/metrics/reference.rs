@@ -38,6 +38,14 @@ pub fn reference() -> String {
     for (name, kind, labels, help) in proxy::dns::FAMILIES {
         rows.push((name.into(), kind, labels, help));
     }
+    for (name, kind, labels, help) in crate::grants::FAMILIES {
+        let name = if kind == "counter" {
+            total(name)
+        } else {
+            name.into()
+        };
+        rows.push((name, kind, labels, help));
+    }
     rows.extend(consensus::gauges().map(|(name, help)| (name.into(), "gauge", "", help)));
     rows.extend(consensus::counters().map(|(name, help)| (total(name), "counter", "", help)));
     let counters = links::counters()

@@ -2,20 +2,23 @@
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ::dns::accept::{Accepted, Scrub, Wanted};
+use ::dns::cache::Mark;
 use ::dns::kind::Kinds;
 use ::dns::limit::Limiter;
 use ::dns::reply::{self, Extended, ExtendedCode};
 use ::dns::special::Addresses;
-use ::dns::stored::Age;
-use ::dns::{Cache, Kind, Query, Rcode, Unfit, Upstreams};
+use ::dns::stored::{Age, STALE_TTL_S};
+use ::dns::{Cache, Kind, Query, Rcode, Stored, Unfit, Upstreams};
 use policy::{Compiled, NameDecision};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::clock::Clock;
+use super::granting::{Granted, Granting, Told};
 use super::metrics::Metrics;
 use super::pool::Pool;
 use super::resolve::{Flights, Outcome};
@@ -40,6 +43,7 @@ pub(super) struct Service {
     pub(super) pools: Vec<Pool>,
     pub(super) flights: Flights,
     policy: InForce,
+    granting: Arc<dyn Granting>,
     kinds: Kinds,
     caches: Vec<Mutex<Cache>>,
     limiter: Mutex<Limiter>,
@@ -54,20 +58,38 @@ pub(super) enum Handled {
     Silent,
     /// The answer is written.
     Answered,
-    /// An upstream has to be asked: [`Service::finish`].
+    /// Something has to be waited for: [`Service::finish`].
     Later(Box<Later>),
 }
 
-/// A query that waits for an upstream.
+/// A query that waits.
 pub(super) struct Later {
+    work: Work,
+    _waits: OwnedSemaphorePermit,
+}
+
+/// What it waits for.
+enum Work {
+    /// An upstream's answer.
+    Ask(Ask),
+    /// That the client can reach what this answer tells it.
+    Tell {
+        answer: Vec<u8>,
+        granted: Pin<Box<dyn Future<Output = ()> + Send>>,
+    },
+}
+
+/// What an upstream is asked for.
+struct Ask {
     message: Vec<u8>,
+    client: IpAddr,
+    name: String,
     wanted: Wanted,
     group: Arc<str>,
     would_deny: bool,
     limit: Option<usize>,
     /// There is an answer that has expired.
     stale: bool,
-    _waits: OwnedSemaphorePermit,
 }
 
 /// How a client is answered.
@@ -83,7 +105,12 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Service {
-    pub(super) fn new(settings: Settings, policy: InForce, metrics: Metrics) -> Self {
+    pub(super) fn new(
+        settings: Settings,
+        policy: InForce,
+        granting: Arc<dyn Granting>,
+        metrics: Metrics,
+    ) -> Self {
         let timeout_ms = u64::try_from(settings.upstream_timeout.as_millis()).unwrap_or(u64::MAX);
         Self {
             clock: Clock::start(),
@@ -98,6 +125,7 @@ impl Service {
             pools: settings.upstreams.iter().map(|_| Pool::default()).collect(),
             flights: Flights::default(),
             policy,
+            granting,
             kinds: Kinds::new(&settings.more_kinds),
             caches: (0..SHARDS)
                 .map(|_| Mutex::new(Cache::new(settings.cache_bytes / SHARDS)))
@@ -167,6 +195,7 @@ impl Service {
         }
         let wanted = Wanted::of(&query);
         let limit = (by == By::Datagram).then(|| query.udp_limit());
+        let tag = tag(&policy, decision.group);
         let mut cache = lock(self.shard(&wanted));
         let mut stale = false;
         if let Some(found) = cache.lookup(&wanted, now_ms) {
@@ -175,51 +204,111 @@ impl Service {
                     found
                         .stored
                         .render(&query, found.age, limit.unwrap_or(usize::MAX), out);
+                    let known = found.mark.tag == tag && now_ms < found.mark.until_ms;
+                    let unknown = (!known).then(|| (addresses(found.stored), found.fresh_ms));
                     drop(cache);
                     self.metrics.hits_fresh.inc();
                     self.count_answer(out, group, decision.would_deny);
+                    let Some((addresses, fresh_ms)) = unknown else {
+                        return Handled::Answered;
+                    };
+                    let told = Told {
+                        group,
+                        client,
+                        name: text,
+                        addresses: &addresses,
+                        ttl_s: u32::try_from(fresh_ms.div_ceil(1_000)).unwrap_or(u32::MAX),
+                    };
+                    let granted = self.grant(&told);
+                    if let Some(granted) = granted.wait {
+                        return self.later(&query, group, out, |out| Work::Tell {
+                            answer: std::mem::take(out),
+                            granted,
+                        });
+                    }
+                    let until_ms = now_ms.saturating_add(granted.for_ms);
+                    lock(self.shard(&wanted)).mark(&wanted, Mark { tag, until_ms });
                     return Handled::Answered;
                 }
                 Age::Stale => stale = true,
             }
         }
         drop(cache);
+        self.later(&query, group, out, |_out| {
+            Work::Ask(Ask {
+                message: message.to_vec(),
+                client,
+                name: text.clone(),
+                wanted,
+                group: Arc::clone(group),
+                would_deny: decision.would_deny,
+                limit,
+                stale,
+            })
+        })
+    }
+
+    /// Has a query wait, if there is room.
+    fn later(
+        &self,
+        query: &Query<'_>,
+        group: &Arc<str>,
+        out: &mut Vec<u8>,
+        work: impl FnOnce(&mut Vec<u8>) -> Work,
+    ) -> Handled {
         let Ok(waits) = Arc::clone(&self.waiting).try_acquire_owned() else {
-            self.fail(&query, "too many queries are waiting", out);
+            self.fail(query, "too many queries are waiting", out);
             self.metrics.query("error", "overload", group);
             return Handled::Answered;
         };
         Handled::Later(Box::new(Later {
-            message: message.to_vec(),
-            wanted,
-            group: Arc::clone(group),
-            would_deny: decision.would_deny,
-            limit,
-            stale,
+            work: work(out),
             _waits: waits,
         }))
     }
 
-    /// Waits for an upstream's answer, and writes the client's.
+    fn grant(&self, told: &Told<'_>) -> Granted {
+        if told.addresses.is_empty() {
+            return Granted {
+                for_ms: u64::MAX,
+                wait: None,
+            };
+        }
+        self.granting.grant(told)
+    }
+
+    /// Waits for what a query needs, and writes the client's answer.
     pub(super) async fn finish(self: Arc<Self>, later: Box<Later>, out: &mut Vec<u8>) {
+        let Later { work, _waits } = *later;
         let waiting = self.metrics.waiting.clone();
         waiting.inc();
-        let answer = Self::join(&self, &later.wanted, &later.group);
-        let outcome = match later.stale {
+        match work {
+            Work::Ask(ask) => self.ask(ask, out).await,
+            Work::Tell { answer, granted } => {
+                granted.await;
+                *out = answer;
+            }
+        }
+        waiting.dec();
+    }
+
+    async fn ask(self: &Arc<Self>, ask: Ask, out: &mut Vec<u8>) {
+        let answer = Self::join(self, &ask.wanted, &ask.group);
+        let outcome = match ask.stale {
             true => tokio::time::timeout(STALE_AFTER, answer)
                 .await
                 .ok()
                 .flatten(),
             false => answer.await,
         };
-        waiting.dec();
-        let Ok(query) = Query::parse(&later.message) else {
+        let Ok(query) = Query::parse(&ask.message) else {
             return out.clear();
         };
-        let limit = later.limit.unwrap_or(usize::MAX);
-        match outcome {
+        let limit = ask.limit.unwrap_or(usize::MAX);
+        let (addresses, ttl_s) = match outcome {
             Some(Outcome::Answer(accepted)) => {
-                if accepted.filtered.is_empty() || accepted.stored.addresses().next().is_some() {
+                let addresses = addresses(&accepted.stored);
+                if accepted.filtered.is_empty() || !addresses.is_empty() {
                     accepted.stored.render(&query, Age::Seconds(0), limit, out);
                 } else {
                     let reason = Extended {
@@ -228,26 +317,34 @@ impl Service {
                     };
                     reply::no_data(&query, Some(reason), out);
                 }
-                self.count_answer(out, &later.group, later.would_deny);
+                (addresses, accepted.ttl_s)
             }
             failed => {
-                let mut cache = lock(self.shard(&later.wanted));
-                let found = cache.lookup(&later.wanted, self.clock.now_ms());
-                if let Some(found) = found {
-                    found.stored.render(&query, found.age, limit, out);
+                let mut cache = lock(self.shard(&ask.wanted));
+                let Some(found) = cache.lookup(&ask.wanted, self.clock.now_ms()) else {
                     drop(cache);
-                    self.metrics.hits_stale.inc();
-                    self.count_answer(out, &later.group, later.would_deny);
-                    return;
-                }
-                drop(cache);
-                let (reason, text) = match failed {
-                    Some(Outcome::Busy) => ("overload", "too many questions are under way"),
-                    _ => ("upstream", "no upstream gave a usable answer"),
+                    let (reason, text) = match failed {
+                        Some(Outcome::Busy) => ("overload", "too many questions are under way"),
+                        _ => ("upstream", "no upstream gave a usable answer"),
+                    };
+                    self.fail(&query, text, out);
+                    return self.metrics.query("error", reason, &ask.group);
                 };
-                self.fail(&query, text, out);
-                self.metrics.query("error", reason, &later.group);
+                found.stored.render(&query, found.age, limit, out);
+                self.metrics.hits_stale.inc();
+                (addresses(found.stored), STALE_TTL_S)
             }
+        };
+        self.count_answer(out, &ask.group, ask.would_deny);
+        let told = Told {
+            group: &ask.group,
+            client: ask.client,
+            name: &ask.name,
+            addresses: &addresses,
+            ttl_s,
+        };
+        if let Some(granted) = self.grant(&told).wait {
+            granted.await;
         }
     }
 
@@ -324,4 +421,18 @@ impl Service {
             self.metrics.nxdomain("upstream");
         }
     }
+}
+
+/// Tells what an answer was granted under: the policy and the group.
+fn tag(policy: &Compiled, group: Option<u32>) -> u64 {
+    let hash = policy.hash();
+    let hash = hash
+        .first_chunk()
+        .map_or(0, |first| u64::from_le_bytes(*first));
+    // 0 stands for nothing.
+    (hash ^ u64::from(group.unwrap_or(u32::MAX)) << 20) | 1
+}
+
+fn addresses(stored: &Stored) -> Vec<IpAddr> {
+    stored.addresses().collect()
 }

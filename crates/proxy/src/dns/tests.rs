@@ -120,6 +120,14 @@ struct Scene {
 
 impl Scene {
     fn start(upstreams: &[&Server], change: impl FnOnce(&mut Settings)) -> Self {
+        Self::granting(upstreams, change, Arc::new(NoGrants))
+    }
+
+    fn granting(
+        upstreams: &[&Server],
+        change: impl FnOnce(&mut Settings),
+        granting: Arc<dyn Granting>,
+    ) -> Self {
         let mut settings = Settings {
             upstreams: upstreams
                 .iter()
@@ -145,6 +153,7 @@ impl Scene {
         let proxy = Proxy::new(
             settings,
             Box::new(move || Arc::clone(&compiled)),
+            granting,
             &mut registry,
         );
         let stop = CancellationToken::new();
@@ -388,4 +397,61 @@ async fn clients_are_limited() {
     scene.counted(
         r#"dns_queries_total{result="drop",reason="rate_limit",source_group="default"} 7"#,
     );
+}
+
+/// Writes down what is granted, and lets answers leave as it is told.
+struct Notary {
+    told: std::sync::Mutex<Vec<String>>,
+    /// Answers may leave.
+    open: tokio::sync::watch::Sender<bool>,
+}
+
+impl Granting for Notary {
+    fn grant(&self, told: &Told<'_>) -> Granted {
+        let line = format!(
+            "{} {} {} {:?} {}",
+            told.group, told.client, told.name, told.addresses, told.ttl_s
+        );
+        self.told.lock().unwrap().push(line);
+        let mut open = self.open.subscribe();
+        let is_open = *open.borrow();
+        let wait = (!is_open).then(|| {
+            Box::pin(async move {
+                open.wait_for(|open| *open).await.unwrap();
+            }) as _
+        });
+        Granted {
+            for_ms: 60_000,
+            wait,
+        }
+    }
+}
+
+#[tokio::test]
+async fn no_answer_leaves_before_what_it_tells_is_granted() {
+    let upstream = Server::sound(Duration::ZERO).await;
+    let notary = Arc::new(Notary {
+        told: std::sync::Mutex::default(),
+        open: tokio::sync::watch::Sender::new(false),
+    });
+    let scene = Scene::granting(&[&upstream], |_| (), Arc::clone(&notary) as _);
+    let ask = query("www.example.com", 1);
+    let early = tokio::time::timeout(Duration::from_millis(200), scene.udp(&ask)).await;
+    assert!(early.is_err(), "an answer from upstream left too early");
+    let early = tokio::time::timeout(Duration::from_millis(200), scene.udp(&ask)).await;
+    assert!(early.is_err(), "an answer from the cache left too early");
+    // What tells no address waits for nothing.
+    assert_eq!(
+        rcode(&scene.udp(&query("example.org", 1)).await.unwrap()),
+        3
+    );
+    notary.open.send_replace(true);
+    for _ in 0..3 {
+        assert_eq!(answers(&scene.udp(&ask).await.unwrap()), 1);
+    }
+    let told = notary.told.lock().unwrap();
+    let line = "web 127.0.0.1 www.example.com [192.0.2.1] ";
+    assert!(told.iter().all(|told| told.starts_with(line)), "{told:?}");
+    // Two that waited, and one that was then remembered.
+    assert_eq!(told.len(), 3, "{told:?}");
 }

@@ -1,5 +1,5 @@
 //! Heartbeats to one peer, in order over one stream: a message each way instead of a request with its headers, which is
-//! most of what an idle cluster does.
+//! most of what an idle cluster does. What names stand for goes the same way, over a stream of its own.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -64,15 +64,11 @@ impl Beats {
     ) -> Result<Bytes, TransportError> {
         let (answered, answer) = oneshot::channel();
         if self.asked.try_send((request, answered)).is_err() {
-            return Err(TransportError::Lost(
-                "the member takes no heartbeats".into(),
-            ));
+            return Err(TransportError::Lost("the member takes no more".into()));
         }
         match tokio::time::timeout(deadline, answer).await {
             Ok(Ok(answer)) => answer,
-            Ok(Err(_)) => Err(TransportError::Lost(
-                "the stream of heartbeats broke".into(),
-            )),
+            Ok(Err(_)) => Err(TransportError::Lost("the stream broke".into())),
             Err(_) => {
                 self.given_up.cancel();
                 Err(TransportError::Lost("no answer in time".into()))

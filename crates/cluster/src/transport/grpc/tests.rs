@@ -253,7 +253,9 @@ async fn heartbeats_share_a_stream_and_one_that_hangs_holds_up_no_other() {
     futures::future::join_all(many).await;
     let stream = |pair: &Pair| {
         let lines = pair.transport.shared.lines();
-        lines.by_node[&B].beats.clone().expect("opened")
+        lines.by_node[&B].beats[Lane::Urgent as usize]
+            .clone()
+            .expect("opened")
     };
     let first = stream(&pair);
     assert!(first.is_open() && !first.is_unknown());

@@ -111,7 +111,9 @@ fn fed(ports: &'static [u16], feed: Feed) -> Arc<Dataplane> {
         })
     };
     let nothing = Arc::new(crate::handover::Received::nothing());
-    Arc::new(Dataplane::start(settings, policy, 1024, None, vec![open], &nothing).unwrap())
+    let grants = crate::grants::Grants::nothing();
+    let judging = Judging { policy, grants };
+    Arc::new(Dataplane::start(settings, judging, 1024, None, vec![open], &nothing).unwrap())
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,0 +1,354 @@
+//! What names were found to have, as this node lets its packet workers and its peers know it.
+//!
+//! Every change is published to the workers while it is made: whoever sees a client's answer leave knows that they judge by
+//! it. Peers are told in order by a task for each ([`feed`]); an answer waits for those that keep up, for a bounded time.
+
+mod feed;
+mod journal;
+mod metrics;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use engine::Snapshot;
+use engine::grant::Table;
+use grants::{Asked, Origin, Settings, Store};
+use policy::Compiled;
+use proxy::dns::{Granted, Granting, Told};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::dataplane::monotonic;
+use crate::readiness::{Part, Readiness};
+use journal::Journal;
+pub(crate) use metrics::FAMILIES;
+
+/// Most grants: some 300 MiB.
+const CAPACITY: usize = 1 << 20;
+/// Grants that are looked at before others have their turn.
+const SWEPT_AT_ONCE: usize = 1_024;
+/// How long a table that was replaced is kept, so that no packet worker has to free it, in milliseconds.
+const RETIRED_MS: u64 = 1_000;
+/// A peer that has missed the bound this often in a row is not waited for until it has caught up.
+const MISSES: u32 = 3;
+/// How long a node that starts waits for what its peers hold, before it is ready without that.
+const PEERS_WAIT: Duration = Duration::from_secs(10);
+/// How often that is looked at.
+const LOOK: Duration = Duration::from_millis(250);
+/// How often what is new is written down.
+const WRITE: Duration = Duration::from_secs(1);
+
+/// The grants of this node.
+pub struct Grants {
+    held: Mutex<Held>,
+    /// What packet workers judge by, once there are any.
+    published: OnceLock<Arc<ArcSwap<Snapshot>>>,
+    /// The place in this node's stream that the next change will have.
+    news: watch::Sender<u64>,
+    /// The policy in force has rules by name.
+    needed: watch::Sender<bool>,
+    /// The place that all peers which are waited for have come to.
+    reached: watch::Sender<u64>,
+    peers: Mutex<BTreeMap<Origin, Peer>>,
+    journal: Mutex<Journal>,
+    sweep_interval: Duration,
+    /// How long an answer waits for peers.
+    bound: Duration,
+    opened: Instant,
+    /// Answers that left before all peers knew.
+    late_answers: AtomicU64,
+}
+
+struct Held {
+    store: Store,
+    /// Changes of the table that are published.
+    published: u64,
+    /// Tables that were published before, and when they were replaced.
+    retired: VecDeque<(u64, Arc<Table>)>,
+}
+
+/// A peer, as far as telling it has come.
+#[derive(Clone, Copy, Debug)]
+struct Peer {
+    /// The place that it has come to.
+    at: u64,
+    /// Whether answers wait for it.
+    waited_for: bool,
+    /// Answers in a row that left without it.
+    missed: u32,
+    /// All of them.
+    misses: u64,
+    /// Whether it answers; none: not known yet.
+    reachable: Option<bool>,
+}
+
+impl Default for Peer {
+    fn default() -> Self {
+        Self {
+            at: 0,
+            waited_for: true,
+            missed: 0,
+            misses: 0,
+            reachable: None,
+        }
+    }
+}
+
+fn now_ms() -> u64 {
+    monotonic().0 / 1_000_000
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What panicked has at worst left a grant short of a claim.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Grants {
+    /// With what was kept in the data directory.
+    pub fn open(config: &Config) -> Arc<Self> {
+        let grace = config.dataplane.dns_allowlist_idle();
+        let grants = Self::new(
+            &config.cluster.data_dir,
+            grace,
+            Duration::from_secs(config.dataplane.dns_allowlist_gc_interval_secs.into()),
+            Duration::from_millis(config.dns.program_timeout_ms.into()),
+        );
+        Arc::new(grants)
+    }
+
+    /// Without any, and without a place to keep them.
+    #[cfg(test)]
+    pub(crate) fn nothing() -> Arc<Self> {
+        let minute = Duration::from_secs(60);
+        Arc::new(Self::new(
+            Path::new("/nonexistent"),
+            minute,
+            minute,
+            Duration::ZERO,
+        ))
+    }
+
+    fn new(data_dir: &Path, grace: Duration, sweep: Duration, bound: Duration) -> Self {
+        let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX / 4);
+        let mut store = Store::new(Settings {
+            grace_ms,
+            capacity: CAPACITY,
+            incarnation: crate::control::random_u64(),
+        });
+        let now_ms = now_ms();
+        let journal = Journal::open(data_dir, |changes, elapsed_ms| {
+            store.restore(&changes, elapsed_ms, now_ms);
+        });
+        if !store.is_empty() {
+            let names = store.len();
+            tracing::info!(
+                names,
+                "names that clients have resolved before stay granted"
+            );
+        }
+        Self {
+            news: watch::Sender::new(store.next_place()),
+            needed: watch::Sender::new(false),
+            reached: watch::Sender::new(u64::MAX),
+            held: Mutex::new(Held {
+                store,
+                published: 0,
+                retired: VecDeque::new(),
+            }),
+            published: OnceLock::new(),
+            peers: Mutex::default(),
+            journal: Mutex::new(journal),
+            // What live flows use is extended before it ends.
+            sweep_interval: sweep.min(grace / 3).max(Duration::from_millis(100)),
+            bound,
+            opened: Instant::now(),
+            late_answers: AtomicU64::new(0),
+        }
+    }
+
+    /// Publishes changes to what packet workers judge by from now on.
+    pub(crate) fn attach(&self, published: Arc<ArcSwap<Snapshot>>) {
+        // There is one dataplane.
+        let _ = self.published.set(published);
+    }
+
+    /// Runs `publish`, which publishes a policy with the table that it gets for it; nothing changes meanwhile.
+    pub(crate) fn install<T>(
+        &self,
+        publish: impl FnOnce(&mut dyn FnMut(&Arc<Compiled>) -> Table) -> T,
+    ) -> T {
+        let mut held = lock(&self.held);
+        let now_ms = now_ms();
+        let published = publish(&mut |policy| {
+            let needed = policy.name_rules().next().is_some();
+            self.needed
+                .send_if_modified(|was| std::mem::replace(was, needed) != needed);
+            held.store.install(Arc::clone(policy), now_ms)
+        });
+        held.published = held.store.changes();
+        published
+    }
+
+    /// Changes what is granted, and publishes that.
+    fn change<T>(&self, change: impl FnOnce(&mut Store, u64) -> T) -> T {
+        let now_ms = now_ms();
+        let mut held = lock(&self.held);
+        let held = &mut *held;
+        let changed = change(&mut held.store, now_ms);
+        if held.published != held.store.changes()
+            && let Some(published) = self.published.get()
+        {
+            held.published = held.store.changes();
+            let table = Arc::new(held.store.table());
+            let before = published.load().grants().swap(table);
+            held.retired.push_back((now_ms, before));
+        }
+        while held
+            .retired
+            .pop_front_if(|(since_ms, _)| *since_ms + RETIRED_MS <= now_ms)
+            .is_some()
+        {}
+        let next = held.store.next_place();
+        self.news
+            .send_if_modified(|news| std::mem::replace(news, next) != next);
+        changed
+    }
+
+    /// Reads what is granted.
+    pub(crate) fn read<T>(&self, read: impl FnOnce(&Store, u64) -> T) -> T {
+        read(&lock(&self.held).store, now_ms())
+    }
+
+    /// Waits until peers have come to a place, for as long as the bound allows.
+    async fn wait_for_peers(self: Arc<Self>, place: u64) {
+        let mut reached = self.reached.subscribe();
+        let told = reached.wait_for(|reached| *reached > place);
+        if tokio::time::timeout(self.bound, told).await.is_ok() {
+            return;
+        }
+        self.late_answers.fetch_add(1, Ordering::Relaxed);
+        self.change_peers(|peers| {
+            for peer in peers.values_mut() {
+                if peer.waited_for && peer.at <= place {
+                    peer.misses += 1;
+                    peer.missed += 1;
+                    peer.waited_for = peer.missed < MISSES;
+                }
+            }
+        });
+    }
+
+    fn change_peers(&self, change: impl FnOnce(&mut BTreeMap<Origin, Peer>)) {
+        let mut peers = lock(&self.peers);
+        change(&mut peers);
+        let waited_for = peers.values().filter(|peer| peer.waited_for);
+        let least = waited_for.map(|peer| peer.at).min().unwrap_or(u64::MAX);
+        self.reached
+            .send_if_modified(|reached| std::mem::replace(reached, least) != least);
+    }
+
+    /// Ends what has had its time, extends what live flows use, and writes down what is new, until `stop`.
+    pub(crate) async fn keep(self: Arc<Self>, stop: CancellationToken) {
+        let sweeping = async {
+            loop {
+                let mut from = Some(0);
+                while let Some(at) = from {
+                    from = self.change(|store, now_ms| store.sweep(at, SWEPT_AT_ONCE, now_ms));
+                    tokio::task::yield_now().await;
+                }
+                tokio::time::sleep(self.sweep_interval).await;
+            }
+        };
+        let writing = async {
+            loop {
+                tokio::time::sleep(WRITE).await;
+                let grants = Arc::clone(&self);
+                let written = tokio::task::spawn_blocking(move || grants.write_down(false)).await;
+                if let Err(error) = written {
+                    tracing::error!(%error, "grants are not written down");
+                }
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = sweeping => {}
+            () = writing => {}
+        }
+    }
+
+    /// Writes down what is new; all of it anew, if that is wanted or the file has grown.
+    pub(crate) fn write_down(&self, all: bool) {
+        lock(&self.journal).write_down(self, all);
+    }
+
+    /// Says in `readiness` whether this node knows what its peers do, until `stop`.
+    pub(crate) async fn tell(self: Arc<Self>, readiness: Arc<Readiness>, stop: CancellationToken) {
+        let mut ticks = tokio::time::interval(LOOK);
+        loop {
+            match self.standing() {
+                Ok(detail) => readiness.set_ok(Part::DnsAllowlist, detail),
+                Err(detail) => readiness.set_failed(Part::DnsAllowlist, detail),
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                _ = ticks.tick() => {}
+            }
+        }
+    }
+
+    fn standing(&self) -> Result<String, String> {
+        if !*self.needed.borrow() {
+            return Ok("no active policy needs it".into());
+        }
+        let peers: Vec<(Origin, Peer)> = lock(&self.peers)
+            .iter()
+            .map(|(id, peer)| (*id, *peer))
+            .collect();
+        self.read(|store, _now_ms| {
+            let missing = peers
+                .iter()
+                .find(|(id, peer)| peer.reachable != Some(false) && store.is_behind(*id));
+            match missing {
+                Some((id, _)) if self.opened.elapsed() < PEERS_WAIT => {
+                    let id = cluster::NodeId(*id);
+                    Err(format!("waiting for what node {id} has granted"))
+                }
+                _ => Ok(format!("{} addresses of names are granted", store.len())),
+            }
+        })
+    }
+}
+
+/// [`Granting`] waits for peers, so it needs to outlive the answer.
+pub(crate) struct Programming(pub(crate) Arc<Grants>);
+
+impl Granting for Programming {
+    fn grant(&self, told: &Told<'_>) -> Granted {
+        let asked = Asked {
+            group: told.group,
+            client: told.client,
+            name: told.name,
+            addresses: told.addresses,
+            ttl_s: told.ttl_s,
+        };
+        let (learned, now_ms) = self
+            .0
+            .change(|store, now_ms| (store.learn(&asked, now_ms), now_ms));
+        let wait = (learned.place > 0 && *self.0.reached.borrow() <= learned.place).then(|| {
+            let grants = Arc::clone(&self.0);
+            Box::pin(grants.wait_for_peers(learned.place)) as _
+        });
+        Granted {
+            for_ms: learned.until_ms.saturating_sub(now_ms),
+            wait,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
