@@ -3,10 +3,12 @@
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
+use nix::sys::socket::{setsockopt, sockopt};
 use rustix::net::sockopt::{Timeout, set_socket_reuseaddr, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, ipproto, socket_with};
 
@@ -48,6 +50,15 @@ pub fn connect_from(
     target: SocketAddr,
     limit: Duration,
 ) -> io::Result<TcpStream> {
+    connect_socket(source, target, limit, |_| Ok(()))
+}
+
+fn connect_socket(
+    source: Option<IpAddr>,
+    target: SocketAddr,
+    limit: Duration,
+    prepare: impl FnOnce(&OwnedFd) -> io::Result<()>,
+) -> io::Result<TcpStream> {
     let family = if target.is_ipv4() {
         AddressFamily::INET
     } else {
@@ -60,6 +71,7 @@ pub fn connect_from(
         Some(ipproto::TCP),
     )?;
     set_socket_reuseaddr(&socket, true)?;
+    prepare(&socket)?;
     if let Some(source) = source {
         bind(&socket, &SocketAddr::new(source, 0))?;
     }
@@ -69,6 +81,24 @@ pub fn connect_from(
     let stream = TcpStream::from(socket);
     stream.set_nodelay(true)?;
     Ok(stream)
+}
+
+/// A TCP connection in the *current* namespace whose packets carry a mark, by which they may be routed.
+///
+/// # Errors
+/// As [`connect_from`].
+pub fn connect_marked(
+    source: IpAddr,
+    mark: Option<u8>,
+    target: SocketAddr,
+    limit: Duration,
+) -> io::Result<TcpStream> {
+    connect_socket(Some(source), target, limit, |socket| {
+        if let Some(mark) = mark {
+            setsockopt(socket, sockopt::Mark, &mark.into())?;
+        }
+        Ok(())
+    })
 }
 
 /// Tries to connect from `source` to `target` and says what happened.

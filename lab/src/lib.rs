@@ -13,6 +13,7 @@ pub mod history;
 pub mod http;
 pub mod live;
 pub mod management;
+pub mod names;
 pub mod netns;
 pub mod node;
 pub mod relay;

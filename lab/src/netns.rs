@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::net::IpAddr;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -80,9 +81,22 @@ impl Netns {
     /// # Errors
     /// When the file cannot be written.
     pub fn set_hosts(&self, hosts: &str) -> Result<()> {
+        self.set_file("hosts", hosts)
+    }
+
+    /// Whom the processes that are started in the namespace from now on ask for names.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn set_resolver(&self, resolver: IpAddr) -> Result<()> {
+        self.set_file("resolv.conf", &format!("nameserver {resolver}\n"))
+    }
+
+    /// What the processes see in `/etc`.
+    fn set_file(&self, name: &str, text: &str) -> Result<()> {
         let dir = Path::new("/etc/netns").join(&self.name);
         std::fs::create_dir_all(&dir)?;
-        Ok(std::fs::write(dir.join("hosts"), hosts)?)
+        Ok(std::fs::write(dir.join(name), text)?)
     }
 
     /// Loads nftables commands in the namespace.
@@ -163,7 +177,7 @@ impl Netns {
 
 impl Drop for Netns {
     fn drop(&mut self) {
-        // There only after `set_hosts`.
+        // There only after `set_hosts` or `set_resolver`.
         let _ = std::fs::remove_dir_all(Path::new("/etc/netns").join(&self.name));
         run::remove_namespace(&self.name);
     }

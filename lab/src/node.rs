@@ -1,7 +1,7 @@
 //! A real `neuwerk` process in a node's namespace: its configuration, its start and the ways in which it may end.
 
 use std::fs::{self, File};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::ExitStatusExt;
@@ -188,6 +188,20 @@ impl Node {
             ("data_interface", device),
             ("addresses", &format!("{ours:?}")),
             ("gateway", &format!("{hosts:?}")),
+        ])
+    }
+
+    /// From the next start on, it answers clients' queries at these addresses too and asks these resolvers.
+    ///
+    /// # Errors
+    /// When its configuration cannot be rewritten.
+    pub fn serve_names(&self, at: &[IpAddr], upstreams: &[SocketAddr]) -> Result<()> {
+        let quoted = |text: &dyn ToString| format!("\"{}\"", text.to_string());
+        let at: Vec<_> = at.iter().map(|address| quoted(address)).collect();
+        let upstreams: Vec<_> = upstreams.iter().map(|address| quoted(address)).collect();
+        self.set_keys(&[
+            ("target_ips", &format!("[{}]", at.join(", "))),
+            ("upstreams", &format!("[{}]", upstreams.join(", "))),
         ])
     }
 

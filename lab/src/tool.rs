@@ -14,6 +14,8 @@ const PACKAGES: &[(&str, &str)] = &[
     ("traceroute", "traceroute"),
     ("iperf3", "iperf3"),
     ("dnsmasq", "dnsmasq-base"),
+    ("dig", "bind9-dnsutils"),
+    ("unbound", "unbound"),
     ("cc", "gcc"),
 ];
 

@@ -256,7 +256,7 @@ impl Topology {
         (1..).zip(&self.nodes)
     }
 
-    fn plug(&self, netns: &Netns, segment: Segment, end: &str) -> Result<()> {
+    pub(crate) fn plug(&self, netns: &Netns, segment: Segment, end: &str) -> Result<()> {
         let port = segment.port(end);
         netns.link(segment.interface(), &self.switch, &port)?;
         self.switch
