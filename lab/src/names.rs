@@ -82,13 +82,16 @@ fn in_v6(subnet: u16, number: u32) -> IpAddr {
     Ipv6Addr::new(0x2001, 0xdb8, subnet, 0, 0, 0, high, low).into()
 }
 
-/// The policy of these tests: three groups of names on one port each, and queries from inside and from the operator.
+/// The policy of these tests: zones with a port each, the last one for whoever has asked alone, and queries from inside and
+/// from the operator.
 #[must_use]
 pub fn policy() -> Value {
     let rule = |id: &str, names: &str, port: u16| {
         json!({"id": id, "action": "allow",
             "match": {"dns_names": [names], "proto": "tcp", "dst_ports": [port]}})
     };
+    let mut asker_alone = rule("asked", "**.asked.test", PORT);
+    asker_alone["grant_scope"] = json!("client");
     let mut sources = vec![format!("{}/32", address::OPERATOR)];
     sources.extend(address::INSIDE.map(str::to_owned));
     json!({
@@ -101,6 +104,7 @@ pub fn policy() -> Value {
                 rule("fresh", "**.fresh.test", PORT),
                 rule("hostile", "**.hostile.test", PORT),
                 rule("alt", "**.alt.test", ALT_PORT),
+                asker_alone,
             ],
         }],
     })

@@ -17,6 +17,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("dig", "bind9-dnsutils"),
     ("unbound", "unbound"),
     ("cc", "gcc"),
+    ("musl-gcc", "musl-tools"),
 ];
 
 /// Checks that the programs are on the path.

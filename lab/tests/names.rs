@@ -23,6 +23,8 @@ use lab::netns::Netns;
 use lab::server::PORT;
 use lab::tool;
 
+/// A client that resolves and connects.
+const CONNECT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/clients/connect.c");
 const SOON: Duration = Duration::from_secs(10);
 /// How long a connection is waited for that should not come about: longer than a node holds a first packet back.
 const BRIEFLY: Duration = Duration::from_millis(300);
@@ -30,7 +32,7 @@ const BRIEFLY: Duration = Duration::from_millis(300);
 #[test]
 #[ignore = "needs root; make test runs it"]
 fn real_resolvers_ask_a_node_and_reach_what_it_has_answered() {
-    tool::require(&["dig", "unbound", "curl"]).unwrap();
+    tool::require(&["dig", "unbound", "curl", "cc", "musl-gcc"]).unwrap();
     let mut cluster = Cluster::lay_out(1).unwrap();
     let names = Names::lay_out(&cluster, &[UNBOUND]).unwrap();
     let _unbound = names.unbound().unwrap();
@@ -104,6 +106,45 @@ fn real_resolvers_ask_a_node_and_reach_what_it_has_answered() {
             assert!(seconds.parse::<f64>().unwrap() < 0.9, "{url}: {seconds} s");
         }
     }
+
+    // Programs of both C libraries, which ask for both families at once.
+    let dir = client.run().dir();
+    for (number, compiler) in (80..).zip(["cc", "musl-gcc"]) {
+        let program = dir.join(compiler);
+        let mut compile = Command::new(compiler);
+        compile.args(["-O2", "-o"]).arg(&program);
+        tool::run(compile.arg(CONNECT)).unwrap();
+        for nth in 0..10 {
+            let name = format!("n{}.fresh.test", 10 * number + nth);
+            let mut connect = client.command(&program);
+            let said = tool::run(connect.args([&name, "80"])).unwrap();
+            let (_, millis) = said.trim().split_once(' ').unwrap();
+            assert!(
+                millis.parse::<u32>().unwrap() < 900,
+                "{compiler} {name}: {said}"
+            );
+        }
+    }
+
+    // What the asker alone is granted.
+    let reply = ask(&client, &Ask::new("n75.asked.test", A));
+    assert_eq!(reply.addresses, [right(75, Family::V4)]);
+    let granted = SocketAddr::new(right(75, Family::V4), PORT);
+    let other = address::client(1, Family::V4);
+    assert_eq!(
+        client::probe(&client, other, granted, BRIEFLY),
+        Outcome::Silent
+    );
+    assert_eq!(
+        probe(&client, granted.ip(), PORT, BRIEFLY),
+        Outcome::Connected
+    );
+    let again = Ask::new("n75.asked.test", A).from(other);
+    assert_eq!(ask(&client, &again).addresses, [granted.ip()]);
+    assert_eq!(
+        client::probe(&client, other, granted, BRIEFLY),
+        Outcome::Connected
+    );
 
     // Two names on one address: to each its own port.
     for (number, [first, second]) in [

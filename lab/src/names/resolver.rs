@@ -217,10 +217,9 @@ fn script(query: &[u8], over: Over, seen: &Mutex<HashSet<String>>) -> Vec<Part> 
         .unwrap_or_else(PoisonError::into_inner)
         .insert(labels.join("."));
     let number = |prefix: &str| -> Option<u32> {
-        let digits = labels
+        labels
             .iter()
-            .find_map(|label| label.strip_prefix(prefix)?.parse().ok());
-        digits
+            .find_map(|label| label.strip_prefix(prefix)?.parse().ok())
     };
     let answer = Answer::to(&question);
     let family = match question.kind {
