@@ -72,8 +72,15 @@ fn a_first_packet_passes_through_any_node_whichever_has_resolved() {
         &Cycles::run(&client, &NODES, cycles),
     );
 
+    // What is granted while a node is away, it knows as soon as it is ready.
+    cluster.node(killed).kill().unwrap();
+    let meanwhile = resolve_some(&client, &survivors, 100);
+    cluster.node(killed).start().unwrap();
+    cluster.wait_node_ready(killed).unwrap();
+    expect_reached(&client, killed, &meanwhile);
+
     // All are killed at once: what was granted a while ago is still granted when they are back.
-    let before = resolve_all(&client, 200);
+    let before = resolve_some(&client, &NODES, 200);
     thread::sleep(Duration::from_secs(3));
     for node in NODES {
         cluster.node(node).kill().unwrap();
@@ -83,10 +90,7 @@ fn a_first_packet_passes_through_any_node_whichever_has_resolved() {
     }
     cluster.wait_ready().unwrap();
     for node in NODES {
-        for target in &before {
-            let reached = client.enter(|| connect_through(node, *target, FIRST_PACKET).is_ok());
-            assert!(reached, "{target} through node {node}, resolved before");
-        }
+        expect_reached(&client, node, &before);
     }
     report(
         "after a restart of all",
@@ -200,12 +204,20 @@ fn each_side_of_a_partition_goes_on_with_its_own_grants_and_learns_the_others_af
     listings_agree(&mut cluster, &["n901.fresh.test", "n902.fresh.test"]);
 }
 
-/// Resolves `count` names, each family in turn, through each node in turn; returns where they lead.
-fn resolve_all(client: &Netns, count: u32) -> Vec<SocketAddr> {
-    (0..count)
-        .step_by(10)
-        .map(|n| resolve(client, NODES[n as usize % 3], 100 + n))
+/// Resolves twenty names from this number on, in both families, through each node in turn; returns where they lead.
+fn resolve_some(client: &Netns, nodes: &[u8], first: u32) -> Vec<SocketAddr> {
+    let node = |n: u32| nodes[n as usize % nodes.len()];
+    (0..20)
+        .map(|n| resolve(client, node(n / 2), first + n))
         .collect()
+}
+
+/// Each of these is granted at a node, as its first packet shows.
+fn expect_reached(client: &Netns, node: u8, targets: &[SocketAddr]) {
+    for target in targets {
+        let reached = client.enter(|| connect_through(node, *target, FIRST_PACKET));
+        assert!(reached.is_ok(), "{target} through node {node}: {reached:?}");
+    }
 }
 
 /// Resolves a name of this number through a node and returns where it leads.
