@@ -11,6 +11,7 @@ pub mod changes;
 pub mod client;
 pub mod cluster;
 pub mod dataplane;
+pub mod dns;
 pub mod document;
 pub mod duration;
 pub mod error;

@@ -44,6 +44,12 @@ pub const FLOWS_KILL: &str = "/api/v1/dataplane/flows/kill";
 pub const NAT: &str = "/api/v1/dataplane/nat";
 /// What a node would do with a packet.
 pub const EXPLAIN: &str = "/api/v1/dataplane/explain";
+/// Names that clients have resolved.
+pub const DNS_CACHE: &str = "/api/v1/dns-cache";
+/// What they may reach by them.
+pub const DNS_GRANTS: &str = "/api/v1/dns/grants";
+/// What would become of a query.
+pub const DNS_EXPLAIN: &str = "/api/v1/dns/explain";
 /// Packets as they pass.
 pub const TRACE: &str = "/api/v1/dataplane/trace";
 /// Frames that are dropped, as they are dropped.

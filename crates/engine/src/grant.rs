@@ -154,6 +154,16 @@ impl Address {
         (decision, counted)
     }
 
+    /// The rules that a client may use it by, ascending.
+    pub fn rules_of(&self, client: IpAddr) -> Vec<NameRule> {
+        let own = self.clients.iter().filter(|(own, ..)| *own == client);
+        let mut rules = self.rules.to_vec();
+        rules.extend(own.map(|(_, rule, _)| *rule));
+        rules.sort_unstable();
+        rules.dedup();
+        rules
+    }
+
     fn counted_for(&self, rule: NameRule) -> Option<UseId> {
         let at = self.rules.binary_search(&rule).ok()?;
         self.counted.get(at).copied()

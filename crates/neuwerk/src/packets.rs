@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use api::client::Watch;
 use api::dataplane::{Explanation, FlowFilter, PacketQuery, TraceEnd, TraceLine, TracedPacket};
+use api::dns::NameExplanation;
 use clap::{Args, Subcommand};
+use neuwerkd::explain::FileError;
 
 use crate::args::Target;
 use crate::connect::client;
@@ -24,6 +26,26 @@ const SNAP: u16 = 256;
 pub(crate) enum Explain {
     /// Say what a node would do with a packet that begins a flow, and why. Nothing is sent.
     Packet(Box<ExplainPacket>),
+    /// Say what a node would answer a client that asks for a name, what the answer would be granted to, and what is granted
+    /// now. Nothing is asked.
+    Dns(Box<ExplainDns>),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExplainDns {
+    /// The name.
+    name: String,
+    /// The client's address.
+    #[arg(long, value_name = "ADDRESS")]
+    from: IpAddr,
+    /// Ask this policy, json for *.json, else yaml, instead of a node; no node is needed.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["node", "url", "http_addr"])]
+    policy: Option<PathBuf>,
+    /// Member to ask about, by its id [default: the node asked]
+    #[arg(long, value_name = "ID")]
+    node: Option<String>,
+    #[command(flatten)]
+    target: Target,
 }
 
 #[derive(Debug, Args)]
@@ -119,8 +141,65 @@ impl WatchArgs {
     }
 }
 
-pub(crate) async fn explain(Explain::Packet(asked): Explain) -> Result<(), Failure> {
-    let asked = *asked;
+pub(crate) async fn explain(asked: Explain) -> Result<(), Failure> {
+    match asked {
+        Explain::Packet(asked) => explain_packet(*asked).await,
+        Explain::Dns(asked) => explain_dns(*asked).await,
+    }
+}
+
+async fn explain_dns(asked: ExplainDns) -> Result<(), Failure> {
+    let from = asked.from;
+    let name = asked.name.trim_end_matches('.').to_ascii_lowercase();
+    let explanation = match &asked.policy {
+        Some(file) => of_file(file, |bytes, is_json| {
+            neuwerkd::explain::name_by_document(bytes, is_json, from, &name)
+        })?,
+        None => {
+            let node = client(&asked.target)?;
+            node.explain_name(asked.node.as_deref(), &name, &from.to_string())
+                .await?
+        }
+    };
+    if asked.target.json {
+        print::json(&explanation)
+    } else {
+        print::to_stdout(&explained_name(&explanation))
+    }
+}
+
+fn explained_name(explanation: &NameExplanation) -> String {
+    let mut text = String::new();
+    let mut line = |name: &str, value: &str| {
+        text.push_str(format!("{name:<11}  {value}").trim_end());
+        text.push('\n');
+    };
+    line("policy", &format!("revision {}", explanation.revision));
+    for step in &explanation.walk {
+        line("", step);
+    }
+    let audited = if explanation.would_deny {
+        ", only since the deny is in audit mode"
+    } else {
+        ""
+    };
+    line("verdict", &format!("{}{audited}", explanation.verdict));
+    if !explanation.grants_to.is_empty() {
+        let rules = explanation.grants_to.join(", ");
+        line("granted to", &rules);
+    }
+    for grant in &explanation.grants {
+        let rule = grant.rule.as_deref().unwrap_or("no rule");
+        let value = format!(
+            "{} by {rule}, {}, {} flows, {} s left",
+            grant.address, grant.state, grant.uses, grant.expires_in_secs
+        );
+        line("grant", &value);
+    }
+    text
+}
+
+async fn explain_packet(asked: ExplainPacket) -> Result<(), Failure> {
     let query = PacketQuery {
         from: asked.from.to_string(),
         to: asked.to.to_string(),
@@ -132,7 +211,9 @@ pub(crate) async fn explain(Explain::Packet(asked): Explain) -> Result<(), Failu
         port: asked.port,
     };
     let explanation = match &asked.policy {
-        Some(file) => by_file(file, &query)?,
+        Some(file) => of_file(file, |bytes, is_json| {
+            neuwerkd::explain::by_document(bytes, is_json, &query)
+        })?,
         None => {
             let node = client(&asked.target)?;
             node.explain(asked.node.as_deref(), &query).await?
@@ -145,12 +226,16 @@ pub(crate) async fn explain(Explain::Packet(asked): Explain) -> Result<(), Failu
     }
 }
 
-fn by_file(file: &Path, query: &PacketQuery) -> Result<Explanation, Failure> {
+/// What `explain` makes of a policy's file.
+fn of_file<T>(
+    file: &Path,
+    explain: impl FnOnce(&[u8], bool) -> Result<T, FileError>,
+) -> Result<T, Failure> {
     let bytes = std::fs::read(file).map_err(|error| Failure::file(file, &error))?;
     let is_json = file
         .extension()
         .is_some_and(|extension| extension == "json");
-    neuwerkd::explain::by_document(&bytes, is_json, query)
+    explain(&bytes, is_json)
         .map_err(|error| Failure::Failed(format!("{}: {error}", file.display())))
 }
 

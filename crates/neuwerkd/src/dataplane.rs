@@ -353,6 +353,11 @@ impl Dataplane {
         Arc::clone(self.published.load().policy())
     }
 
+    /// What clients may reach by name.
+    pub fn grants(&self) -> &Arc<Grants> {
+        &self.grants
+    }
+
     /// Has the kernel share the packets of these queues among the workers as they would do it themselves.
     fn steer(&mut self, fanouts: Vec<Fanout>) {
         self.fanouts = Mutex::new((fanouts, Vec::new()));

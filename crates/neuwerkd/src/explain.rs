@@ -4,13 +4,14 @@
 use std::net::IpAddr;
 
 use api::dataplane::{Explanation, Stage};
+use api::dns::NameExplanation;
 use std::sync::Arc;
 
 use engine::foresee::{Fate, Foresight, Probe, Translation, foresee};
 use engine::look::Filter;
 use engine::port::PortId;
 use engine::{Now, Snapshot};
-use policy::{Compiled, Decision, Document, Facts, OnDeny};
+use policy::{Compiled, Decision, Document, Facts, NameRule, OnDeny, Step};
 
 use crate::dataplane::PORT_NAMES;
 
@@ -148,14 +149,7 @@ pub fn by_document(
             .map(|kind| (kind, query.icmp_code.unwrap_or(0))),
     };
     let facts = packet.facts().map_err(|error| wrong(&error.to_string()))?;
-    let document = if is_json {
-        Document::parse_json(bytes)
-    } else {
-        Document::parse_yaml(bytes)
-    };
-    let invalid = |error: &dyn std::fmt::Display| FileError::Document(error.to_string());
-    let document = document.map_err(|error| invalid(&error))?;
-    let policy = Compiled::compile(&document, 0).map_err(|error| invalid(&error))?;
+    let policy = compile(bytes, is_json)?;
     Ok(by_policy(&policy, &facts))
 }
 
@@ -169,7 +163,7 @@ pub fn by_policy(policy: &Compiled, facts: &Facts) -> Explanation {
     if !decision.allow {
         drop_reason(&mut explanation, engine::DropReason::PolicyDenied);
     }
-    add_policy(&mut explanation, policy, facts, &decision);
+    add_policy(&mut explanation, policy, facts, &decision, &[]);
     explanation.resets = !decision.allow && decision.on_deny == OnDeny::Reset && facts.proto == 6;
     explanation
 }
@@ -233,7 +227,10 @@ pub fn by_node(
     }
     let policy = snapshot.policy();
     if let Some(decision) = &decision {
-        add_policy(&mut explanation, policy, &facts, decision);
+        let granted = snapshot.grants().load();
+        let granted = granted.of(facts.dst);
+        let granted = granted.map_or_else(Vec::new, |granted| granted.rules_of(facts.src));
+        add_policy(&mut explanation, policy, &facts, decision, &granted);
     }
     let mut stage = |name: &str, text: String| {
         explanation.stages.push(Stage {
@@ -283,6 +280,7 @@ fn add_policy(
     policy: &Compiled,
     facts: &Facts,
     decision: &Decision,
+    granted: &[NameRule],
 ) {
     let group = decision.group;
     let rule = group.zip(decision.rule);
@@ -291,22 +289,73 @@ fn add_policy(
     explanation.source_group = group.and_then(|group| text(policy.group_id(group)));
     explanation.rule = rule.and_then(|(group, rule)| text(policy.rule_id(group, rule)));
     explanation.would_deny = decision.would_deny;
-    let walk: Vec<String> = policy
-        .explain(facts)
-        .iter()
-        .map(ToString::to_string)
-        .collect();
+    explanation.walk = shown(&policy.explain_granted(facts, granted));
+}
+
+/// The steps of a walk, of a long one its beginning and its end.
+fn shown(walk: &[Step]) -> Vec<String> {
+    let lines = |steps: &[Step]| steps.iter().map(ToString::to_string).collect::<Vec<_>>();
     if walk.len() <= WALK_LINES {
-        explanation.walk = walk;
-        return;
+        return lines(walk);
     }
     let half = WALK_LINES / 2;
-    let left_out = walk.len() - WALK_LINES;
-    explanation.walk.extend_from_slice(&walk[..half]);
-    explanation.walk.push(format!("… {left_out} lines …"));
-    explanation
-        .walk
-        .extend_from_slice(&walk[walk.len() - half..]);
+    let mut shown = lines(&walk[..half]);
+    shown.push(format!("… {} lines …", walk.len() - WALK_LINES));
+    shown.extend(lines(&walk[walk.len() - half..]));
+    shown
+}
+
+/// What a policy says of a client's query, and what the answer would be granted to.
+pub fn name_by_policy(policy: &Compiled, from: IpAddr, name: &str) -> NameExplanation {
+    let decision = policy.evaluate_name(from, name);
+    let text = |id: Option<&str>| id.map(str::to_owned);
+    let rule = decision.group.zip(decision.rule);
+    let mut rules = Vec::new();
+    if let Some(group) = decision.group.filter(|_| decision.allow) {
+        policy.rules_by_name(group, name, &mut rules);
+    }
+    let granted = rules.iter().filter_map(|rule| {
+        let (group, rule) = policy.name_rule_position(*rule)?;
+        text(policy.rule_id(group, rule))
+    });
+    NameExplanation {
+        node_id: None,
+        verdict: if decision.allow { "allow" } else { "deny" }.into(),
+        would_deny: decision.would_deny,
+        source_group: decision
+            .group
+            .and_then(|group| text(policy.group_id(group))),
+        rule: rule.and_then(|(group, rule)| text(policy.rule_id(group, rule))),
+        revision: policy.revision(),
+        walk: shown(&policy.explain_name(from, name)),
+        grants_to: granted.collect(),
+        grants: Vec::new(),
+    }
+}
+
+/// The same for the policy in a document.
+///
+/// # Errors
+/// The document is not valid.
+pub fn name_by_document(
+    bytes: &[u8],
+    is_json: bool,
+    from: IpAddr,
+    name: &str,
+) -> Result<NameExplanation, FileError> {
+    let policy = compile(bytes, is_json)?;
+    Ok(name_by_policy(&policy, from.to_canonical(), name))
+}
+
+fn compile(bytes: &[u8], is_json: bool) -> Result<Compiled, FileError> {
+    let document = if is_json {
+        Document::parse_json(bytes)
+    } else {
+        Document::parse_yaml(bytes)
+    };
+    let invalid = |error: &dyn std::fmt::Display| FileError::Document(error.to_string());
+    let document = document.map_err(|error| invalid(&error))?;
+    Compiled::compile(&document, 0).map_err(|error| invalid(&error))
 }
 
 #[cfg(test)]

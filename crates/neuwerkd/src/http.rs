@@ -22,6 +22,7 @@ pub mod joining;
 pub mod key;
 pub mod listen;
 pub mod members;
+mod names;
 pub mod openapi;
 pub mod policy;
 mod preflight;

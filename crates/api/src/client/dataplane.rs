@@ -11,6 +11,7 @@ use super::{Client, Error};
 use crate::dataplane::{
     Explanation, FlowFilter, FlowList, KilledFlows, NatUse, PacketQuery, TraceLine, with_query,
 };
+use crate::dns::NameExplanation;
 use crate::paths;
 
 type Pair<'a> = (&'a str, Cow<'a, str>);
@@ -95,6 +96,18 @@ impl Client {
         let mut pairs: Vec<Pair<'_>> = packet.pairs();
         pairs.extend(node.map(|node| ("node", node.into())));
         self.get(&with_query(paths::EXPLAIN, pairs)).await
+    }
+
+    /// What `node`, or the node that is asked, would answer a client that asks for a name.
+    pub async fn explain_name(
+        &self,
+        node: Option<&str>,
+        name: &str,
+        from: &str,
+    ) -> Result<NameExplanation, Error> {
+        let mut pairs: Vec<Pair<'_>> = vec![("name", name.into()), ("from", from.into())];
+        pairs.extend(node.map(|node| ("node", node.into())));
+        self.get(&with_query(paths::DNS_EXPLAIN, pairs)).await
     }
 
     /// Packets as they pass, or, with `drops`, those that are dropped, for so long at most; each is

@@ -10,8 +10,8 @@ use http::Method;
 
 use super::openapi::Doc;
 use super::{
-    App, account, backup, ca, changes, dataplane, health, history, joining, key, members, openapi,
-    policy, preflight, session, stats, sysdump, watch,
+    App, account, backup, ca, changes, dataplane, health, history, joining, key, members, names,
+    openapi, policy, preflight, session, stats, sysdump, watch,
 };
 
 /// Who may use a route.
@@ -115,6 +115,9 @@ pub static ROUTES: &[Row] = &[
     row(Method::GET,    api::paths::EXPLAIN,                Any,    Named,            "explainPacket",        || get(watch::explain),              &watch::EXPLAIN),
     row(Method::GET,    api::paths::TRACE,                  Admin,  Named,            "tracePackets",         || get(watch::trace),                &watch::TRACE),
     row(Method::GET,    api::paths::DROPS,                  Admin,  Named,            "watchDrops",           || get(watch::drops),                &watch::DROPS),
+    row(Method::GET,    api::paths::DNS_CACHE,              Any,    Named,            "listDnsCache",         || get(names::cache),                &names::CACHE),
+    row(Method::GET,    api::paths::DNS_GRANTS,             Any,    Named,            "listGrants",           || get(names::list),                 &names::GRANTS),
+    row(Method::GET,    api::paths::DNS_EXPLAIN,            Any,    Named,            "explainName",          || get(names::explain),              &names::EXPLAIN),
     row(Method::GET,    api::paths::MEMBERS,                Any,    LocalRead,        "clusterMembers",       || get(members::list),                &members::LIST),
     row(Method::POST,   api::paths::MEMBER_APPROVAL,        Admin,  Write,            "approveMember",        || post(joining::approve),           &joining::APPROVE),
     row(Method::GET,    api::paths::JOIN_SETTINGS,          Any,    LocalRead,        "getJoinSettings",      || get(joining::read),               &joining::READ),
