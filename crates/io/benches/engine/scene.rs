@@ -235,7 +235,7 @@ impl Scene {
     /// Makes the rules the policy, and returns what was in force before.
     pub(crate) fn publish(&mut self, rules: &Rules, revision: u64) -> Result<Arc<Snapshot>> {
         let now = self.published.load_full();
-        let next = now.with_policy(revision, rules.compile(revision)?);
+        let next = now.with_policy(revision, rules.compile(revision)?, Default::default());
         self.published.store(Arc::new(next));
         Ok(now)
     }
