@@ -165,6 +165,20 @@ impl Linter {
                      restrict nothing there",
                 );
             }
+            let name_alone = Match {
+                dns_hostname: rule.matches.dns_hostname.clone(),
+                dns_names: rule.matches.dns_names.clone(),
+                ..Match::default()
+            };
+            if rule.action == Action::Deny && rule.matches.has_name() && rule.matches != name_alone
+            {
+                self.add(
+                    path.clone(),
+                    "denies every query for these names too, whatever its other selectors, so that \
+                     nothing of theirs is reached; to keep the rest open, allow the names with the \
+                     ports and protocols that are wanted instead",
+                );
+            }
             self.names(&path, &rule.matches);
         }
     }

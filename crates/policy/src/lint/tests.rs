@@ -232,3 +232,17 @@ fn a_large_document_is_linted_in_bounded_time() {
     }
     check(&yaml, &[]);
 }
+
+/// A query comes before any packet, and has no port of what is reached later.
+#[test]
+fn a_deny_by_name_and_port_denies_the_query() {
+    check_rules(
+        &[
+            "action: deny, match: {dns_names: [a.example.com], proto: tcp, dst_ports: [22]}",
+            "action: deny, match: {dns_names: [b.example.com]}",
+            "action: allow, match: {dns_names: ['**.example.com'], proto: tcp, dst_ports: [443]}",
+            "action: deny, match: {proto: tcp, dst_ports: [22]}",
+        ],
+        &["[0]: denies every query for these names too"],
+    );
+}
