@@ -1,5 +1,8 @@
 //! Types of records, and which of them may be asked for.
 
+use std::fmt;
+use std::str::FromStr;
+
 /// A type of records (RFC 1035 section 3.2.2 and later ones), by its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Kind(pub u16);
@@ -67,6 +70,79 @@ impl Kind {
     }
 }
 
+/// What types are called (IANA's registry of RR types); others are called by number.
+const NAMES: [(&str, u16); 38] = [
+    ("A", 1),
+    ("NS", 2),
+    ("CNAME", 5),
+    ("SOA", 6),
+    ("PTR", 12),
+    ("HINFO", 13),
+    ("MX", 15),
+    ("TXT", 16),
+    ("RP", 17),
+    ("AFSDB", 18),
+    ("AAAA", 28),
+    ("LOC", 29),
+    ("SRV", 33),
+    ("NAPTR", 35),
+    ("KX", 36),
+    ("CERT", 37),
+    ("DNAME", 39),
+    ("APL", 42),
+    ("DS", 43),
+    ("SSHFP", 44),
+    ("IPSECKEY", 45),
+    ("RRSIG", 46),
+    ("NSEC", 47),
+    ("DNSKEY", 48),
+    ("DHCID", 49),
+    ("NSEC3", 50),
+    ("NSEC3PARAM", 51),
+    ("TLSA", 52),
+    ("SMIMEA", 53),
+    ("HIP", 55),
+    ("CDS", 59),
+    ("CDNSKEY", 60),
+    ("OPENPGPKEY", 61),
+    ("CSYNC", 62),
+    ("SVCB", 64),
+    ("HTTPS", 65),
+    ("URI", 256),
+    ("CAA", 257),
+];
+
+/// It is not what a type is called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not a type of records")]
+pub struct NoKind;
+
+impl FromStr for Kind {
+    type Err = NoKind;
+
+    /// Reads a type by name, or as `TYPE257` (RFC 3597 section 5).
+    fn from_str(text: &str) -> Result<Self, NoKind> {
+        let text = text.to_ascii_uppercase();
+        let named = NAMES.iter().find(|(name, _)| *name == text);
+        match named {
+            Some((_, number)) => Ok(Self(*number)),
+            None => {
+                let digits = text.strip_prefix("TYPE").ok_or(NoKind)?;
+                digits.parse().map(Self).map_err(|_| NoKind)
+            }
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match NAMES.iter().find(|(_, number)| *number == self.0) {
+            Some((name, _)) => f.write_str(name),
+            None => write!(f, "TYPE{}", self.0),
+        }
+    }
+}
+
 /// The types that clients may ask for: the usual ones and those configured.
 #[derive(Debug, Clone)]
 pub struct Kinds {
@@ -106,6 +182,26 @@ impl Kinds {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn called_by_name_or_by_number() {
+        for (text, want) in [
+            ("a", Ok(Kind::A)),
+            ("CAA", Ok(Kind(257))),
+            ("TYPE257", Ok(Kind(257))),
+            ("type65280", Ok(Kind(65_280))),
+            ("TYPE65536", Err(NoKind)),
+            ("TYPE", Err(NoKind)),
+            ("257", Err(NoKind)),
+            ("ANY", Err(NoKind)),
+            ("", Err(NoKind)),
+        ] {
+            assert_eq!(text.parse(), want, "{text}");
+        }
+        for number in 0..=u16::MAX {
+            assert_eq!(Kind(number).to_string().parse(), Ok(Kind(number)));
+        }
+    }
 
     #[test]
     fn usual_and_configured() {
