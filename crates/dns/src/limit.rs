@@ -5,6 +5,7 @@
 //! client has been quiet for longest. So memory is fixed whoever sends, and forgetting a client only
 //! ever gives it more.
 
+use std::collections::HashMap;
 use std::hash::BuildHasher;
 use std::net::IpAddr;
 
@@ -78,6 +79,53 @@ impl Limiter {
     }
 }
 
+/// Who holds how much of something that there is only so much of. A client may hold as much as a part of
+/// what is free, so that the more is held, the less each one may: whoever comes last still finds some,
+/// and nobody has to be told apart from an attacker (dynamic thresholds, Choudhury and Hahne 1998).
+#[derive(Debug)]
+pub struct Shares {
+    held: HashMap<u64, usize, RandomState>,
+    free: usize,
+    part: usize,
+}
+
+impl Shares {
+    /// There are `total`; one client may hold a `part`th of what is free, and one in any case.
+    #[must_use]
+    pub fn new(total: usize, part: usize) -> Self {
+        Self {
+            held: HashMap::default(),
+            free: total,
+            part: part.max(1),
+        }
+    }
+
+    /// Takes one, to be [given](Self::give) back, unless the client holds enough or there is none.
+    pub fn take(&mut self, client: IpAddr) -> bool {
+        let client = prefix(client);
+        let held = self.held.get(&client).copied().unwrap_or(0);
+        let may = self.free > 0 && held < (self.free / self.part).max(1);
+        if may {
+            self.held.insert(client, held + 1);
+            self.free -= 1;
+        }
+        may
+    }
+
+    /// Gives one back.
+    pub fn give(&mut self, client: IpAddr) {
+        let client = prefix(client);
+        let Some(held) = self.held.get_mut(&client) else {
+            return;
+        };
+        *held -= 1;
+        self.free += 1;
+        if *held == 0 {
+            self.held.remove(&client);
+        }
+    }
+}
+
 /// One client may have all of a /64 (RFC 6177).
 fn prefix(client: IpAddr) -> u64 {
     match client.to_canonical() {
@@ -117,6 +165,59 @@ mod tests {
         assert!(limiter.take("2001:db8::2".parse().unwrap(), 0));
         assert!(!limiter.take("2001:db8::3".parse().unwrap(), 0));
         assert!(limiter.take("2001:db8:0:1::3".parse().unwrap(), 0));
+    }
+
+    #[test]
+    fn the_more_is_held_the_less_one_may_hold() {
+        let mut shares = Shares::new(8_192, 8);
+        let all = |shares: &mut Shares, i| (0..10_000).filter(|_| shares.take(client(i))).count();
+        assert_eq!(all(&mut shares, 1), 910);
+        assert_eq!(all(&mut shares, 2), 809);
+        for i in 3..40 {
+            assert!(all(&mut shares, i) > 0);
+        }
+        for _ in 0..910 {
+            shares.give(client(1));
+        }
+        assert!(all(&mut shares, 1) > 50);
+    }
+
+    /// As long as what is held comes back in time, all that ask for as much as they can get have the same in
+    /// the end, and leave something.
+    #[test]
+    fn those_who_take_all_they_can_get_become_equal() {
+        let mut shares = Shares::new(8_192, 8);
+        let mut held = [0_u32; 100];
+        for round in 0..200 {
+            for (i, held) in held.iter_mut().enumerate() {
+                for _ in 0..*held / 4 {
+                    shares.give(client(i as u32));
+                    *held -= 1;
+                }
+                if round > i {
+                    *held += (0..10_000)
+                        .filter(|_| shares.take(client(i as u32)))
+                        .count() as u32;
+                }
+            }
+        }
+        let (least, most) = (held.iter().min().unwrap(), held.iter().max().unwrap());
+        assert!(*least * 2 > *most, "{least} to {most}");
+        assert!(shares.free > 200, "{}", shares.free);
+    }
+
+    #[test]
+    fn all_that_is_taken_comes_back() {
+        let mut shares = Shares::new(10, 1_000);
+        let taken: Vec<u32> = (0..20).filter(|i| shares.take(client(*i))).collect();
+        assert_eq!(taken, (0..10).collect::<Vec<_>>());
+        assert!(!shares.take(client(3)));
+        for i in taken {
+            shares.give(client(i));
+            shares.give(client(99));
+        }
+        assert!(shares.held.is_empty());
+        assert_eq!(shares.free, 10);
     }
 
     #[test]
