@@ -1,5 +1,6 @@
 //! What the proxy counts. Groups are labels; clients and names are not.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
@@ -11,7 +12,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Metric, Registry};
 
 /// Name as it is scraped, kind, labels, help.
-pub const FAMILIES: [(&str, &str, &str, &str); 9] = [
+pub const FAMILIES: [(&str, &str, &str, &str); 11] = [
     (
         "dns_queries_total",
         "counter",
@@ -66,6 +67,18 @@ pub const FAMILIES: [(&str, &str, &str, &str); 9] = [
         "",
         "Queries that wait for an upstream",
     ),
+    (
+        "neuwerk_dns_unsent_answers_total",
+        "counter",
+        "reason",
+        "Answers over UDP that could not be sent: blocked, for want of room in the socket for 20 ms, or error",
+    ),
+    (
+        "neuwerk_dns_refused_connections_total",
+        "counter",
+        "",
+        "Connections of clients that were closed at once, since too many are open",
+    ),
 ];
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -110,6 +123,8 @@ pub struct Metrics {
     mismatch: Family<Mismatch, Counter>,
     hits: Family<State, Counter>,
     filtered: Family<Reason, Counter>,
+    unsent: Family<Reason, Counter>,
+    pub(super) refused_connections: Counter<u64, AtomicU64>,
     pub(super) entries: Gauge,
     pub(super) bytes: Gauge,
     pub(super) waiting: Gauge<i64, std::sync::atomic::AtomicI64>,
@@ -135,6 +150,8 @@ impl Metrics {
             mismatch: Family::default(),
             hits,
             filtered: Family::default(),
+            unsent: Family::default(),
+            refused_connections: Counter::default(),
             entries: Gauge::default(),
             bytes: Gauge::default(),
             waiting: Gauge::default(),
@@ -151,6 +168,8 @@ impl Metrics {
             bytes,
             filtered,
             waiting,
+            unsent,
+            refused_connections,
         ] = FAMILIES;
         register(registry, queries, metrics.queries.clone());
         register(registry, rtt, metrics.rtt.clone());
@@ -161,6 +180,9 @@ impl Metrics {
         register(registry, bytes, metrics.bytes.clone());
         register(registry, filtered, metrics.filtered.clone());
         register(registry, waiting, metrics.waiting.clone());
+        register(registry, unsent, metrics.unsent.clone());
+        let refused = metrics.refused_connections.clone();
+        register(registry, refused_connections, refused);
         metrics
     }
 
@@ -190,6 +212,14 @@ impl Metrics {
             source_group: Arc::clone(group),
         };
         self.mismatch.get_or_create(&mismatch).inc();
+    }
+
+    pub(super) fn unsent(&self, kind: ErrorKind) {
+        let reason = match kind {
+            ErrorKind::WouldBlock => "blocked",
+            _ => "error",
+        };
+        self.unsent.get_or_create(&Reason { reason }).inc();
     }
 
     pub(super) fn filtered(&self, reason: &'static str) {

@@ -11,12 +11,14 @@ use tokio::net::UdpSocket;
 use super::service::{By, Handled, Service};
 
 /// Longest query that is read; further bytes are cut off, which makes it malformed.
-const QUERY_BYTES: usize = 4_096;
+pub(super) const QUERY_BYTES: usize = 4_096;
 /// Queries that are worked on before other tasks have their turn.
 const BURST: usize = 64;
 /// What the kernel may keep for a socket whose task is busy, in bytes; it takes less if it is not allowed
 /// more.
 const BUFFER_BYTES: usize = 4 << 20;
+/// How long an answer waits for room in the socket's buffer.
+const SEND_WAIT: Duration = Duration::from_millis(20);
 /// Pause after an error of the socket that says nothing of a message.
 const PAUSE: Duration = Duration::from_millis(10);
 
@@ -61,13 +63,13 @@ pub(super) async fn serve(service: Arc<Service>, socket: UdpSocket) {
             let message = &buffer[..read];
             match service.handle(message, client.ip(), By::Datagram, &mut text, &mut out) {
                 Handled::Silent => {}
-                Handled::Answered => send(&socket, &out, client),
+                Handled::Answered => send(&service, &socket, &out, client).await,
                 Handled::Later(later) => {
                     let (service, socket) = (Arc::clone(&service), Arc::clone(&socket));
                     tokio::spawn(async move {
                         let mut out = Vec::new();
-                        service.finish(later, &mut out).await;
-                        send(&socket, &out, client);
+                        Arc::clone(&service).finish(later, &mut out).await;
+                        send(&service, &socket, &out, client).await;
                     });
                 }
             }
@@ -76,11 +78,88 @@ pub(super) async fn serve(service: Arc<Service>, socket: UdpSocket) {
     }
 }
 
-/// Sends an answer; one that cannot be sent at once is lost, as it may be on its way.
-fn send(socket: &UdpSocket, answer: &[u8], client: SocketAddr) {
-    if !answer.is_empty()
-        && let Err(error) = socket.try_send_to(answer, client)
-    {
+/// Sends an answer. One that cannot be sent is counted and forgotten, as it may be lost on its way.
+async fn send(service: &Service, socket: &UdpSocket, answer: &[u8], client: SocketAddr) {
+    if answer.is_empty() {
+        return;
+    }
+    let attempt = || socket.try_send_to(answer, client);
+    if let Err(error) = sent(attempt, || socket.writable()).await {
+        service.metrics.unsent(error.kind());
         tracing::debug!(%error, "an answer cannot be sent");
+    }
+}
+
+/// Sends by `attempt`, if need be once the socket is `writable`, for which it waits [`SEND_WAIT`] at most.
+async fn sent<W: Future<Output = io::Result<()>>>(
+    attempt: impl Fn() -> io::Result<usize>,
+    writable: impl Fn() -> W,
+) -> io::Result<()> {
+    let again = |error: &io::Error| {
+        matches!(
+            error.kind(),
+            io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+        )
+    };
+    match attempt() {
+        Err(error) if again(&error) => {}
+        done => return done.map(drop),
+    }
+    let patiently = async {
+        loop {
+            writable().await?;
+            match attempt() {
+                Err(error) if again(&error) => {}
+                done => return done.map(drop),
+            }
+        }
+    };
+    tokio::time::timeout(SEND_WAIT, patiently)
+        .await
+        .unwrap_or_else(|_| Err(io::ErrorKind::WouldBlock.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::io::ErrorKind;
+
+    use super::*;
+
+    async fn after(blocked: usize, then: Result<usize, ErrorKind>) -> (Option<ErrorKind>, usize) {
+        let attempts = Cell::new(0);
+        let attempt = || {
+            attempts.set(attempts.get() + 1);
+            match attempts.get() > blocked {
+                true => then.map_err(io::Error::from),
+                false => Err(ErrorKind::WouldBlock.into()),
+            }
+        };
+        let writable = || async {
+            tokio::task::yield_now().await;
+            Ok(())
+        };
+        let result = sent(attempt, writable).await;
+        (result.err().map(|error| error.kind()), attempts.get())
+    }
+
+    #[tokio::test]
+    async fn an_answer_waits_for_room() {
+        assert_eq!(after(0, Ok(9)).await, (None, 1));
+        assert_eq!(after(3, Ok(9)).await, (None, 4));
+        let refused = ErrorKind::ConnectionRefused;
+        assert_eq!(after(0, Err(refused)).await, (Some(refused), 1));
+        assert_eq!(after(2, Err(refused)).await, (Some(refused), 3));
+    }
+
+    #[tokio::test]
+    async fn but_not_for_ever() {
+        let (error, _) = after(usize::MAX, Ok(9)).await;
+        assert_eq!(error, Some(ErrorKind::WouldBlock));
+        let never = sent(
+            || Err(ErrorKind::WouldBlock.into()),
+            std::future::pending::<io::Result<()>>,
+        );
+        assert_eq!(never.await.unwrap_err().kind(), ErrorKind::WouldBlock);
     }
 }
