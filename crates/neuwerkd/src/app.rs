@@ -134,7 +134,7 @@ pub fn start(config: Config, log: RecentLog, received: Received) -> anyhow::Resu
     let mut metrics = Metrics::default();
     crate::metrics::handover::register(metrics.registry(), &handed_over);
     grants.register(metrics.registry());
-    let proxy = crate::dns::proxy(&config, dataplane.dataplane(), &grants, metrics.registry());
+    let proxy = crate::dns::proxy(&config, dataplane.dataplane(), &grants, metrics.registry())?;
     let app = http::App::new(Arc::clone(&readiness), metrics.http());
     app.set_dataplane(dataplane.dataplane());
     control_runtime.spawn(Arc::clone(dataplane.dataplane()).keep_surveying());

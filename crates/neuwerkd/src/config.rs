@@ -37,7 +37,7 @@ use sha2::{Digest, Sha256};
 pub use bootstrap::{Bootstrap, CloudProvider, DataPlaneMode};
 pub use cluster::{Backup, Cluster, JoinApproval};
 pub use dataplane::{Admission, Dataplane, EncapMode, NatMapping, Port, Ports};
-pub use dns::Dns;
+pub use dns::{DeniedAnswer, Dns, RecordType, Upstream};
 pub use dpdk::{Dpdk, IovaMode, PerfMode};
 pub use flags::Flags;
 pub use integration::{Integration, IntegrationMode};

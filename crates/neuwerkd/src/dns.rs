@@ -1,15 +1,21 @@
 //! The DNS proxy as this node runs it: by which settings, and where it listens.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
-use std::time::Duration;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use ::dns::reply::Denial;
+use anyhow::Context as _;
 use prometheus_client::registry::Registry;
-use proxy::dns::{Proxy, Settings, Upstream};
+use proxy::dns::{Proxy, Settings, Tls, Upstream};
+use rustix::process::Resource;
+use rustls::{ClientConfig, RootCertStore};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject as _;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::Config;
+use crate::config::{Config, DeniedAnswer, Dns};
 use crate::dataplane::Dataplane;
 use crate::grants::{Grants, Programming};
 use crate::interfaces;
@@ -18,53 +24,132 @@ use crate::interfaces;
 const PORT: u16 = 53;
 /// Threads of the proxy, and sockets on each address.
 pub(crate) const THREADS: u32 = 2;
-/// Most memory for answers.
-const CACHE_BYTES: usize = 64 << 20;
-/// What one client may ask: more than a busy resolver does, less than what would starve the others.
-const CLIENT_QUERIES_PER_SECOND: u32 = 10_000;
-const CLIENT_BURST: u32 = 20_000;
 /// How often an address that cannot be listened on yet is tried again.
 const RETRY: Duration = Duration::from_secs(1);
+/// For how long what the host said of its addresses is believed.
+const HOST_FOR: Duration = Duration::from_secs(1);
 
 /// The proxy, if there are resolvers that it can ask.
+///
+/// # Errors
+/// Resolvers are to be asked over TLS, and there are no certificates to trust.
 pub(crate) fn proxy(
     config: &Config,
     dataplane: &Arc<Dataplane>,
     grants: &Arc<Grants>,
     registry: &mut Registry,
-) -> Option<Proxy> {
+) -> anyhow::Result<Option<Proxy>> {
     let dns = &config.dns;
     if dns.upstreams.is_empty() {
-        return None;
+        return Ok(None);
     }
-    let ports = &config.dataplane.ports;
-    let own_ports = [&ports.inside, &ports.outside]
-        .into_iter()
-        .flat_map(|port| port.addresses.iter().map(ipnet::IpNet::addr));
-    let own_addresses = interfaces::addresses().unwrap_or_default();
+    raise_descriptors();
+    let own = Own {
+        dataplane: Arc::clone(dataplane),
+        host: Mutex::default(),
+    };
     let settings = Settings {
-        upstreams: dns
-            .upstreams
-            .iter()
-            .map(|address| Upstream {
-                address: *address,
-                tls: None,
-            })
-            .collect(),
+        upstreams: upstreams(dns)?,
         upstream_timeout: Duration::from_millis(dns.upstream_timeout_ms.into()),
         allow_private_answers: dns.allow_private_answers.clone(),
-        own_addresses: own_addresses.into_iter().chain(own_ports).collect(),
-        allow_ech: false,
-        more_kinds: Vec::new(),
-        denial: Denial::NxDomain,
-        cache_bytes: CACHE_BYTES,
-        client_queries_per_second: CLIENT_QUERIES_PER_SECOND,
-        client_burst: CLIENT_BURST,
+        own_addresses: Arc::new(move || own.addresses()),
+        allow_ech: dns.allow_ech,
+        more_kinds: dns.more_types.iter().map(|kind| kind.0).collect(),
+        denial: match dns.denied_answer {
+            DeniedAnswer::NxDomain => Denial::NxDomain,
+            DeniedAnswer::Refused => Denial::Refused,
+        },
+        cache_bytes: usize::try_from(dns.cache_bytes).unwrap_or(usize::MAX),
+        client_queries_per_second: dns.client_queries_per_second,
+        client_burst: dns.client_burst,
     };
     let dataplane = Arc::clone(dataplane);
     let policy = Box::new(move || dataplane.policy());
     let granting = Arc::new(Programming(Arc::clone(grants)));
-    Some(Proxy::new(settings, policy, granting, registry))
+    Ok(Some(Proxy::new(settings, policy, granting, registry)))
+}
+
+/// Lets the process have as many descriptors as it may at all: each question to an upstream has a socket of its own.
+fn raise_descriptors() {
+    let mut limit = rustix::process::getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = rustix::process::setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+}
+
+/// The resolvers, and whom those over TLS have to be known to.
+fn upstreams(dns: &Dns) -> anyhow::Result<Vec<Upstream>> {
+    let encrypted = dns.upstreams.iter().any(|upstream| upstream.tls.is_some());
+    let trust = match encrypted {
+        true => Some(trust(&dns.upstream_ca).with_context(|| {
+            format!(
+                "dns.upstream_ca: {} is of no use, and dns.upstreams has resolvers over TLS: install ca-certificates, or \
+                 name a file of certificates in PEM",
+                dns.upstream_ca.display()
+            )
+        })?),
+        false => None,
+    };
+    let upstreams = dns.upstreams.iter().map(|upstream| Upstream {
+        address: upstream.address,
+        tls: upstream
+            .tls
+            .clone()
+            .zip(trust.clone())
+            .map(|(name, config)| Tls { config, name }),
+    });
+    Ok(upstreams.collect())
+}
+
+/// Who may sign for resolvers.
+fn trust(path: &Path) -> anyhow::Result<Arc<ClientConfig>> {
+    let mut roots = RootCertStore::empty();
+    let found: Vec<CertificateDer<'static>> =
+        CertificateDer::pem_file_iter(path)?.collect::<Result<_, _>>()?;
+    // A host has some that are too old to be read.
+    let (taken, _) = roots.add_parsable_certificates(found);
+    anyhow::ensure!(taken > 0, "there is no certificate in it");
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(Arc::new(config))
+}
+
+/// This node's own addresses.
+struct Own {
+    dataplane: Arc<Dataplane>,
+    /// The host's, and when it said so.
+    host: Mutex<Option<(Instant, Vec<IpAddr>)>>,
+}
+
+impl Own {
+    /// Those that it has now: the host's, and the data ports', whoever they have them from.
+    fn addresses(&self) -> Vec<IpAddr> {
+        let snapshot = self.dataplane.snapshot();
+        let settings = snapshot.settings();
+        let ports = settings.ports.iter().flat_map(|port| &port.addresses);
+        let services = settings.services.iter().map(|service| service.address);
+        let mut own: Vec<IpAddr> = ports.map(ipnet::IpNet::addr).chain(services).collect();
+        let mut host = self.host.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*host {
+            Some((since, addresses)) if since.elapsed() < HOST_FOR => own.extend(addresses),
+            before => {
+                // The last known ones are better than none.
+                let addresses = interfaces::addresses().unwrap_or_else(|error| {
+                    tracing::warn!(%error, "the host does not say its addresses");
+                    before
+                        .clone()
+                        .map_or(Vec::new(), |(_, addresses)| addresses)
+                });
+                own.extend(&addresses);
+                *host = Some((Instant::now(), addresses));
+            }
+        }
+        own
+    }
 }
 
 /// Listens on the management address and on those that clients inside ask, each as soon as it is there.
@@ -115,3 +200,6 @@ fn open(
         .listen(address, THREADS as usize, stop)
         .map_err(|error| anyhow::anyhow!("cannot listen on {address}: {error}"))
 }
+
+#[cfg(test)]
+mod tests;

@@ -68,7 +68,7 @@ fn settings(upstream: SocketAddr) -> Settings {
         }],
         upstream_timeout: Duration::from_secs(2),
         allow_private_answers: vec![],
-        own_addresses: vec![],
+        own_addresses: Arc::new(Vec::new),
         allow_ech: false,
         more_kinds: vec![],
         denial: Denial::NxDomain,

@@ -42,8 +42,8 @@ pub struct Settings {
     pub upstream_timeout: Duration,
     /// Private ranges that answers may point into.
     pub allow_private_answers: Vec<IpNet>,
-    /// This node's own addresses, which no answer may have.
-    pub own_addresses: Vec<IpAddr>,
+    /// This node's own addresses, which no answer may have; asked for at each answer of an upstream.
+    pub own_addresses: OwnAddresses,
     /// ECH keys stay in answers.
     pub allow_ech: bool,
     /// Types that may be asked for beside the usual ones.
@@ -75,6 +75,9 @@ pub struct Tls {
     /// The name in its certificate.
     pub name: ServerName<'static>,
 }
+
+/// Hands out the node's addresses as they are now.
+pub type OwnAddresses = Arc<dyn Fn() -> Vec<IpAddr> + Send + Sync>;
 
 /// Hands out the policy in force.
 pub type InForce = Box<dyn Fn() -> Arc<Compiled> + Send + Sync>;
@@ -125,4 +128,8 @@ impl Proxy {
 }
 
 #[cfg(test)]
+mod attack_tests;
+#[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tls_tests;

@@ -402,7 +402,7 @@ fn all_problems_are_reported_at_once() {
             ),
             (
                 "dns.upstreams[0]",
-                "\"1.1.1.1\" is not an address with a port; write for example",
+                "\"1.1.1.1\" is not an address with a port, or tls://ADDRESS#NAME; write for example 9.9.9.9:53 or",
             ),
             ("dns.upstreams[2]", "\"x\""),
             (
@@ -413,6 +413,100 @@ fn all_problems_are_reported_at_once() {
             (
                 "--metrics-bind",
                 "\"nowhere\" is not an address with a port",
+            ),
+        ],
+    );
+}
+
+#[test]
+fn resolvers_over_tls() {
+    #[track_caller]
+    fn check(text: &str, want: Option<&str>) {
+        let config = file(&format!("dns: {{upstreams: ['{text}']}}"));
+        let shown = config.map(|config| config.dns.upstreams[0].to_string());
+        assert_eq!(shown.ok().as_deref(), want, "{text}");
+    }
+    let quad9 = Some("tls://9.9.9.9:853#dns.quad9.net");
+    check("9.9.9.9:53", Some("9.9.9.9:53"));
+    check("tls://9.9.9.9:853#dns.quad9.net", quad9);
+    check("tls://9.9.9.9#dns.quad9.net", quad9);
+    check("tls://9.9.9.9", Some("tls://9.9.9.9:853#9.9.9.9"));
+    check("tls://9.9.9.9:8853", Some("tls://9.9.9.9:8853#9.9.9.9"));
+    check(
+        "tls://[2620:fe::fe]:853#a.b",
+        Some("tls://[2620:fe::fe]:853#a.b"),
+    );
+    check("tls://2620:fe::fe#a.b", Some("tls://[2620:fe::fe]:853#a.b"));
+    check(
+        "tls://[2620:fe::fe]",
+        Some("tls://[2620:fe::fe]:853#2620:fe::fe"),
+    );
+    for wrong in [
+        "tls://dns.quad9.net",
+        "tls://9.9.9.9:853#",
+        "tls://9.9.9.9#a b",
+        "tls://",
+        "https://9.9.9.9",
+        "9.9.9.9#a.b",
+    ] {
+        check(wrong, None);
+    }
+    // As a block of YAML without quotes, and as a flag.
+    let plain =
+        file("dns:\n  upstreams:\n  - tls://9.9.9.9:853#dns.quad9.net\n  - 1.1.1.1:53").unwrap();
+    let flag = "--dns-upstreams=tls://9.9.9.9#dns.quad9.net,1.1.1.1:53";
+    let flagged = Config::parse(None, &flags(&[NEEDED, &[flag]].concat())).unwrap();
+    assert_eq!(plain.dns.upstreams, flagged.dns.upstreams);
+    assert_eq!(plain.dns.upstreams.len(), 2);
+}
+
+#[test]
+fn what_the_proxy_goes_by() {
+    let given = file(
+        "dns: {upstream_ca: /etc/ca.pem, denied_answer: refused, allow_ech: true, more_types: [caa, TYPE99],\n\
+         cache_bytes: 0, client_queries_per_second: 0, client_burst: 1}",
+    )
+    .unwrap()
+    .dns;
+    assert_eq!(given.denied_answer, DeniedAnswer::Refused);
+    assert_eq!(given.more_types.len(), 2);
+    let flagged = [
+        "--dns-upstream-ca=/etc/ca.pem",
+        "--dns-denied-answer=refused",
+        "--dns-allow-ech",
+        "--dns-more-types=CAA,TYPE99",
+        "--dns-cache-bytes=0",
+        "--dns-client-queries-per-second=0",
+        "--dns-client-burst=1",
+    ];
+    let flagged = Config::parse(None, &flags(&[NEEDED, &flagged].concat())).unwrap();
+    assert_eq!(flagged.dns, given);
+    check(
+        file(
+            "dns: {upstream_ca: ca.pem, denied_answer: drop, allow_ech: maybe, more_types: [A6A, ANY, 257],\n\
+             cache_bytes: 4000000001, client_queries_per_second: 1000001, client_burst: 0}",
+        ),
+        &[
+            ("dns.upstream_ca", "absolute path"),
+            ("dns.denied_answer", "is not one of nxdomain, refused"),
+            ("dns.allow_ech", "neither true nor false"),
+            (
+                "dns.more_types[0]",
+                "\"A6A\" is not a type of DNS records; write for example CAA, TLSA or TYPE257",
+            ),
+            ("dns.more_types[1]", "\"ANY\""),
+            ("dns.more_types[2]", "257"),
+            (
+                "dns.cache_bytes",
+                "4000000001 is out of range; it must be 0 to 4000000000",
+            ),
+            (
+                "dns.client_queries_per_second",
+                "1000001 is out of range; it must be 0 to 1000000",
+            ),
+            (
+                "dns.client_burst",
+                "0 is out of range; it must be 1 to 1000000",
             ),
         ],
     );

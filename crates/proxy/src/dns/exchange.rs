@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use ::dns::accept::{Accepted, Ask, Over, Wanted};
 use ::dns::{MAX_UDP_BYTES, Rejected};
+use rustix::io::Errno;
 use tokio::net::UdpSocket;
 
 use super::clock::random;
@@ -27,12 +28,15 @@ pub(super) enum Failure {
     Rejected(Rejected, Duration),
     /// It was not reached.
     Io(io::Error),
+    /// It was not even asked, for want of something here: no failure of its.
+    Here(io::Error),
 }
 
 impl Failure {
     pub(super) fn as_str(&self) -> &'static str {
         match self {
             Self::Io(_) => "unreachable",
+            Self::Here(_) => "local",
             Self::Rejected(rejected, _) => match rejected {
                 Rejected::Mismatch => "question",
                 Rejected::Case => "case",
@@ -77,7 +81,7 @@ async fn over_udp(
     };
     // A socket of its own for each question: its port is one more thing to guess, and the kernel drops
     // what comes from elsewhere.
-    let socket = UdpSocket::bind(any).await.map_err(Failure::Io)?;
+    let socket = UdpSocket::bind(any).await.map_err(Failure::Here)?;
     socket.connect(address).await.map_err(Failure::Io)?;
     let ask = Ask::new(wanted, &random());
     let mut buffer = Vec::with_capacity(512);
@@ -87,7 +91,7 @@ async fn over_udp(
     let mut mismatches = 0;
     loop {
         let read = socket.recv(&mut buffer).await.map_err(Failure::Io)?;
-        let rejected = match ask.accept(&buffer[..read], Over::Datagram, &service.scrub) {
+        let rejected = match ask.accept(&buffer[..read], Over::Datagram, &service.scrub()) {
             Ok(accepted) => return Ok(accepted),
             Err(rejected) => rejected,
         };
@@ -96,6 +100,16 @@ async fn over_udp(
             return Err(Failure::Rejected(rejected, started.elapsed()));
         }
     }
+}
+
+/// Whether an error says that this host, or this process, has too little of something.
+fn scarce(error: &io::Error) -> bool {
+    const SCARCE: [Errno; 4] = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
+    let code = error.raw_os_error();
+    error.kind() == io::ErrorKind::QuotaExceeded
+        || SCARCE
+            .iter()
+            .any(|errno| code == Some(errno.raw_os_error()))
 }
 
 async fn over_stream(
@@ -112,10 +126,14 @@ async fn over_stream(
     let mut query = Vec::with_capacity(512);
     ask.emit(&mut query);
     let to = &service.settings.upstreams[upstream];
-    let answer = service.pools[upstream]
-        .exchange(to, &query)
-        .await
-        .map_err(Failure::Io)?;
-    ask.accept(&answer, Over::Stream, &service.scrub)
+    let answer =
+        service.pools[upstream]
+            .exchange(to, &query)
+            .await
+            .map_err(|error| match scarce(&error) {
+                true => Failure::Here(error),
+                false => Failure::Io(error),
+            })?;
+    ask.accept(&answer, Over::Stream, &service.scrub())
         .map_err(|rejected| Failure::Rejected(rejected, started.elapsed()))
 }

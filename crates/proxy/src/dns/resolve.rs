@@ -111,6 +111,9 @@ impl Service {
                             let rtt_us = u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX);
                             lock(&self.upstreams).answered(upstream, rtt_us);
                         }
+                        Failure::Here(error) => {
+                            tracing::debug!(upstream, %error, "there is no socket for an upstream");
+                        }
                         Failure::Io(error) => {
                             tracing::debug!(upstream, %error, "an upstream cannot be asked");
                             lock(&self.upstreams).failed(upstream, self.clock.now_ms());

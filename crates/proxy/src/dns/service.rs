@@ -9,13 +9,12 @@ use std::time::Duration;
 use ::dns::accept::{Accepted, Scrub, Wanted};
 use ::dns::cache::Mark;
 use ::dns::kind::Kinds;
-use ::dns::limit::Limiter;
+use ::dns::limit::{Limiter, Shares};
 use ::dns::reply::{self, Extended, ExtendedCode};
 use ::dns::special::Addresses;
 use ::dns::stored::{Age, STALE_TTL_S};
 use ::dns::{Cache, Kind, Query, Rcode, Stored, Unfit, Upstreams};
 use policy::{Compiled, NameDecision};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::clock::Clock;
 use super::granting::{Granted, Granting, Told};
@@ -29,7 +28,9 @@ const SHARDS: usize = 16;
 /// Clients whose rates are kept track of.
 const CLIENTS: usize = 65_536;
 /// Queries that may wait for upstreams at a time.
-const WAITING: usize = 16_384;
+const WAITING: usize = 8_192;
+/// One client's may be this part of those that yet may.
+const WAITING_PART: usize = 8;
 /// For how long an upstream is waited for where there is an answer that has expired (RFC 8767 section 5).
 const STALE_AFTER: Duration = Duration::from_millis(1_800);
 
@@ -38,7 +39,6 @@ pub(super) struct Service {
     pub(super) settings: Settings,
     pub(super) metrics: Metrics,
     pub(super) clock: Clock,
-    pub(super) scrub: Scrub,
     pub(super) upstreams: Mutex<Upstreams>,
     pub(super) pools: Vec<Pool>,
     pub(super) flights: Flights,
@@ -47,7 +47,7 @@ pub(super) struct Service {
     kinds: Kinds,
     caches: Vec<Mutex<Cache>>,
     limiter: Mutex<Limiter>,
-    waiting: Arc<Semaphore>,
+    waiting: Arc<Mutex<Shares>>,
     /// The label of clients that no group has.
     no_group: Arc<str>,
 }
@@ -65,7 +65,7 @@ pub(super) enum Handled {
 /// A query that waits.
 pub(super) struct Later {
     work: Work,
-    _waits: OwnedSemaphorePermit,
+    _waits: Held,
 }
 
 /// What it waits for.
@@ -99,6 +99,27 @@ pub(super) enum By {
     Stream,
 }
 
+/// A client's hold on something that there is only so much of.
+pub(super) struct Held {
+    of: Arc<Mutex<Shares>>,
+    client: IpAddr,
+}
+
+impl Held {
+    pub(super) fn take(of: &Arc<Mutex<Shares>>, client: IpAddr) -> Option<Self> {
+        lock(of).take(client).then(|| Self {
+            of: Arc::clone(of),
+            client,
+        })
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        lock(&self.of).give(self.client);
+    }
+}
+
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // What panicked has at worst left a cache or a statistic short of an entry.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -114,13 +135,6 @@ impl Service {
         let timeout_ms = u64::try_from(settings.upstream_timeout.as_millis()).unwrap_or(u64::MAX);
         Self {
             clock: Clock::start(),
-            scrub: Scrub {
-                addresses: Addresses::new(
-                    settings.own_addresses.clone(),
-                    settings.allow_private_answers.clone(),
-                ),
-                allow_ech: settings.allow_ech,
-            },
             upstreams: Mutex::new(Upstreams::new(settings.upstreams.len(), timeout_ms)),
             pools: settings.upstreams.iter().map(|_| Pool::default()).collect(),
             flights: Flights::default(),
@@ -135,10 +149,21 @@ impl Service {
                 settings.client_queries_per_second,
                 settings.client_burst,
             )),
-            waiting: Arc::new(Semaphore::new(WAITING)),
+            waiting: Arc::new(Mutex::new(Shares::new(WAITING, WAITING_PART))),
             no_group: Arc::from("default"),
             settings,
             metrics,
+        }
+    }
+
+    /// What is done to an upstream's answer that comes now.
+    pub(super) fn scrub(&self) -> Scrub {
+        Scrub {
+            addresses: Addresses::new(
+                (self.settings.own_addresses)(),
+                self.settings.allow_private_answers.clone(),
+            ),
+            allow_ech: self.settings.allow_ech,
         }
     }
 
@@ -221,7 +246,7 @@ impl Service {
                     };
                     let granted = self.grant(&told);
                     if let Some(granted) = granted.wait {
-                        return self.later(&query, group, out, |out| Work::Tell {
+                        return self.later(&query, client, group, out, |out| Work::Tell {
                             answer: std::mem::take(out),
                             granted,
                         });
@@ -234,7 +259,7 @@ impl Service {
             }
         }
         drop(cache);
-        self.later(&query, group, out, |_out| {
+        self.later(&query, client, group, out, |_out| {
             Work::Ask(Ask {
                 message: message.to_vec(),
                 client,
@@ -252,11 +277,12 @@ impl Service {
     fn later(
         &self,
         query: &Query<'_>,
+        client: IpAddr,
         group: &Arc<str>,
         out: &mut Vec<u8>,
         work: impl FnOnce(&mut Vec<u8>) -> Work,
     ) -> Handled {
-        let Ok(waits) = Arc::clone(&self.waiting).try_acquire_owned() else {
+        let Some(waits) = Held::take(&self.waiting, client) else {
             self.fail(query, "too many queries are waiting", out);
             self.metrics.query("error", "overload", group);
             return Handled::Answered;

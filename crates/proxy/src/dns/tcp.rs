@@ -1,25 +1,27 @@
 //! Clients over TCP (RFC 7766).
 
-use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use ::dns::limit::Shares;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
 use super::pool;
-use super::service::{By, Handled, Service, lock};
+use super::service::{By, Handled, Held, Service};
+use super::udp::QUERY_BYTES;
 
-/// Connections at a time, of all clients and of one.
+/// Connections at a time.
 const CONNECTIONS: usize = 1_024;
-const CONNECTIONS_OF_ONE: usize = 16;
+/// One client's may be this part of those that yet may be.
+const CONNECTIONS_PART: usize = 64;
 /// Queries of one connection that may wait at a time; no more are read meanwhile.
 const WAITING: usize = 32;
-/// A connection on which nothing comes for this long is closed, and one that takes no answers.
+/// A connection on which no whole query comes for this long is closed, and one that takes no answers.
 const IDLE: Duration = Duration::from_secs(10);
 /// Pause after a connection could not be taken, which is for want of descriptors.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -43,7 +45,7 @@ pub(super) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// Takes connections for ever.
 pub(super) async fn serve(service: Arc<Service>, listener: TcpListener) {
-    let open = Arc::new(Open::default());
+    let open = Arc::new(Mutex::new(Shares::new(CONNECTIONS, CONNECTIONS_PART)));
     loop {
         let (stream, client) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -53,7 +55,8 @@ pub(super) async fn serve(service: Arc<Service>, listener: TcpListener) {
                 continue;
             }
         };
-        let Some(counted) = Open::count(&open, client.ip()) else {
+        let Some(held) = Held::take(&open, client.ip()) else {
+            service.metrics.refused_connections.inc();
             continue;
         };
         let service = Arc::clone(&service);
@@ -61,7 +64,7 @@ pub(super) async fn serve(service: Arc<Service>, listener: TcpListener) {
             if let Err(error) = connection(service, stream, client.ip()).await {
                 tracing::trace!(%error, "a client's connection ends");
             }
-            drop(counted);
+            drop(held);
         });
     }
 }
@@ -73,7 +76,7 @@ async fn connection(service: Arc<Service>, stream: TcpStream, client: IpAddr) ->
     let waiting = Arc::new(Semaphore::new(WAITING));
     let (mut text, mut out) = (String::new(), Vec::new());
     loop {
-        let message = tokio::time::timeout(IDLE, pool::read(&mut reader)).await??;
+        let message = tokio::time::timeout(IDLE, pool::read(&mut reader, QUERY_BYTES)).await??;
         match service.handle(&message, client, By::Stream, &mut text, &mut out) {
             // Nothing can be answered, so nothing sensible will follow.
             Handled::Silent => return Ok(()),
@@ -98,46 +101,4 @@ async fn connection(service: Arc<Service>, stream: TcpStream, client: IpAddr) ->
 async fn answer(writer: &tokio::sync::Mutex<OwnedWriteHalf>, answer: &[u8]) -> io::Result<()> {
     let mut writer = writer.lock().await;
     tokio::time::timeout(IDLE, pool::write(&mut *writer, answer)).await?
-}
-
-/// Open connections by client.
-#[derive(Default)]
-struct Open(Mutex<(usize, HashMap<IpAddr, usize>)>);
-
-/// One of them.
-struct Counted {
-    open: Arc<Open>,
-    client: IpAddr,
-}
-
-impl Open {
-    fn count(open: &Arc<Self>, client: IpAddr) -> Option<Counted> {
-        let mut counts = lock(&open.0);
-        if counts.0 >= CONNECTIONS {
-            return None;
-        }
-        let of_client = counts.1.entry(client).or_default();
-        if *of_client >= CONNECTIONS_OF_ONE {
-            return None;
-        }
-        *of_client += 1;
-        counts.0 += 1;
-        Some(Counted {
-            open: Arc::clone(open),
-            client,
-        })
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        let mut counts = lock(&self.open.0);
-        counts.0 -= 1;
-        if let Some(of_client) = counts.1.get_mut(&self.client) {
-            *of_client -= 1;
-            if *of_client == 0 {
-                counts.1.remove(&self.client);
-            }
-        }
-    }
 }

@@ -15,7 +15,7 @@ const POLICY: &str = r#"{"source_groups":[{"id":"web","mode":"enforce","sources"
     "rules":[{"id":"bad","action":"deny","match":{"dns_names":["bad.example.com"]}},
              {"id":"ok","action":"allow","match":{"dns_names":["**.example.com"]}}]}]}"#;
 
-fn wire(name: &str) -> Vec<u8> {
+pub(super) fn wire(name: &str) -> Vec<u8> {
     let mut out = Vec::new();
     for label in name.split('.') {
         out.push(label.len() as u8);
@@ -25,7 +25,7 @@ fn wire(name: &str) -> Vec<u8> {
     out
 }
 
-fn query(name: &str, kind: u16) -> Vec<u8> {
+pub(super) fn query(name: &str, kind: u16) -> Vec<u8> {
     let mut out = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
     out.extend(wire(name));
     out.extend([kind.to_be_bytes(), [0, 1]].concat());
@@ -33,7 +33,7 @@ fn query(name: &str, kind: u16) -> Vec<u8> {
 }
 
 /// The answer to a query without its EDNS: `count` addresses of the question's name.
-fn answer(query: &[u8], address: [u8; 4], count: u16) -> Vec<u8> {
+pub(super) fn answer(query: &[u8], address: [u8; 4], count: u16) -> Vec<u8> {
     let end = 12 + query[12..].iter().position(|b| *b == 0).unwrap() + 5;
     let mut out = query[..end].to_vec();
     out[2..12].copy_from_slice(&[0x81, 0x80, 0, 1, 0, count as u8, 0, 0, 0, 0]);
@@ -45,14 +45,14 @@ fn answer(query: &[u8], address: [u8; 4], count: u16) -> Vec<u8> {
 }
 
 /// A scripted upstream over UDP and TCP on one port.
-struct Server {
-    address: SocketAddr,
+pub(super) struct Server {
+    pub(super) address: SocketAddr,
     asked: Arc<AtomicUsize>,
 }
 
 impl Server {
     /// `udp` and `tcp` make the messages that are sent back for a query, given how many came before.
-    async fn start(
+    pub(super) async fn start(
         udp: impl Fn(&[u8], usize) -> Vec<Vec<u8>> + Send + 'static,
         tcp: impl Fn(&[u8]) -> Vec<u8> + Send + Clone + 'static,
         delay: Duration,
@@ -87,7 +87,7 @@ impl Server {
             while let Ok((mut stream, _)) = listener.accept().await {
                 let tcp = tcp.clone();
                 tokio::spawn(async move {
-                    while let Ok(query) = pool::read(&mut stream).await {
+                    while let Ok(query) = pool::read(&mut stream, 65_535).await {
                         if pool::write(&mut stream, &tcp(&query)).await.is_err() {
                             return;
                         }
@@ -98,28 +98,28 @@ impl Server {
         Self { address, asked }
     }
 
-    async fn sound(delay: Duration) -> Self {
+    pub(super) async fn sound(delay: Duration) -> Self {
         let one = |q: &[u8]| answer(q, [192, 0, 2, 1], 1);
         Self::start(move |q, _| vec![one(q)], one, delay).await
     }
 
-    async fn silent() -> Self {
+    pub(super) async fn silent() -> Self {
         Self::start(|_, _| vec![], |_| vec![], Duration::ZERO).await
     }
 
-    fn asked(&self) -> usize {
+    pub(super) fn asked(&self) -> usize {
         self.asked.load(Ordering::SeqCst)
     }
 }
 
-struct Scene {
-    address: SocketAddr,
+pub(super) struct Scene {
+    pub(super) address: SocketAddr,
     registry: Registry,
     _stop: tokio_util::sync::DropGuard,
 }
 
 impl Scene {
-    fn start(upstreams: &[&Server], change: impl FnOnce(&mut Settings)) -> Self {
+    pub(super) fn start(upstreams: &[&Server], change: impl FnOnce(&mut Settings)) -> Self {
         Self::granting(upstreams, change, Arc::new(NoGrants))
     }
 
@@ -138,7 +138,7 @@ impl Scene {
                 .collect(),
             upstream_timeout: Duration::from_millis(500),
             allow_private_answers: vec![],
-            own_addresses: vec![],
+            own_addresses: Arc::new(Vec::new),
             allow_ech: false,
             more_kinds: vec![],
             denial: Denial::NxDomain,
@@ -167,7 +167,7 @@ impl Scene {
         }
     }
 
-    async fn udp(&self, query: &[u8]) -> io::Result<Vec<u8>> {
+    pub(super) async fn udp(&self, query: &[u8]) -> io::Result<Vec<u8>> {
         let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         socket.connect(self.address).await?;
         socket.send(query).await?;
@@ -177,24 +177,24 @@ impl Scene {
         Ok(buffer)
     }
 
-    fn metrics(&self) -> String {
+    pub(super) fn metrics(&self) -> String {
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &self.registry).unwrap();
         text
     }
 
     #[track_caller]
-    fn counted(&self, line: &str) {
+    pub(super) fn counted(&self, line: &str) {
         let metrics = self.metrics();
         assert!(metrics.contains(line), "{line}\n{metrics}");
     }
 }
 
-fn rcode(answer: &[u8]) -> u8 {
+pub(super) fn rcode(answer: &[u8]) -> u8 {
     answer[3] & 0xf
 }
 
-fn answers(answer: &[u8]) -> u8 {
+pub(super) fn answers(answer: &[u8]) -> u8 {
     answer[7]
 }
 
@@ -336,7 +336,7 @@ async fn what_is_truncated_or_loses_its_letters_is_asked_over_tcp() {
         let mut stream = TcpStream::connect(scene.address).await.unwrap();
         for _ in 0..2 {
             pool::write(&mut stream, &asked).await.unwrap();
-            assert_eq!(answers(&pool::read(&mut stream).await.unwrap()), 80);
+            assert_eq!(answers(&pool::read(&mut stream, 65_535).await.unwrap()), 80);
         }
     }
 }
