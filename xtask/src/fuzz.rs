@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 
 /// The targets in `fuzz/fuzz_targets`.
-const TARGETS: [&str; 9] = [
+const TARGETS: [&str; 11] = [
     "wire",
     "addresses",
     "overlay_decap",
@@ -16,6 +16,8 @@ const TARGETS: [&str; 9] = [
     "member_message",
     "disk_record",
     "configuration",
+    "dns_query",
+    "dns_answer",
 ];
 
 /// Encodings that are kept beside their types, and are a corpus as well.
