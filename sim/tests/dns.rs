@@ -545,7 +545,12 @@ async fn run(document: &Document, queries: &[Asked]) {
     let stop = CancellationToken::new();
     let _stop = stop.clone().drop_guard();
     let policy = Box::new(move || Arc::clone(&compiled));
-    let proxy = Proxy::new(settings, policy, &mut Registry::default());
+    let proxy = Proxy::new(
+        settings,
+        policy,
+        std::sync::Arc::new(proxy::dns::NoGrants),
+        &mut Registry::default(),
+    );
     let address = proxy
         .listen((Ipv4Addr::LOCALHOST, 0).into(), 1, &stop)
         .unwrap();

@@ -1,188 +1,421 @@
-//! Queries a second from the cache, beside dnsdist and unbound on the same cores: `dnsperf` asks each in
-//! turn for the same names. Needs Debian's dnsperf; dnsdist and unbound are left out where they are not
-//! installed. `cargo bench -p proxy`.
+//! Queries a second from the cache, beside Debian's dnsdist (packet cache on) and unbound (forwarding, cache on).
+//!
+//! `cargo bench -p proxy --bench serve` (root; Debian's packages dnsperf, dnsdist and unbound). Each server is in a network
+//! namespace of its own, joined by a veth pair to that of `dnsperf`, and has one core, `dnsperf` the other. Each is asked
+//! for the same 10,000 names: once, which fills its cache from an upstream at its side; then as often as it answers
+//! (queries/s); then 10,000 times a second, for the latency. Turns are interleaved and repeated; medians are compared. The
+//! yardsticks' configurations are beside this file.
+//!
+//! `--seconds N` is the length of each measurement (2), `--repetitions N` their number (3).
+//! The result goes to `target/bench/names.json`.
+#![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
-#![allow(clippy::print_stdout, reason = "the table is the result")]
-#![expect(clippy::unwrap_used, reason = "a step that fails ends the benchmark")]
+#[path = "../../io/benches/engine/report.rs"]
+mod report;
+#[expect(dead_code, reason = "the other bench needs more of it")]
+#[path = "../../io/benches/forwarding/space.rs"]
+mod space;
 
 use std::fmt::Write as _;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::{Context, Result, bail, ensure};
 use dns::reply::Denial;
 use policy::{Compiled, Document};
 use prometheus_client::registry::Registry;
 use proxy::dns::{NoGrants, Proxy, Settings, Upstream};
-use tokio::net::UdpSocket;
+use report::{Line, Target};
+use space::{Space, pin};
 use tokio_util::sync::CancellationToken;
 
 /// Names that are asked for.
 const NAMES: usize = 10_000;
-const SECONDS: &str = "5";
+/// Queries a second while latency is measured: what each of them does with ease.
+const PACE: &str = "10000";
+/// The cores.
+const SERVER: usize = 1;
+const CLIENT: usize = 0;
+const UPSTREAM: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 5300);
+
+/// The servers, in the order of their turns.
+const TURNS: [&str; 4] = [
+    "neuwerk, 10 names",
+    "neuwerk, 100,000 names",
+    "dnsdist",
+    "unbound",
+];
+const FEW: usize = 0;
+const MANY: usize = 1;
+const DNSDIST: usize = 2;
+const UNBOUND: usize = 3;
+
+fn main() -> Result<()> {
+    let (mut seconds, mut repetitions, mut wanted) = (2_u32, 3_usize, false);
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        let mut number = || {
+            arguments
+                .next()
+                .and_then(|n| n.parse().ok())
+                .context("a number")
+        };
+        match argument.as_str() {
+            "--bench" => wanted = true,
+            "--seconds" => seconds = number()?,
+            "--repetitions" => repetitions = number()? as usize,
+            other => bail!("unknown argument {other}"),
+        }
+    }
+    if !wanted {
+        // `cargo test --benches` runs it too, without `--bench`.
+        return Ok(());
+    }
+    for tool in ["dnsperf", "dnsdist", "unbound"] {
+        space::sh(&format!("PATH=$PATH:/usr/sbin command -v {tool}"))
+            .with_context(|| format!("{tool} is missing: apt-get install {tool}"))?;
+    }
+    let files = Files::write()?;
+    let client = Space::new()?;
+    let places = (1..=3)
+        .map(|at| Place::lay(&client, at))
+        .collect::<Result<Vec<_>>>()?;
+    let mut figures: [Vec<Figures>; 4] = Default::default();
+    let mut entry_bytes = f64::NAN;
+    for repetition in 1..=repetitions {
+        for (turn, name) in TURNS.iter().enumerate() {
+            // Ours has one place for both of its turns.
+            let place = &places[turn.saturating_sub(1)];
+            let server = match turn {
+                FEW => Server::ours(place, 10)?,
+                MANY => Server::ours(place, 100_000)?,
+                DNSDIST => Server::theirs(
+                    place,
+                    &[
+                        "dnsdist",
+                        "--supervised",
+                        "--disable-syslog",
+                        "-C",
+                        &files.dnsdist,
+                    ],
+                )?,
+                _ => Server::theirs(place, &["/usr/sbin/unbound", "-d", "-c", &files.unbound])?,
+            };
+            let measured = measure(&client, place, &files.queries, seconds)
+                .with_context(|| format!("{name} does not do"))?;
+            println!(
+                "{repetition}/{repetitions} {name:<24} {:>8.0} queries/s, {} lost; {:>6.0} µs median, {:>6.0} µs p99",
+                measured.per_s, measured.lost, measured.median_us, measured.p99_us
+            );
+            figures[turn].push(measured);
+            if let Some(bytes) = server.entry_bytes() {
+                entry_bytes = bytes;
+            }
+            drop(server);
+        }
+    }
+    let per_s = |turn: usize| median(figures[turn].iter().map(|f| f.per_s));
+    let p99 = |turn: usize| median(figures[turn].iter().map(|f| f.p99_us));
+    let line = |what: &str, value, yardstick, unit, target| Line {
+        what: what.to_owned(),
+        value,
+        yardstick,
+        unit,
+        target: Some(target),
+    };
+    let at_least = Target::AtLeast(1.0);
+    let at_most = Target::AtMost(1.0);
+    let lines = [
+        line(
+            "cache hits, beside dnsdist",
+            per_s(FEW),
+            per_s(DNSDIST),
+            "queries/s",
+            at_least,
+        ),
+        line(
+            "cache hits, beside unbound",
+            per_s(FEW),
+            per_s(UNBOUND),
+            "queries/s",
+            at_least,
+        ),
+        line(
+            "100,000 names in the policy, beside 10",
+            per_s(MANY),
+            per_s(FEW),
+            "queries/s",
+            Target::AtLeast(0.9),
+        ),
+        line(
+            "p99 at 10,000 queries/s, beside dnsdist",
+            p99(FEW),
+            p99(DNSDIST),
+            "µs",
+            at_most,
+        ),
+        line(
+            "p99 at 10,000 queries/s, beside unbound",
+            p99(FEW),
+            p99(UNBOUND),
+            "µs",
+            at_most,
+        ),
+        Line {
+            what: "memory per answer that is kept".to_owned(),
+            value: entry_bytes,
+            yardstick: f64::NAN,
+            unit: "bytes",
+            target: None,
+        },
+    ];
+    report::publish("names", ["neuwerk", "yardstick"], &lines)
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
 
 fn name(i: usize) -> String {
     format!("host{i}.zone{}.example.com", i % 97)
 }
 
 /// A policy that allows the names asked for, beside `more` others.
-fn policy(more: usize) -> Arc<Compiled> {
+fn policy(more: usize) -> Result<Arc<Compiled>> {
     let mut json = String::from(
-        "{\"source_groups\":[{\"id\":\"g\",\"mode\":\"enforce\",\"sources\":{\"cidrs\":[\"127.0.0.0/8\"]},\"rules\":[",
+        r#"{"source_groups":[{"id":"g","mode":"enforce","sources":{"cidrs":["10.77.0.0/16"]},"rules":["#,
     );
     for start in (0..more).step_by(1_000) {
         let list: Vec<String> = (start..more.min(start + 1_000))
             .map(|i| format!("\"h{i}.svc{}.example.net\"", i % 5_003))
             .collect();
+        let list = list.join(",");
         write!(
             json,
-            "{{\"id\":\"r{start}\",\"action\":\"allow\",\"match\":{{\"dns_names\":[{}]}}}},",
-            list.join(",")
-        )
-        .unwrap();
+            r#"{{"id":"r{start}","action":"allow","match":{{"dns_names":[{list}]}}}},"#
+        )?;
     }
-    json +=
-        "{\"id\":\"ok\",\"action\":\"allow\",\"match\":{\"dns_names\":[\"**.example.com\"]}}]}]}";
-    let document = Document::parse_json(json.as_bytes()).unwrap();
-    Arc::new(Compiled::compile(&document, 1).unwrap())
+    json += r#"{"id":"ok","action":"allow","match":{"dns_names":["**.example.com"]}}]}]}"#;
+    let document = Document::parse_json(json.as_bytes())?;
+    Ok(Arc::new(Compiled::compile(&document, 1)?))
+}
+
+/// What the programs read.
+struct Files {
+    _directory: tempfile::TempDir,
+    queries: String,
+    dnsdist: String,
+    unbound: String,
+}
+
+impl Files {
+    fn write() -> Result<Self> {
+        let directory = tempfile::tempdir()?;
+        let write = |name: &str, text: &str| -> Result<String> {
+            let path = directory.path().join(name);
+            std::fs::write(&path, text)?;
+            Ok(path.to_string_lossy().into_owned())
+        };
+        let queries: String = (0..NAMES).map(|i| name(i) + " A\n").collect();
+        Ok(Self {
+            queries: write("queries", &queries)?,
+            dnsdist: write("dnsdist.lua", include_str!("serve/dnsdist.lua"))?,
+            unbound: write("unbound.conf", include_str!("serve/unbound.conf"))?,
+            _directory: directory,
+        })
+    }
+}
+
+/// The namespace of a server, with an upstream in it.
+struct Place {
+    space: Space,
+    address: Ipv4Addr,
+}
+
+impl Place {
+    fn lay(client: &Space, at: u8) -> Result<Self> {
+        let space = Space::new()?;
+        client.sh(&format!(
+            "ip link add s{at} type veth peer name eth0 netns {}\n\
+             ip address add 10.77.{at}.1/24 dev s{at}\nip link set s{at} up",
+            space.thread_id()
+        ))?;
+        space.sh(&format!(
+            "ip address add 10.77.{at}.2/24 dev eth0\nip link set eth0 up"
+        ))?;
+        let socket = space.run(|| UdpSocket::bind(UPSTREAM))??;
+        std::thread::spawn(move || upstream(&socket));
+        Ok(Self {
+            space,
+            address: Ipv4Addr::new(10, 77, at, 2),
+        })
+    }
 }
 
 /// Answers every question with one address that lives for an hour.
-async fn upstream(socket: UdpSocket) {
+fn upstream(socket: &UdpSocket) {
     let mut buffer = [0; 2048];
-    while let Ok((_, from)) = socket.recv_from(&mut buffer).await {
-        let end = 12 + buffer[12..].iter().position(|b| *b == 0).unwrap_or(0) + 5;
-        let mut out = buffer[..end].to_vec();
+    while let Ok((read, from)) = socket.recv_from(&mut buffer) {
+        let Some(end) = buffer[12..read].iter().position(|byte| *byte == 0) else {
+            continue;
+        };
+        let mut out = buffer[..12 + end + 5].to_vec();
         out[2..12].copy_from_slice(&[0x81, 0x80, 0, 1, 0, 1, 0, 0, 0, 0]);
         out.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 14, 16, 0, 4, 192, 0, 2, 1]);
-        let _ = socket.send_to(&out, from).await;
+        let _ = socket.send_to(&out, from);
     }
 }
 
-fn settings(upstream: SocketAddr) -> Settings {
-    Settings {
-        upstreams: vec![Upstream {
-            address: upstream,
-            tls: None,
-        }],
-        upstream_timeout: Duration::from_secs(2),
-        allow_private_answers: vec![],
-        own_addresses: Arc::new(Vec::new),
-        allow_ech: false,
-        more_kinds: vec![],
-        denial: Denial::NxDomain,
-        cache_bytes: 64 << 20,
-        client_queries_per_second: 0,
-        client_burst: 0,
-    }
+/// A server that runs, and ends with this.
+enum Server {
+    Ours {
+        registry: Registry,
+        stop: CancellationToken,
+        runtime: Option<tokio::runtime::Runtime>,
+    },
+    Theirs(Child),
 }
 
-/// What `dnsperf` says at its end, after a first pass that fills the cache.
-fn dnsperf(what: &str, server: SocketAddr, file: &str) {
-    let (ip, port) = (server.ip().to_string(), server.port().to_string());
-    let run = |extra: &[&str]| {
-        let output = Command::new("dnsperf")
-            .args(["-s", &ip, "-p", &port, "-d", file, "-c", "8", "-q", "200"])
-            .args(extra)
-            .output()
-            .unwrap();
-        String::from_utf8_lossy(&output.stdout).into_owned()
-    };
-    run(&["-n", "1"]);
-    let text = run(&["-l", SECONDS]);
-    let wanted = ["Queries per second", "Queries lost", "Average Latency"];
-    let lines: Vec<&str> = text
-        .lines()
-        .map(str::trim)
-        .filter(|line| wanted.iter().any(|w| line.starts_with(w)))
-        .collect();
-    println!("{what:24} {}", lines.join("; "));
-}
-
-/// A server of Debian's, which ends with the benchmark.
-struct Other(Child);
-
-impl Drop for Other {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn other(program: &str, arguments: &[&str]) -> Option<Other> {
-    let child = Command::new(program)
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .ok()?;
-    std::thread::sleep(Duration::from_secs(1));
-    Some(Other(child))
-}
-
-fn main() {
-    let dir = std::env::temp_dir().join(format!("neuwerk-dns-bench-{}", std::process::id()));
-    std::fs::create_dir_all(&dir).unwrap();
-    let path = |name: &str| dir.join(name).to_string_lossy().into_owned();
-    let queries: String = (0..NAMES).map(|i| name(i) + " A\n").collect();
-    std::fs::write(path("queries"), queries).unwrap();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .unwrap();
-    let up = runtime.block_on(async {
-        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        let address = socket.local_addr().unwrap();
-        tokio::spawn(upstream(socket));
-        address
-    });
-    let port = up.port();
-    let lua = format!(
-        "setLocal('127.0.0.1:5391',{{reusePort=true}})\n\
-         addLocal('127.0.0.1:5391',{{reusePort=true}})\n\
-         newServer('127.0.0.1:{port}')\n\
-         getPool(''):setCache(newPacketCache(100000))\n"
-    );
-    std::fs::write(path("dnsdist.lua"), lua).unwrap();
-    let unbound = format!(
-        "server:\n interface: 127.0.0.1@5392\n num-threads: 2\n so-reuseport: yes\n \
-         do-daemonize: no\n username: \"\"\n chroot: \"\"\n use-syslog: no\n pidfile: \"{}\"\n \
-         do-not-query-localhost: no\n module-config: \"iterator\"\n\
-         forward-zone:\n name: \".\"\n forward-addr: 127.0.0.1@{port}\n",
-        path("unbound.pid")
-    );
-    std::fs::write(path("unbound.conf"), unbound).unwrap();
-    for _ in 0..2 {
-        for names in [10, 100_000] {
-            let compiled = policy(names);
+impl Server {
+    fn ours(place: &Place, names: usize) -> Result<Self> {
+        let compiled = policy(names)?;
+        let address = SocketAddr::from((place.address, 53));
+        place.space.run(move || -> Result<Self> {
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(1)
+                .on_thread_start(|| pin(SERVER).unwrap_or_else(|error| println!("{error}")))
+                .enable_all()
+                .build()?;
+            let settings = Settings {
+                upstreams: vec![Upstream {
+                    address: UPSTREAM,
+                    tls: None,
+                }],
+                upstream_timeout: Duration::from_secs(2),
+                allow_private_answers: vec![],
+                own_addresses: Arc::new(Vec::new),
+                allow_ech: false,
+                more_kinds: vec![],
+                denial: Denial::NxDomain,
+                cache_bytes: 64 << 20,
+                // One address asks more than any client.
+                client_queries_per_second: 0,
+                client_burst: 1,
+            };
+            let mut registry = Registry::default();
             let stop = CancellationToken::new();
-            let address = runtime.block_on(async {
-                let mut registry = Registry::default();
-                let policy = Box::new(move || Arc::clone(&compiled));
-                let proxy = Proxy::new(settings(up), policy, Arc::new(NoGrants), &mut registry);
-                proxy
-                    .listen((Ipv4Addr::LOCALHOST, 0).into(), 2, &stop)
-                    .unwrap()
-            });
-            dnsperf(
-                &format!("neuwerk, {names} names"),
-                address,
-                &path("queries"),
-            );
-            stop.cancel();
-        }
-        let arguments = ["--supervised", "-C", &path("dnsdist.lua")];
-        if let Some(_dnsdist) = other("dnsdist", &arguments) {
-            let server = ([127, 0, 0, 1], 5391).into();
-            dnsperf("dnsdist, packet cache", server, &path("queries"));
-        }
-        if let Some(_unbound) = other("unbound", &["-d", "-c", &path("unbound.conf")]) {
-            let server = ([127, 0, 0, 1], 5392).into();
-            dnsperf("unbound, forwarding", server, &path("queries"));
+            let policy = Box::new(move || Arc::clone(&compiled));
+            let proxy = Proxy::new(settings, policy, Arc::new(NoGrants), &mut registry);
+            {
+                let _entered = runtime.enter();
+                proxy.listen(address, 1, &stop)?;
+            }
+            Ok(Self::Ours {
+                registry,
+                stop,
+                runtime: Some(runtime),
+            })
+        })?
+    }
+
+    fn theirs(place: &Place, command: &[&str]) -> Result<Self> {
+        let mut program = Command::new("taskset");
+        program
+            .args(["-c", &SERVER.to_string()])
+            .args(command)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        let child = place.space.run(move || program.spawn())??;
+        std::thread::sleep(Duration::from_secs(1));
+        Ok(Self::Theirs(child))
+    }
+
+    /// Memory of an answer, as the proxy counts it.
+    fn entry_bytes(&self) -> Option<f64> {
+        let Self::Ours { registry, .. } = self else {
+            return None;
+        };
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, registry).ok()?;
+        let value = |name: &str| -> Option<f64> {
+            let line = text.lines().find(|line| line.starts_with(name))?;
+            line.rsplit_once(' ')?.1.parse().ok()
+        };
+        Some(value("neuwerk_dns_cache_bytes ")? / value("neuwerk_dns_cache_entries ")?)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        match self {
+            Self::Ours { stop, runtime, .. } => {
+                stop.cancel();
+                if let Some(runtime) = runtime.take() {
+                    runtime.shutdown_timeout(Duration::from_secs(1));
+                }
+            }
+            Self::Theirs(child) => {
+                let _ = child.kill();
+                let _ = child.wait();
+            }
         }
     }
-    let _ = std::fs::remove_dir_all(dir);
+}
+
+/// What one turn gave.
+struct Figures {
+    per_s: f64,
+    lost: u64,
+    median_us: f64,
+    p99_us: f64,
+}
+
+fn measure(client: &Space, place: &Place, queries: &str, seconds: u32) -> Result<Figures> {
+    let dnsperf = |arguments: &str| {
+        client.sh(&format!(
+            "taskset -c {CLIENT} dnsperf -s {} -d {queries} -c 8 -T 1 {arguments}",
+            place.address
+        ))
+    };
+    let filled = dnsperf("-n 1 -q 50 -t 2")?;
+    let lost = figure(&filled, "Queries lost:")?;
+    ensure!(
+        lost < NAMES as f64 / 100.0,
+        "the cache was not filled:\n{filled}"
+    );
+    let full = dnsperf(&format!("-l {seconds} -q 200 -t 1"))?;
+    let paced = dnsperf(&format!("-l {seconds} -Q {PACE} -t 1 -v"))?;
+    // `> NOERROR NAME TYPE SECONDS`
+    let mut latencies: Vec<f64> = paced
+        .lines()
+        .filter_map(|line| line.strip_prefix("> NOERROR ")?.rsplit_once(' '))
+        .filter_map(|(_, seconds)| seconds.parse::<f64>().ok())
+        .map(|seconds| seconds * 1e6)
+        .collect();
+    ensure!(
+        latencies.len() > 1_000,
+        "too few answers:\n{}",
+        &paced[..paced.len().min(2_000)]
+    );
+    latencies.sort_by(f64::total_cmp);
+    Ok(Figures {
+        per_s: figure(&full, "Queries per second:")?,
+        lost: figure(&full, "Queries lost:")? as u64,
+        median_us: latencies[latencies.len() / 2],
+        p99_us: latencies[latencies.len() * 99 / 100],
+    })
+}
+
+/// A number that dnsperf says at its end.
+fn figure(text: &str, what: &str) -> Result<f64> {
+    let line = text.lines().find_map(|line| line.trim().strip_prefix(what));
+    let number = line.and_then(|rest| rest.split_whitespace().next());
+    number
+        .and_then(|number| number.parse().ok())
+        .with_context(|| format!("dnsperf does not say {what}\n{text}"))
 }
