@@ -41,6 +41,9 @@ const LISTEN_RETRY: Duration = Duration::from_secs(1);
 /// Longest wait for connections and tasks once the node is drained.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
 
+/// Longest wait for resolvers' answers to queries that were read before.
+const ANSWER_LIMIT: Duration = Duration::from_secs(2);
+
 /// Where a running node listens.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Addresses {
@@ -60,6 +63,8 @@ pub struct Running {
     dataplane: HeldDataplane,
     stop_control: CancellationToken,
     stop_http: CancellationToken,
+    stop_dns: CancellationToken,
+    dns_tasks: TaskTracker,
     control_tasks: TaskTracker,
     http_tasks: TaskTracker,
     sockets: Sockets,
@@ -129,7 +134,9 @@ pub fn start(config: Config, log: RecentLog, received: Received) -> anyhow::Resu
     ));
     let http_runtime = runtime("http", config.runtime.http_worker_threads)?;
     let (stop_control, stop_http) = (CancellationToken::new(), CancellationToken::new());
+    let stop_dns = CancellationToken::new();
     let (control_tasks, http_tasks) = (TaskTracker::new(), TaskTracker::new());
+    let dns_tasks = TaskTracker::new();
 
     let mut metrics = Metrics::default();
     crate::metrics::handover::register(metrics.registry(), &handed_over);
@@ -193,8 +200,14 @@ pub fn start(config: Config, log: RecentLog, received: Received) -> anyhow::Resu
         None => None,
         Some(proxy) => {
             let dns_runtime = runtime("dns", crate::dns::THREADS)?;
-            let stop = stop_control.clone();
-            dns_runtime.spawn(crate::dns::listen(proxy, Arc::clone(&config), stop));
+            let listener = crate::dns::Listener {
+                proxy,
+                config: Arc::clone(&config),
+                grants: Arc::clone(&grants),
+                sockets: sockets.clone(),
+                stop: stop_dns.clone(),
+            };
+            dns_tasks.spawn_on(listener.run(), dns_runtime.handle());
             Some(dns_runtime)
         }
     };
@@ -211,6 +224,8 @@ pub fn start(config: Config, log: RecentLog, received: Received) -> anyhow::Resu
         dataplane,
         stop_control,
         stop_http,
+        stop_dns,
+        dns_tasks,
         control_tasks,
         http_tasks,
         sockets,
@@ -262,6 +277,15 @@ impl Running {
                 .is_err()
             {
                 tracing::warn!("the management listeners did not stop in time");
+            }
+            // Names are resolved while peers can be told of them. Whoever asks from now on waits in the sockets for the next process.
+            self.stop_dns.cancel();
+            self.dns_tasks.close();
+            if tokio::time::timeout(ANSWER_LIMIT, self.dns_tasks.wait())
+                .await
+                .is_err()
+            {
+                tracing::warn!("not every query was answered in time");
             }
             self.stop_control.cancel();
             self.control_tasks.close();

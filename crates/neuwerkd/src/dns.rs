@@ -1,6 +1,6 @@
 //! The DNS proxy as this node runs it: by which settings, and where it listens.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use ::dns::reply::Denial;
 use anyhow::Context as _;
 use prometheus_client::registry::Registry;
-use proxy::dns::{Proxy, Settings, Tls, Upstream};
+use proxy::dns::{Proxy, Settings, Tls, Upstream, bind_tcp, bind_udp};
 use rustix::process::Resource;
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::CertificateDer;
@@ -18,12 +18,15 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{Config, DeniedAnswer, Dns};
 use crate::dataplane::Dataplane;
 use crate::grants::{Grants, Programming};
+use crate::handover::{Listening, Sockets};
 use crate::interfaces;
 
 /// The port of DNS (RFC 1035 section 4.2).
 const PORT: u16 = 53;
 /// Threads of the proxy, and sockets on each address.
 pub(crate) const THREADS: u32 = 2;
+/// How long the first queries wait until peers can be told of their answers.
+const PEERS_WAIT: Duration = Duration::from_secs(2);
 /// How often an address that cannot be listened on yet is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 /// For how long what the host said of its addresses is believed.
@@ -152,53 +155,91 @@ impl Own {
     }
 }
 
-/// Listens on the management address and on those that clients inside ask, each as soon as it is there.
-pub(crate) async fn listen(proxy: Proxy, config: Arc<Config>, stop: CancellationToken) {
-    let mut missing: Vec<Option<IpAddr>> = vec![None];
-    missing.extend(config.dns.served().iter().copied().map(Some));
-    let mut told = false;
-    loop {
-        missing.retain(|address| match open(&proxy, &config, *address, &stop) {
-            Ok(address) => {
-                tracing::info!(%address, "the DNS proxy listens");
-                false
-            }
-            Err(error) => {
-                if !told {
-                    let error = format!("{error:#}");
-                    tracing::warn!(error, "the DNS proxy cannot listen yet; trying on");
-                }
-                true
-            }
-        });
-        told = true;
-        if missing.is_empty() {
-            return;
-        }
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(RETRY) => {}
-        }
-    }
+/// The sockets of the proxy, and what keeps them open for the process that comes after this one.
+pub(crate) struct Listener {
+    pub(crate) proxy: Proxy,
+    pub(crate) config: Arc<Config>,
+    pub(crate) grants: Arc<Grants>,
+    pub(crate) sockets: Sockets,
+    pub(crate) stop: CancellationToken,
 }
 
-/// Listens on an address, or on that of the management interface.
-fn open(
-    proxy: &Proxy,
-    config: &Config,
-    address: Option<IpAddr>,
-    stop: &CancellationToken,
-) -> anyhow::Result<SocketAddr> {
-    let management = config.bootstrap.management_interface.as_str();
-    let address = match address {
-        Some(address) => address,
-        None => interfaces::management_address(management)?
-            .ok_or_else(|| anyhow::anyhow!("{management} has no global address"))?,
-    };
-    let address = SocketAddr::new(address, PORT);
-    proxy
-        .listen(address, THREADS as usize, stop)
-        .map_err(|error| anyhow::anyhow!("cannot listen on {address}: {error}"))
+impl Listener {
+    /// Listens on the management address and on those that clients inside ask, each as soon as it is there, until it is to
+    /// stop; then queries that were read are answered still.
+    pub(crate) async fn run(self) {
+        // Whoever is answered may connect through any node.
+        let in_touch = tokio::time::timeout(PEERS_WAIT, self.grants.in_touch());
+        let _ = self.stop.run_until_cancelled(in_touch).await;
+        let mut missing: Vec<Option<IpAddr>> = vec![None];
+        missing.extend(self.config.dns.served().iter().copied().map(Some));
+        let mut open = Vec::new();
+        let mut told = false;
+        while !self.stop.is_cancelled() {
+            missing.retain(|address| match self.open(*address, &mut open) {
+                Ok(address) => {
+                    tracing::info!(%address, "the DNS proxy listens");
+                    false
+                }
+                Err(error) => {
+                    if !told {
+                        let error = format!("{error:#}");
+                        tracing::warn!(error, "the DNS proxy cannot listen yet; trying on");
+                    }
+                    true
+                }
+            });
+            told = true;
+            if missing.is_empty() {
+                self.stop.cancelled().await;
+            }
+            tokio::select! {
+                () = self.stop.cancelled() => {}
+                () = tokio::time::sleep(RETRY) => {}
+            }
+        }
+        self.proxy.stopped().await;
+        drop(open);
+    }
+
+    /// Listens on an address, or on that of the management interface.
+    fn open(
+        &self,
+        address: Option<IpAddr>,
+        open: &mut Vec<Listening>,
+    ) -> anyhow::Result<SocketAddr> {
+        let management = self.config.bootstrap.management_interface.as_str();
+        let address = match address {
+            Some(address) => address,
+            None => interfaces::management_address(management)?
+                .with_context(|| format!("{management} has no global address"))?,
+        };
+        let address = SocketAddr::new(address, PORT);
+        let listening = self.serve(address);
+        open.extend(listening.with_context(|| format!("cannot listen on {address}"))?);
+        Ok(address)
+    }
+
+    fn serve(&self, address: SocketAddr) -> std::io::Result<Vec<Listening>> {
+        let ip = address.ip();
+        let (listener, listening) = self.sockets.open(
+            &format!("dns-tcp-{ip}"),
+            |socket: &TcpListener| matches!(socket.local_addr(), Ok(at) if at == address),
+            || bind_tcp(address),
+        )?;
+        let mut all = vec![listening];
+        self.proxy.serve_tcp(listener, &self.stop)?;
+        for number in 0..THREADS {
+            let (socket, listening) = self.sockets.open(
+                &format!("dns-udp-{ip}-{number}"),
+                |socket: &UdpSocket| matches!(socket.local_addr(), Ok(at) if at == address),
+                || bind_udp(address),
+            )?;
+            all.push(listening);
+            self.proxy.serve_udp(socket, &self.stop)?;
+        }
+        Ok(all)
+    }
 }
 
 #[cfg(test)]

@@ -52,6 +52,8 @@ pub struct Grants {
     news: watch::Sender<u64>,
     /// The policy in force has rules by name.
     needed: watch::Sender<bool>,
+    /// Who the peers are is known.
+    met: watch::Sender<bool>,
     /// The place that all peers which are waited for have come to.
     reached: watch::Sender<u64>,
     peers: Mutex<BTreeMap<Origin, Peer>>,
@@ -154,6 +156,7 @@ impl Grants {
         Self {
             news: watch::Sender::new(store.next_place()),
             needed: watch::Sender::new(false),
+            met: watch::Sender::new(false),
             reached: watch::Sender::new(u64::MAX),
             held: Mutex::new(Held {
                 store,
@@ -222,6 +225,18 @@ impl Grants {
     /// Reads what is granted.
     pub(crate) fn read<T>(&self, read: impl FnOnce(&Store, u64) -> T) -> T {
         read(&lock(&self.held).store, now_ms())
+    }
+
+    /// Waits until this node knows of each peer whether it can be told, and has told it what there is.
+    pub(crate) async fn in_touch(&self) {
+        let mut met = self.met.subscribe();
+        let mut reached = self.reached.subscribe();
+        // They end with this.
+        let _ = met.wait_for(|met| *met).await;
+        if *self.needed.borrow() {
+            let newest = *self.news.borrow();
+            let _ = reached.wait_for(|reached| *reached >= newest).await;
+        }
     }
 
     /// Waits until peers have come to a place, for as long as the bound allows.

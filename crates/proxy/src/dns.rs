@@ -27,6 +27,7 @@ use policy::Compiled;
 use prometheus_client::registry::Registry;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
+use tokio::net::{TcpListener, UdpSocket};
 use tokio_util::sync::CancellationToken;
 
 pub use granting::{Granted, Granting, NoGrants, Told};
@@ -114,17 +115,66 @@ impl Proxy {
         sockets: usize,
         stop: &CancellationToken,
     ) -> std::io::Result<SocketAddr> {
-        let listener = tcp::bind(address)?;
+        let listener = bind_tcp(address)?;
         let address = listener.local_addr()?;
+        self.serve_tcp(listener, stop)?;
         for _ in 0..sockets {
-            let socket = udp::bind(address)?;
-            let serving = udp::serve(Arc::clone(&self.service), socket);
-            tokio::spawn(stop.clone().run_until_cancelled_owned(serving));
+            self.serve_udp(bind_udp(address)?, stop)?;
         }
-        let serving = tcp::serve(Arc::clone(&self.service), listener);
-        tokio::spawn(stop.clone().run_until_cancelled_owned(serving));
         Ok(address)
     }
+
+    /// Answers over UDP until `stop`. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// The socket cannot be waited for.
+    pub fn serve_udp(
+        &self,
+        socket: std::net::UdpSocket,
+        stop: &CancellationToken,
+    ) -> std::io::Result<()> {
+        let socket = UdpSocket::from_std(socket)?;
+        let serving = udp::serve(Arc::clone(&self.service), socket, stop.clone());
+        self.service.tasks.spawn(serving);
+        Ok(())
+    }
+
+    /// The same over TCP.
+    ///
+    /// # Errors
+    /// As [`serve_udp`](Self::serve_udp).
+    pub fn serve_tcp(
+        &self,
+        listener: std::net::TcpListener,
+        stop: &CancellationToken,
+    ) -> std::io::Result<()> {
+        let listener = TcpListener::from_std(listener)?;
+        let serving = tcp::serve(Arc::clone(&self.service), listener, stop.clone());
+        self.service.tasks.spawn(serving);
+        Ok(())
+    }
+
+    /// Waits until every query that was read before the stop is answered.
+    pub async fn stopped(&self) {
+        self.service.tasks.close();
+        self.service.tasks.wait().await;
+    }
+}
+
+/// A socket for [`Proxy::serve_udp`]; an address may have several.
+///
+/// # Errors
+/// Those of `bind(2)`.
+pub fn bind_udp(address: SocketAddr) -> std::io::Result<std::net::UdpSocket> {
+    udp::bind(address)
+}
+
+/// A listener for [`Proxy::serve_tcp`].
+///
+/// # Errors
+/// Those of `bind(2)`.
+pub fn bind_tcp(address: SocketAddr) -> std::io::Result<std::net::TcpListener> {
+    tcp::bind(address)
 }
 
 #[cfg(test)]

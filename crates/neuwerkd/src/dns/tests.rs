@@ -27,7 +27,9 @@ fn dataplane(ports: Vec<PortSettings>) -> Arc<Dataplane> {
     let policy = Arc::new(Compiled::deny_all());
     let nothing = Arc::new(Received::nothing());
     let open = Vec::<Open>::new();
-    Arc::new(Dataplane::start(settings, policy, 1024, None, open, &nothing).unwrap())
+    let grants = crate::grants::Grants::nothing();
+    let judging = crate::dataplane::Judging { policy, grants };
+    Arc::new(Dataplane::start(settings, judging, 1024, None, open, &nothing).unwrap())
 }
 
 /// As by DHCP or router advertisements: the proxy need not be told.

@@ -74,6 +74,7 @@ impl Grants {
                     AbortOnDropHandle::new(tokio::spawn(feeding))
                 });
             }
+            self.met.send_replace(true);
             if states.changed().await.is_err() {
                 return;
             }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The sockets that are open; clones are the same.
@@ -14,7 +14,7 @@ pub struct Sockets {
 
 #[derive(Debug, Default)]
 struct Open {
-    by_name: BTreeMap<String, (u64, TcpListener)>,
+    by_name: BTreeMap<String, (u64, OwnedFd)>,
     next: u64,
     leaving: bool,
 }
@@ -22,7 +22,7 @@ struct Open {
 /// Keeps a socket among those that are handed over; to be dropped when nobody accepts on it any more.
 #[derive(Debug)]
 pub struct Listening {
-    name: &'static str,
+    name: String,
     number: u64,
     sockets: Sockets,
 }
@@ -30,9 +30,9 @@ pub struct Listening {
 impl Sockets {
     /// With those that the process was started with.
     pub(super) fn new(fds: BTreeMap<String, OwnedFd>) -> Self {
-        let listener = |(name, fd)| (name, (0, TcpListener::from(fd)));
+        let unclaimed = |(name, fd)| (name, (0, fd));
         let open = Open {
-            by_name: fds.into_iter().map(listener).collect(),
+            by_name: fds.into_iter().map(unclaimed).collect(),
             next: 1,
             leaving: false,
         };
@@ -47,43 +47,69 @@ impl Sockets {
     /// Those of `bind(2)`.
     pub async fn listen(
         &self,
-        name: &'static str,
+        name: &str,
         address: SocketAddr,
     ) -> std::io::Result<(tokio::net::TcpListener, Listening)> {
-        let there = {
-            let open = self.lock();
-            let socket = open.by_name.get(name).map(|(_, socket)| socket);
-            let same =
-                |socket: &&TcpListener| matches!(socket.local_addr(), Ok(at) if at == address);
-            socket.filter(same).map(TcpListener::try_clone)
-        };
-        let listener = match there {
+        let same = |socket: &TcpListener| matches!(socket.local_addr(), Ok(at) if at == address);
+        let listener = match self.claim(name, same)? {
             Some(socket) => {
-                let socket = socket?;
                 socket.set_nonblocking(true)?;
                 tokio::net::TcpListener::from_std(socket)?
             }
-            None => {
-                // One at another address is closed first: both may be the same port of an address and of all.
-                self.lock().by_name.remove(name);
-                tokio::net::TcpListener::bind(address).await?
-            }
+            None => tokio::net::TcpListener::bind(address).await?,
         };
-        let kept = listener.as_fd().try_clone_to_owned()?;
+        let listening = self.enter(name, listener.as_fd())?;
+        Ok((listener, listening))
+    }
+
+    /// A socket of this name and kind: the one that is there if it is the `same`, else a new one that `bind` makes.
+    ///
+    /// # Errors
+    /// Those of `bind`.
+    pub fn open<S: From<OwnedFd> + AsFd>(
+        &self,
+        name: &str,
+        same: impl FnOnce(&S) -> bool,
+        bind: impl FnOnce() -> std::io::Result<S>,
+    ) -> std::io::Result<(S, Listening)> {
+        let socket = match self.claim(name, same)? {
+            Some(socket) => socket,
+            None => bind()?,
+        };
+        let listening = self.enter(name, socket.as_fd())?;
+        Ok((socket, listening))
+    }
+
+    /// The socket of this name, if it is the `same`. Another one is closed: both may be the same port of an address and of
+    /// all.
+    fn claim<S: From<OwnedFd>>(
+        &self,
+        name: &str,
+        same: impl FnOnce(&S) -> bool,
+    ) -> std::io::Result<Option<S>> {
+        let mut open = self.lock();
+        let Some((_, socket)) = open.by_name.get(name) else {
+            return Ok(None);
+        };
+        let socket = S::from(socket.try_clone()?);
+        if same(&socket) {
+            return Ok(Some(socket));
+        }
+        open.by_name.remove(name);
+        Ok(None)
+    }
+
+    fn enter(&self, name: &str, socket: BorrowedFd<'_>) -> std::io::Result<Listening> {
+        let kept = socket.try_clone_to_owned()?;
         let mut open = self.lock();
         let number = open.next;
         open.next += 1;
-        let kept = (number, TcpListener::from(kept));
-        open.by_name.insert(name.to_owned(), kept);
-        let sockets = self.clone();
-        Ok((
-            listener,
-            Listening {
-                name,
-                number,
-                sockets,
-            },
-        ))
+        open.by_name.insert(name.to_owned(), (number, kept));
+        Ok(Listening {
+            name: name.to_owned(),
+            number,
+            sockets: self.clone(),
+        })
     }
 
     /// Closes those of these names that nobody accepts on.
@@ -104,7 +130,7 @@ impl Sockets {
     }
 
     /// Those that are to be handed over.
-    pub(super) fn leave(&self) -> BTreeMap<String, TcpListener> {
+    pub(super) fn leave(&self) -> BTreeMap<String, OwnedFd> {
         let open = std::mem::take(&mut self.lock().by_name);
         let socket = |(name, (_, socket))| (name, socket);
         open.into_iter().map(socket).collect()
@@ -125,9 +151,9 @@ impl Drop for Listening {
     fn drop(&mut self) {
         let mut open = self.sockets.lock();
         let own =
-            matches!(open.by_name.get(self.name), Some((number, _)) if *number == self.number);
+            matches!(open.by_name.get(&self.name), Some((number, _)) if *number == self.number);
         if own && !open.leaving {
-            open.by_name.remove(self.name);
+            open.by_name.remove(&self.name);
         }
     }
 }

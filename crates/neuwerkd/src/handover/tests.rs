@@ -133,10 +133,23 @@ async fn a_socket_is_kept_while_it_listens_and_handed_over_after() {
     let left = sockets.leave();
     std::net::TcpStream::connect(address).expect("it waits for whoever comes next");
 
-    let fds = left.into_iter().map(|(name, socket)| (name, socket.into()));
-    let sockets = Sockets::new(fds.collect());
+    let sockets = Sockets::new(left);
     let (fourth, _listening) = sockets.listen("http", address).await.expect("is there");
     fourth.accept().await.expect("it has waited");
     sockets.close_unclaimed(&["http"]);
     assert_eq!(sockets.count(), 1, "somebody accepts on it");
+}
+
+#[test]
+fn a_socket_that_is_not_the_same_is_closed_before_another_is_opened() {
+    let sockets = Sockets::default();
+    let bind = || std::net::UdpSocket::bind("127.0.0.1:0");
+    let (first, _listening) = sockets.open("dns", |_| true, bind).expect("binds");
+    let address = first.local_addr().expect("is bound");
+    let (again, _listening) = sockets.open("dns", |_| true, bind).expect("is there");
+    assert_eq!(again.local_addr().expect("is bound"), address);
+    drop((first, again));
+    let same_port = || std::net::UdpSocket::bind(address);
+    let (new, _listening) = sockets.open("dns", |_| false, same_port).expect("binds");
+    assert_eq!(new.local_addr().expect("is bound"), address);
 }

@@ -15,6 +15,7 @@ use ::dns::special::Addresses;
 use ::dns::stored::{Age, STALE_TTL_S};
 use ::dns::{Cache, Kind, Query, Rcode, Stored, Unfit, Upstreams};
 use policy::{Compiled, NameDecision};
+use tokio_util::task::TaskTracker;
 
 use super::clock::Clock;
 use super::granting::{Granted, Granting, Told};
@@ -42,6 +43,8 @@ pub(super) struct Service {
     pub(super) upstreams: Mutex<Upstreams>,
     pub(super) pools: Vec<Pool>,
     pub(super) flights: Flights,
+    /// Whatever owes a client an answer.
+    pub(super) tasks: TaskTracker,
     policy: InForce,
     granting: Arc<dyn Granting>,
     kinds: Kinds,
@@ -138,6 +141,7 @@ impl Service {
             upstreams: Mutex::new(Upstreams::new(settings.upstreams.len(), timeout_ms)),
             pools: settings.upstreams.iter().map(|_| Pool::default()).collect(),
             flights: Flights::default(),
+            tasks: TaskTracker::new(),
             policy,
             granting,
             kinds: Kinds::new(&settings.more_kinds),

@@ -10,6 +10,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 use super::pool;
 use super::service::{By, Handled, Held, Service};
@@ -27,7 +28,7 @@ const IDLE: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// A listener on an address that may have several.
-pub(super) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+pub(super) fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     let socket = Socket::new(
         Domain::for_address(address),
         Type::STREAM,
@@ -40,16 +41,17 @@ pub(super) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(1_024)?;
-    TcpListener::from_std(socket.into())
+    Ok(socket.into())
 }
 
-/// Takes connections for ever.
-pub(super) async fn serve(service: Arc<Service>, listener: TcpListener) {
+/// Takes connections until `stop`; queries that have been read by then are answered still.
+pub(super) async fn serve(service: Arc<Service>, listener: TcpListener, stop: CancellationToken) {
     let open = Arc::new(Mutex::new(Shares::new(CONNECTIONS, CONNECTIONS_PART)));
     loop {
-        let (stream, client) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(error) => {
+        let (stream, client) = match stop.run_until_cancelled(listener.accept()).await {
+            None => return,
+            Some(Ok(accepted)) => accepted,
+            Some(Err(error)) => {
                 tracing::debug!(%error, "a connection cannot be taken");
                 tokio::time::sleep(PAUSE).await;
                 continue;
@@ -59,9 +61,9 @@ pub(super) async fn serve(service: Arc<Service>, listener: TcpListener) {
             service.metrics.refused_connections.inc();
             continue;
         };
-        let service = Arc::clone(&service);
-        tokio::spawn(async move {
-            if let Err(error) = connection(service, stream, client.ip()).await {
+        let (service, stop) = (Arc::clone(&service), stop.clone());
+        service.tasks.clone().spawn(async move {
+            if let Err(error) = connection(service, stream, client.ip(), stop).await {
                 tracing::trace!(%error, "a client's connection ends");
             }
             drop(held);
@@ -69,14 +71,23 @@ pub(super) async fn serve(service: Arc<Service>, listener: TcpListener) {
     }
 }
 
-async fn connection(service: Arc<Service>, stream: TcpStream, client: IpAddr) -> io::Result<()> {
+async fn connection(
+    service: Arc<Service>,
+    stream: TcpStream,
+    client: IpAddr,
+    stop: CancellationToken,
+) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let (mut reader, writer) = stream.into_split();
     let writer = Arc::new(tokio::sync::Mutex::new(writer));
     let waiting = Arc::new(Semaphore::new(WAITING));
     let (mut text, mut out) = (String::new(), Vec::new());
     loop {
-        let message = tokio::time::timeout(IDLE, pool::read(&mut reader, QUERY_BYTES)).await??;
+        let reading = tokio::time::timeout(IDLE, pool::read(&mut reader, QUERY_BYTES));
+        let Some(message) = stop.run_until_cancelled(reading).await else {
+            return Ok(());
+        };
+        let message = message??;
         match service.handle(&message, client, By::Stream, &mut text, &mut out) {
             // Nothing can be answered, so nothing sensible will follow.
             Handled::Silent => return Ok(()),
@@ -86,7 +97,7 @@ async fn connection(service: Arc<Service>, stream: TcpStream, client: IpAddr) ->
                     return Ok(());
                 };
                 let (service, writer) = (Arc::clone(&service), Arc::clone(&writer));
-                tokio::spawn(async move {
+                service.tasks.clone().spawn(async move {
                     let mut out = Vec::new();
                     service.finish(later, &mut out).await;
                     // The reader notices when the connection has ended.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::UdpSocket;
+use tokio_util::sync::CancellationToken;
 
 use super::service::{By, Handled, Service};
 
@@ -23,7 +24,7 @@ const SEND_WAIT: Duration = Duration::from_millis(20);
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// A socket on an address that may have several.
-pub(super) fn bind(address: SocketAddr) -> io::Result<UdpSocket> {
+pub(super) fn bind(address: SocketAddr) -> io::Result<std::net::UdpSocket> {
     let socket = Socket::new(
         Domain::for_address(address),
         Type::DGRAM,
@@ -37,18 +38,19 @@ pub(super) fn bind(address: SocketAddr) -> io::Result<UdpSocket> {
     socket.set_send_buffer_size(BUFFER_BYTES)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
-    UdpSocket::from_std(socket.into())
+    Ok(socket.into())
 }
 
-/// Answers queries for ever.
-pub(super) async fn serve(service: Arc<Service>, socket: UdpSocket) {
+/// Answers queries until `stop`; what has been read by then is answered still.
+pub(super) async fn serve(service: Arc<Service>, socket: UdpSocket, stop: CancellationToken) {
     let socket = Arc::new(socket);
     let mut buffer = vec![0; QUERY_BYTES];
     let (mut text, mut out) = (String::new(), Vec::with_capacity(QUERY_BYTES));
     loop {
-        // It fails only when the runtime ends.
-        if socket.readable().await.is_err() {
-            return;
+        match stop.run_until_cancelled(socket.readable()).await {
+            Some(Ok(())) => {}
+            // It fails only when the runtime ends.
+            None | Some(Err(_)) => return,
         }
         for _ in 0..BURST {
             let (read, client) = match socket.try_recv_from(&mut buffer) {
@@ -66,7 +68,7 @@ pub(super) async fn serve(service: Arc<Service>, socket: UdpSocket) {
                 Handled::Answered => send(&service, &socket, &out, client).await,
                 Handled::Later(later) => {
                     let (service, socket) = (Arc::clone(&service), Arc::clone(&socket));
-                    tokio::spawn(async move {
+                    service.tasks.clone().spawn(async move {
                         let mut out = Vec::new();
                         Arc::clone(&service).finish(later, &mut out).await;
                         send(&service, &socket, &out, client).await;

@@ -112,7 +112,7 @@ fn fed(ports: &'static [u16], feed: Feed) -> Arc<Dataplane> {
     };
     let nothing = Arc::new(crate::handover::Received::nothing());
     let grants = crate::grants::Grants::nothing();
-    let judging = Judging { policy, grants };
+    let judging = crate::dataplane::Judging { policy, grants };
     Arc::new(Dataplane::start(settings, judging, 1024, None, vec![open], &nothing).unwrap())
 }
 
