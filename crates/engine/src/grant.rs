@@ -175,6 +175,7 @@ impl Address {
 pub struct Table {
     by_address: imbl::HashMap<IpAddr, Arc<Address>>,
     uses: Arc<Uses>,
+    incomplete: bool,
 }
 
 impl Table {
@@ -183,6 +184,7 @@ impl Table {
         Table {
             by_address: imbl::HashMap::new(),
             uses,
+            incomplete: false,
         }
     }
 
@@ -193,6 +195,17 @@ impl Table {
         } else {
             self.by_address.insert(address, Arc::new(granted));
         }
+    }
+
+    /// Says whether grants may be missing that peers have made: then a first packet to an address without any waits a moment
+    /// before it is denied.
+    pub fn set_incomplete(&mut self, incomplete: bool) {
+        self.incomplete = incomplete;
+    }
+
+    /// Whether they may be.
+    pub fn is_incomplete(&self) -> bool {
+        self.incomplete
     }
 
     /// What an address is granted to, if anything.

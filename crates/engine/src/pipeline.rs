@@ -80,6 +80,8 @@ pub(crate) enum Step {
     Lane,
     /// To the host: not this fragment, but the datagram that it has made whole.
     Whole,
+    /// Nowhere yet: what its destination is granted to may be on its way.
+    Hold,
     /// Nowhere: it was answered or learned from.
     Consumed,
     /// Nowhere.
@@ -91,7 +93,7 @@ impl Step {
         match self {
             Step::Send(port) | Step::Await(port, _) | Step::Cut(port) => Verdict::Forward(port),
             Step::Lane | Step::Whole => Verdict::Local,
-            Step::Consumed | Step::WholeFor(_) | Step::TurnFor(..) => Verdict::Reply,
+            Step::Hold | Step::Consumed | Step::WholeFor(_) | Step::TurnFor(..) => Verdict::Reply,
             Step::Drop(reason) => Verdict::Drop(reason),
         }
     }
@@ -122,6 +124,10 @@ pub(crate) struct Pipeline {
     snapshot: Arc<Snapshot>,
     /// What is granted under its policy, as of this burst.
     grants: Arc<grant::Table>,
+    /// How many packets may still be held for grants that are on their way.
+    hold_room: usize,
+    /// The packet in hand is to be.
+    holds: bool,
     flows: FlowTable,
     neighbors: NeighborTable,
     ports: Vec<Capabilities>,
@@ -205,6 +211,8 @@ impl Pipeline {
             identifications,
             whole: Whole::default(),
             largest_piece: 0,
+            hold_room: 0,
+            holds: false,
             flows,
             neighbors: NeighborTable::default(),
             link_mtus: ports.iter().map(|caps| caps.mtu).collect(),
@@ -372,6 +380,9 @@ impl Pipeline {
         if let Ok(Step::Send(out)) = step {
             self.counters.count_forwarded(direction, p.key.proto, bytes);
             return Step::Send(out);
+        }
+        if std::mem::take(&mut self.holds) {
+            return Step::Hold;
         }
         let step = step.unwrap_or_else(Step::Drop);
         // One that has turned back is counted where its fate is known.
@@ -661,6 +672,11 @@ impl Pipeline {
             },
         };
         if !decision.allow {
+            if self.hold_room > 0 && self.grants.is_incomplete() && !self.is_granted(key.dst) {
+                self.hold_room -= 1;
+                self.holds = true;
+                return Err(DropReason::PolicyDenied);
+            }
             if decision.on_deny == OnDeny::Reset && is_tcp {
                 self.refuse_segment(now, port, frame, p);
             }
@@ -717,6 +733,16 @@ impl Pipeline {
             });
         }
         Ok(id)
+    }
+
+    /// Whether anything is granted to an address.
+    pub(crate) fn is_granted(&self, address: Addr) -> bool {
+        self.grants.of(address.ip()).is_some()
+    }
+
+    /// Lets so many packets be held from now on: [`Step::Hold`].
+    pub(crate) fn set_hold_room(&mut self, room: usize) {
+        self.hold_room = room;
     }
 
     /// Counts a flow of a grant.

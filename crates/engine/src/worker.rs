@@ -32,6 +32,12 @@ pub const BURST: usize = 64;
 const MAX_WAITING: usize = 256;
 /// Frames that wait for one next hop.
 const MAX_WAITING_PER_NEIGHBOR: usize = 64;
+/// Frames that wait for what their destinations are granted to.
+const MAX_HELD: usize = 256;
+/// For how long.
+const HOLD: Duration = Duration::from_millis(50);
+/// How often it is looked whether that has come.
+const LOOK_AT_HELD: Duration = Duration::from_millis(1);
 /// How long after the last frame the worker stays awake: a frame that comes meanwhile is not delayed by waking up.
 const SPIN: Duration = Duration::from_micros(50);
 /// Longest sleep. Whoever stops a worker or publishes a snapshot wakes it; this is for the counters that show that it
@@ -92,6 +98,10 @@ pub struct Worker<P: Port, L: Port> {
     tx: Vec<Vec<P::Packet>>,
     lane_tx: Vec<L::Packet>,
     waiting: VecDeque<(PortId, NeighborId, P::Packet)>,
+    /// Frames that wait for what their destinations are granted to, and until when.
+    held: VecDeque<(Now, PortId, P::Packet)>,
+    /// When it is looked at them next.
+    look_at_held: Now,
     peers: Option<Peers>,
     /// Frames from other workers, and from which; empty between turns, kept for its memory.
     handed: Vec<(usize, Handed)>,
@@ -130,6 +140,8 @@ impl<P: Port, L: Port> Worker<P, L> {
             tx,
             lane_tx: Vec::with_capacity(BURST),
             waiting: VecDeque::with_capacity(MAX_WAITING),
+            held: VecDeque::new(),
+            look_at_held: Now(0),
             handed: Vec::with_capacity(if peers.is_some() { 4 * BURST } else { 0 }),
             peers,
             next_look: Now(0),
@@ -177,6 +189,10 @@ impl<P: Port, L: Port> Worker<P, L> {
         let mut taken = 0;
         for i in 0..self.ports.len() {
             taken += self.poll_port(now, PortId(i as u8));
+        }
+        if !self.held.is_empty() && now >= self.look_at_held {
+            self.look_at_held = now + LOOK_AT_HELD;
+            self.release_held(now);
         }
         taken += self.poll_peers(now);
         taken += self.poll_lane(now);
@@ -241,6 +257,9 @@ impl<P: Port, L: Port> Worker<P, L> {
             std::mem::take(&mut self.known),
         );
         let is_plain = !has_overlay && self.peers.is_none() && !self.pipeline.is_watched();
+        if !has_overlay {
+            self.pipeline.set_hold_room(MAX_HELD - self.held.len());
+        }
         for (i, (mut frame, known)) in rx.drain(..).zip(&known).enumerate() {
             if let Some(reason) = known.refused {
                 self.pipeline.refuse(Some(port), reason, frame.bytes());
@@ -257,11 +276,38 @@ impl<P: Port, L: Port> Worker<P, L> {
             };
             match step {
                 Step::Send(out) => self.tx[usize::from(out.0)].push(frame),
+                Step::Hold => self.held.push_back((now + HOLD, port, frame)),
                 step => self.settle(port, step, frame),
             }
         }
+        self.pipeline.set_hold_room(0);
         (self.rx, self.known) = (rx, known);
         taken
+    }
+
+    /// Decides on frames that were held: those whose destination is granted to something by now, and those that have waited
+    /// long enough.
+    #[cold]
+    fn release_held(&mut self, now: Now) {
+        self.pipeline.renew(&self.published.load(), now);
+        for _ in 0..self.held.len() {
+            let Some((until, port, mut frame)) = self.held.pop_front() else {
+                return;
+            };
+            // It was parsed when it came.
+            let Ok(p) = parse(frame.bytes(), Station::Any, frame.meta().vlan) else {
+                continue;
+            };
+            if now < until && !self.pipeline.is_granted(p.key.dst) {
+                self.held.push_back((until, port, frame));
+                continue;
+            }
+            let lookup = self.pipeline.prefetch_bucket(&p);
+            let step = self
+                .pipeline
+                .process_seen(now, port, &mut frame, &p, lookup);
+            self.settle(port, step, frame);
+        }
     }
 
     /// Decides on the frame at place `i` of a burst, which may be in a tunnel or another worker's; none if it is the latter.
@@ -560,7 +606,9 @@ impl<P: Port, L: Port> Worker<P, L> {
 
     /// When [`poll`](Self::poll) is due next although no frame has come; none if never.
     pub fn next_deadline(&self, now: Now) -> Option<Now> {
-        self.pipeline.next_deadline(now)
+        let held = (!self.held.is_empty()).then(|| now + LOOK_AT_HELD);
+        let all = [self.pipeline.next_deadline(now), held];
+        all.into_iter().flatten().min()
     }
 
     /// Hands every flow as it is at `now` to `sink`, in chunks of a few MiB that can be read apart: see

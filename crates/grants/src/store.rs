@@ -212,6 +212,14 @@ impl Store {
         self.table.clone()
     }
 
+    /// Says whether grants may be missing that peers have made ([`Table::set_incomplete`]).
+    pub fn set_incomplete(&mut self, incomplete: bool) {
+        if self.table.is_incomplete() != incomplete {
+            self.table.set_incomplete(incomplete);
+            self.changes += 1;
+        }
+    }
+
     /// How often the table has changed.
     #[must_use]
     pub fn changes(&self) -> u64 {
@@ -240,7 +248,9 @@ impl Store {
                 holding.rules = rules;
             }
         }
+        let incomplete = self.table.is_incomplete();
         self.table = Table::new(Arc::clone(&self.counters.uses));
+        self.table.set_incomplete(incomplete);
         let addresses: Vec<IpAddr> = self.places.keys().copied().collect();
         for address in addresses {
             self.rebuild(address, None, now_ms);

@@ -25,6 +25,9 @@ pub struct Push {
     pub version: u8,
     /// Which run of the sender this is.
     pub incarnation: u64,
+    /// An answer has left before the peer had taken in what it tells.
+    #[serde(default)]
+    pub late: bool,
     /// What it says.
     pub body: Body,
 }
@@ -86,9 +89,6 @@ pub struct Change {
 pub struct Answer {
     /// Everything is wanted: the changes do not follow what the peer has.
     pub wants_all: bool,
-    /// The peer is still being told everything by the node that it answers.
-    #[serde(default)]
-    pub behind: bool,
 }
 
 /// A message that cannot be read.

@@ -40,6 +40,12 @@ const MISSES: u32 = 3;
 const PEERS_WAIT: Duration = Duration::from_secs(10);
 /// How often that is looked at.
 const LOOK: Duration = Duration::from_millis(250);
+/// A peer that has said nothing for so long may have granted something meanwhile; it says something every second.
+const SILENCE: Duration = Duration::from_millis(2_500);
+/// For how long it counts that a peer's answer has left before this node knew.
+const LATE_FOR: Duration = Duration::from_secs(10);
+/// One that has said nothing for so long is gone.
+const FORGOTTEN: Duration = Duration::from_secs(60);
 /// How often what is new is written down.
 const WRITE: Duration = Duration::from_secs(1);
 
@@ -87,6 +93,14 @@ struct Peer {
     misses: u64,
     /// Whether it answers; none: not known yet.
     reachable: Option<bool>,
+    /// An answer has left without it since it was told something last.
+    left_out: bool,
+    /// When it said that an answer of its own had left without this node.
+    was_late: Option<Instant>,
+    /// How long it takes to answer: what it took last, or has usually taken if that is longer.
+    answers_after: Duration,
+    /// When it said something last.
+    heard: Option<Instant>,
 }
 
 impl Default for Peer {
@@ -97,7 +111,22 @@ impl Default for Peer {
             missed: 0,
             misses: 0,
             reachable: None,
+            left_out: false,
+            was_late: None,
+            answers_after: Duration::ZERO,
+            heard: None,
         }
+    }
+}
+
+impl Peer {
+    /// Whether it may have granted what this node has not heard of yet, as far as its silence and its distance tell. An
+    /// answer waits half of `bound` at least for nodes that are nearer than that.
+    fn is_ahead(&self, bound: Duration) -> bool {
+        let silence = self.heard.map(|heard| heard.elapsed());
+        let is_silent = silence.is_some_and(|silence| (SILENCE..FORGOTTEN).contains(&silence));
+        let was_late = self.was_late.is_some_and(|late| late.elapsed() < LATE_FOR);
+        is_silent || was_late || (silence.is_some() && self.answers_after > bound / 2)
     }
 }
 
@@ -249,6 +278,9 @@ impl Grants {
         self.late_answers.fetch_add(1, Ordering::Relaxed);
         self.change_peers(|peers| {
             for peer in peers.values_mut() {
+                if peer.at <= place {
+                    peer.left_out = true;
+                }
                 if peer.waited_for && peer.at <= place {
                     peer.misses += 1;
                     peer.missed += 1;
@@ -289,11 +321,36 @@ impl Grants {
                 }
             }
         };
+        let watching = async {
+            loop {
+                let incomplete = self.may_be_incomplete();
+                self.change(|store, _now_ms| store.set_incomplete(incomplete));
+                tokio::time::sleep(LOOK).await;
+            }
+        };
         tokio::select! {
             () = stop.cancelled() => {}
             () = sweeping => {}
             () = writing => {}
+            () = watching => {}
         }
+    }
+
+    /// Whether peers may have granted what this node has not heard of.
+    fn may_be_incomplete(&self) -> bool {
+        if !*self.needed.borrow() {
+            return false;
+        }
+        let peers: Vec<(Origin, Peer)> = lock(&self.peers)
+            .iter()
+            .map(|(id, peer)| (*id, *peer))
+            .collect();
+        self.read(|store, _now_ms| {
+            peers.iter().any(|(id, peer)| {
+                let is_filling = peer.reachable != Some(false) && store.is_behind(*id);
+                is_filling || peer.is_ahead(self.bound)
+            })
+        })
     }
 
     /// Writes down what is new; all of it anew, if that is wanted or the file has grown.

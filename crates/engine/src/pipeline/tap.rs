@@ -102,7 +102,10 @@ impl Pipeline {
         }
         let before = self.before(port, p, frame.bytes(), 0);
         let step = handle(self, frame);
-        self.note(p, before, step, frame.bytes());
+        // One that is held is told of when it has gone.
+        if step != Step::Hold {
+            self.note(p, before, step, frame.bytes());
+        }
         step
     }
 

@@ -179,3 +179,80 @@ fn a_flow_that_is_taken_over_uses_its_grant_before_its_next_packet() {
     );
     assert_eq!(of_next.of(UseId::at(3)), 1);
 }
+
+/// Publishes another table under the same policy.
+fn regrant(bench: &Bench, change: impl FnOnce(&Compiled, &mut Table)) {
+    let snapshot = in_force(bench);
+    let mut table = Table::clone(&snapshot.grants().load());
+    change(snapshot.policy(), &mut table);
+    snapshot.grants().store(Arc::new(table));
+}
+
+fn grant_web(policy: &Compiled, table: &mut Table) {
+    let granted = rule(policy, "web").map(|rule| Granted {
+        rule,
+        client: None,
+        counted: UseId::at(7),
+    });
+    table.set(at(SERVER).ip(), Address::new(granted));
+}
+
+#[test]
+fn a_first_packet_waits_for_a_grant_that_may_be_on_its_way() {
+    let mut bench = Bench::new(&named("web"), two_arms());
+    regrant(&bench, |_, table| table.set_incomplete(true));
+    for port in [5000, 5001] {
+        let held = bench.send(INSIDE, syn(&format!("10.0.0.2:{port}"), SERVER));
+        assert_eq!(held, []);
+    }
+    assert_eq!(bench.moved(), [""; 0]);
+    bench.pass(Duration::from_millis(20));
+    regrant(&bench, grant_web);
+    bench.pass(Duration::from_millis(1));
+    assert_eq!(bench.exchange_frames().len(), 0);
+    assert_eq!(
+        bench.moved(),
+        ["active +2", "allow out tcp +2", "nat +2", "opened +2"],
+        "both have gone on their way"
+    );
+    // What comes later is judged at once, whatever its destination is granted to.
+    let other_port = syn("10.0.0.2:5002", "198.51.100.1:81");
+    bench.dropped(INSIDE, other_port, DropReason::PolicyDenied);
+}
+
+#[test]
+fn a_first_packet_waits_no_longer_than_fifty_milliseconds() {
+    let mut bench = Bench::new(&named("web"), two_arms());
+    regrant(&bench, |_, table| table.set_incomplete(true));
+    bench.send(INSIDE, syn("10.0.0.2:5000", SERVER));
+    bench.pass(Duration::from_millis(49));
+    assert_eq!(denied(&bench), 0);
+    bench.pass(Duration::from_millis(1));
+    assert_eq!(denied(&bench), 1);
+    // The wait is for new flows alone, and only while grants may be missing.
+    regrant(&bench, |_, table| table.set_incomplete(false));
+    let next = syn("10.0.0.2:5001", SERVER);
+    bench.dropped(INSIDE, next, DropReason::PolicyDenied);
+}
+
+#[test]
+fn first_packets_that_wait_are_bounded() {
+    let mut bench = Bench::new(&named("web"), two_arms());
+    regrant(&bench, |_, table| table.set_incomplete(true));
+    for port in 5000..5300 {
+        bench.send(INSIDE, syn(&format!("10.0.0.2:{port}"), SERVER));
+    }
+    assert_eq!(denied(&bench), 300 - 256);
+    regrant(&bench, grant_web);
+    bench.pass(Duration::from_millis(1));
+    assert_eq!(uses_of(&bench), 256);
+}
+
+fn denied(bench: &Bench) -> u64 {
+    let denied = bench.counters.dropped(DropReason::PolicyDenied);
+    denied.packets.get()
+}
+
+fn uses_of(bench: &Bench) -> u32 {
+    in_force(bench).grants().load().uses().of(UseId::at(7))
+}

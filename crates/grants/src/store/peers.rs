@@ -106,6 +106,7 @@ impl Store {
         Push {
             version: VERSION,
             incarnation: self.settings.incarnation,
+            late: false,
             body,
         }
     }
@@ -130,7 +131,6 @@ impl Store {
         }
         Answer {
             wants_all: self.is_behind(from) && self.heard_of(from).filling.is_none(),
-            behind: self.is_behind(from),
         }
     }
 

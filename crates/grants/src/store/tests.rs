@@ -92,10 +92,7 @@ fn tell(from: (&mut Store, Origin), to: (&mut Store, Origin), place: u64, now_ms
     let (receiver, receiver_id) = to;
     let answer = match sender.changes_from(place, 1_000, now_ms) {
         Some(push) => receiver.take(sender_id, receiver_id, &encoded(&push), now_ms),
-        None => Answer {
-            wants_all: true,
-            behind: true,
-        },
+        None => Answer { wants_all: true },
     };
     let next = sender.next_place();
     if answer.wants_all {
@@ -432,6 +429,17 @@ fn what_was_kept_comes_back_with_the_life_that_was_left() {
     let mut late = store(3);
     late.restore(&kept, 45_000 + 10_000 + GRACE_MS, 0);
     assert_eq!(late.len(), 1);
+}
+
+#[test]
+fn that_grants_may_be_missing_outlives_a_policy() {
+    let mut store = installed(1, one());
+    let before = store.changes();
+    store.set_incomplete(true);
+    assert!(store.changes() > before && store.table().is_incomplete());
+    assert!(store.install(one(), 1).is_incomplete());
+    store.set_incomplete(false);
+    assert!(!store.install(one(), 2).is_incomplete());
 }
 
 #[test]
