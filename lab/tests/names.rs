@@ -141,13 +141,13 @@ fn real_resolvers_ask_a_node_and_reach_what_it_has_answered() {
         Outcome::Silent
     );
     assert_eq!(
-        probe(&client, granted.ip(), PORT, BRIEFLY),
+        probe(&client, granted.ip(), PORT, FIRST_PACKET),
         Outcome::Connected
     );
     let again = Ask::new("n75.asked.test", A).from(other);
     assert_eq!(ask(&client, &again).addresses, [granted.ip()]);
     assert_eq!(
-        client::probe(&client, other, granted, BRIEFLY),
+        client::probe(&client, other, granted, FIRST_PACKET),
         Outcome::Connected
     );
 
@@ -161,7 +161,7 @@ fn real_resolvers_ask_a_node_and_reach_what_it_has_answered() {
             let reply = ask(&client, &Ask::new(&format!("n{number}.{zone}.test"), A));
             assert_eq!(reply.addresses, [address]);
         };
-        let reaches = |port| probe(&client, address, port, BRIEFLY) == Outcome::Connected;
+        let reaches = |port| probe(&client, address, port, FIRST_PACKET) == Outcome::Connected;
         resolve(first.0);
         assert_eq!([first.1, second.1].map(reaches), [true, false]);
         resolve(second.0);
