@@ -31,7 +31,7 @@ use crate::topology::Segment;
 
 pub use connections::Connections;
 pub use cycles::{Cycles, percentile};
-pub use resolver::{LONG_CHAIN, MANY, Resolver, SPECIAL};
+pub use resolver::{LONG_CHAIN, Resolver, SPECIAL};
 pub use stream::Stream;
 pub use stub::{A, AAAA, Ask, Reply, connect_through, kind_of};
 pub use unbound::Unbound;
@@ -164,9 +164,20 @@ impl Names {
 /// # Errors
 /// As [`Cluster::start`].
 pub fn start(nodes: u8) -> Result<(Cluster, Names)> {
+    start_with(nodes, &[])
+}
+
+/// The same with these keys of the section `dns`.
+///
+/// # Errors
+/// As [`Cluster::start`].
+pub fn start_with(nodes: u8, keys: &[&str]) -> Result<(Cluster, Names)> {
     let mut cluster = Cluster::lay_out(nodes)?;
     let names = Names::lay_out(&cluster, &[RESOLVER])?;
     for node in &mut cluster.nodes {
+        for key in keys {
+            node.configure("dns", key)?;
+        }
         node.start()?;
     }
     cluster.wait_ready()?;
@@ -182,6 +193,9 @@ fn lay_range(internet: &Netns, names: &Netns) -> Result<()> {
     internet.sysctl("ipv6/conf/all/forwarding", "1")?;
     internet.ip("addr add 10.255.0.1/30 dev names0\naddr add fd00:ff::1/64 dev names0 nodad")?;
     names.ip("addr add 10.255.0.2/30 dev out0\naddr add fd00:ff::2/64 dev out0 nodad")?;
+    // What is forwarded has neighbours asked for by link-local addresses, and the kernel's own ones are not usable at once.
+    internet.ip("addr add fe80::fe/64 dev names0 nodad\naddr add fe80::fe/64 dev out0 nodad")?;
+    names.ip("addr add fe80::fd/64 dev out0 nodad")?;
     let mut ranges = vec![
         "198.18.0.0/15".to_owned(),
         "203.0.113.0/24".to_owned(),

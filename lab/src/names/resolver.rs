@@ -10,8 +10,8 @@
 //! | `never` | nothing |
 //! | `wrong-id`, `wrong-question` | a forged answer for another id, another question |
 //! | `other-name` | to the question, with the forged address of another name |
-//! | `huge` | over UDP cut short, over TCP [`MANY`] addresses |
-//! | `oversized` | the same, in one datagram that no query allowed |
+//! | `manyCOUNT` | over UDP cut short, over TCP so many addresses |
+//! | `oversized` | [`OVERSIZED`] addresses, in one datagram that no query allowed |
 //! | `truncated` | over UDP cut short, over TCP rightly |
 //! | `truncated-wrong`, `truncated-never` | over UDP cut short, over TCP for another id, or nothing |
 //! | `chain`, `long-chain` | by way of three CNAMEs, of [`LONG_CHAIN`] |
@@ -41,8 +41,8 @@ use crate::address::Family;
 use crate::netns::Netns;
 use crate::server::pattern;
 
-/// Addresses in a huge answer.
-pub const MANY: u32 = 2_000;
+/// Addresses in a datagram that is larger than queries allow.
+pub const OVERSIZED: u32 = 2_000;
 /// Links of a long chain.
 pub const LONG_CHAIN: usize = 40;
 /// What an answer lives without a label that says otherwise, in seconds.
@@ -251,15 +251,21 @@ fn script(query: &[u8], over: Over, seen: &Mutex<HashSet<String>>) -> Vec<Part> 
         }
         chained.address(&name(links), ttl_s, right_one)
     };
-    let many = || {
+    let many = |count: u32| {
         let mut all = rightly();
-        for nth in 1..MANY {
+        for nth in 1..count {
             all = all.address(ASKED, ttl_s, right((n + nth) % super::NUMBERS, family));
         }
         all
     };
     if let Some(millis) = number("late") {
         return vec![later(rightly(), millis.into())];
+    }
+    if let Some(count) = number("many") {
+        return match over {
+            Over::Udp => vec![short().into()],
+            Over::Tcp => vec![many(count).into()],
+        };
     }
     let special = |label: &str| SPECIAL.iter().find(|special| special.label == label);
     let wrong_question = || {
@@ -279,10 +285,10 @@ fn script(query: &[u8], over: Over, seen: &Mutex<HashSet<String>>) -> Vec<Part> 
                 let owner = wire_name(&format!("n{n}.somebody.test"));
                 vec![answer.address(&owner, ttl_s, wrong_one).into()]
             }
-            ("huge" | "truncated" | "truncated-wrong" | "truncated-never", Over::Udp) => {
+            ("truncated" | "truncated-wrong" | "truncated-never", Over::Udp) => {
                 vec![short().into()]
             }
-            ("huge" | "oversized", _) => vec![many().into()],
+            ("oversized", _) => vec![many(OVERSIZED).into()],
             ("chain", _) => vec![chain(3).into()],
             ("long-chain", _) => vec![chain(LONG_CHAIN).into()],
             ("broken-chain", _) => vec![

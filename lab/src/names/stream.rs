@@ -79,14 +79,20 @@ impl Stream {
         Ok(stream)
     }
 
-    /// Sends `count` queries in the *current* namespace that no upstream ever answers, and returns their socket.
+    /// Sends `count` queries in the *current* namespace that no upstream ever answers, from the `first` of such names on, and
+    /// returns their socket.
     ///
     /// # Errors
     /// When the socket cannot be made.
-    pub fn unanswerable(source: IpAddr, server: SocketAddr, count: u16) -> Result<UdpSocket> {
+    pub fn unanswerable(
+        source: IpAddr,
+        server: SocketAddr,
+        first: u16,
+        count: u16,
+    ) -> Result<UdpSocket> {
         let socket = UdpSocket::bind((source, 0))?;
         socket.connect(server)?;
-        for id in 0..count {
+        for id in first..first + count {
             let name = format!("n{}.never.hostile.test", NUMBERS - 1 - u32::from(id));
             socket.send(&message::query(id, &name, A))?;
             if id % 20 == 19 {
