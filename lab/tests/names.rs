@@ -252,8 +252,10 @@ fn an_upstream_that_misbehaves_has_no_wrong_address_granted() {
         let short = client.enter(|| huge.send(SOON)).unwrap();
         assert!(short.truncated, "{count}: {short:?}");
         let whole = client.enter(|| huge.send_over_tcp(SOON)).unwrap();
-        assert_eq!(whole.addresses.len(), count, "{whole:?}");
-        for address in [whole.addresses[0], whole.addresses[count - 1]] {
+        // Of very many, as many as an answer may have.
+        let told = count.min(512);
+        assert_eq!(whole.addresses.len(), told, "{whole:?}");
+        for address in [whole.addresses[0], whole.addresses[told - 1]] {
             assert_eq!(
                 probe(&client, address, PORT, FIRST_PACKET),
                 Outcome::Connected

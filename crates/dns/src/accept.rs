@@ -18,6 +18,8 @@ use crate::{HEADER_BYTES, Kind, MAX_UDP_BYTES, Name, Stored, flag, u16_at};
 
 /// Most CNAMEs from a question to its answer.
 pub const MAX_CHAIN: usize = 16;
+/// Most addresses that an answer may have: each becomes a grant on every node.
+pub const MAX_ADDRESSES: usize = 512;
 /// Longest TTL that is believed, in seconds.
 pub const MAX_TTL_S: u32 = 86_400;
 /// Longest time for which an absence is believed, in seconds (RFC 2308 section 5).
@@ -337,6 +339,9 @@ impl<'a> Kept<'a> {
     /// Notes an address that may not be in an answer.
     fn filters(&mut self, address: IpAddr) -> bool {
         let special = self.scrub.addresses.special(address);
+        // Of CNAMEs there are few.
+        let excess = (self.answers.len() >= MAX_ADDRESSES).then_some(Special::Excess);
+        let special = special.or(excess);
         if let Some(special) = special {
             self.filtered.push((address, special));
         }

@@ -25,6 +25,8 @@ pub enum Special {
     Own,
     /// A private range (RFC 1918, RFC 6598, RFC 4193) that is not allowed by configuration.
     Private,
+    /// One more than an answer may have.
+    Excess,
 }
 
 impl Special {
@@ -39,6 +41,7 @@ impl Special {
             Self::NotUnicast => "not_unicast",
             Self::Own => "own",
             Self::Private => "private",
+            Self::Excess => "excess",
         }
     }
 }

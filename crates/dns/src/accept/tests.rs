@@ -201,6 +201,18 @@ fn chains_that_lead_nowhere() {
 }
 
 #[test]
+fn an_answer_has_only_so_many_addresses() {
+    let ask = ask("a.net", Kind::A);
+    let address = |n: u16| a("a.net.", &format!("93.184.{}.{}", n >> 8, n & 0xff));
+    let bytes = answer(&ask, |m| m.answers = (0..600).map(address).collect());
+    let accepted = ask.accept(&bytes, Over::Stream, &scrub()).unwrap();
+    assert_eq!(shown(&accepted).len(), MAX_ADDRESSES);
+    let filtered = accepted.filtered;
+    assert_eq!(filtered.len(), 600 - MAX_ADDRESSES);
+    assert!(filtered.iter().all(|(_, why)| *why == Special::Excess));
+}
+
+#[test]
 fn special_addresses_are_left_out() {
     let ask = ask("a.net", Kind::A);
     let bytes = answer(&ask, |m| {
