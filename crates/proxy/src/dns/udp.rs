@@ -52,7 +52,7 @@ pub(super) async fn serve(service: Arc<Service>, socket: UdpSocket, stop: Cancel
             // It fails only when the runtime ends.
             None | Some(Err(_)) => return,
         }
-        for _ in 0..BURST {
+        for worked_on in 1.. {
             let (read, client) = match socket.try_recv_from(&mut buffer) {
                 Ok(received) => received,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
@@ -75,8 +75,12 @@ pub(super) async fn serve(service: Arc<Service>, socket: UdpSocket, stop: Cancel
                     });
                 }
             }
+            // A socket that has nothing more yields by waiting.
+            if worked_on == BURST {
+                tokio::task::yield_now().await;
+                break;
+            }
         }
-        tokio::task::yield_now().await;
     }
 }
 
