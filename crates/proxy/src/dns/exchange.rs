@@ -137,3 +137,20 @@ async fn over_stream(
     ask.accept(&answer, Over::Stream, &service.scrub())
         .map_err(|rejected| Failure::Rejected(rejected, started.elapsed()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_scarce_here_is_no_failure_of_the_upstream() {
+        for here in [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM] {
+            assert!(scarce(&here.into()), "{here}");
+        }
+        assert!(scarce(&io::ErrorKind::QuotaExceeded.into()));
+        for there in [Errno::CONNREFUSED, Errno::HOSTUNREACH, Errno::CONNRESET] {
+            assert!(!scarce(&there.into()), "{there}");
+        }
+        assert!(!scarce(&io::ErrorKind::UnexpectedEof.into()));
+    }
+}
