@@ -103,11 +103,11 @@ fn main() -> Result<()> {
                 )?,
                 _ => Server::theirs(place, &["/usr/sbin/unbound", "-d", "-c", &files.unbound])?,
             };
-            let measured = measure(&client, place, &files.queries, seconds)
+            let measured = measure(&client, place, &server, &files.queries, seconds)
                 .with_context(|| format!("{name} does not do"))?;
             println!(
-                "{repetition}/{repetitions} {name:<24} {:>8.0} queries/s, {} lost; {:>6.0} µs median, {:>6.0} µs p99",
-                measured.per_s, measured.lost, measured.median_us, measured.p99_us
+                "{repetition}/{repetitions} {name:<24} {:>8.0} queries/s, {} lost, {:>5.2} µs of processor each; {:>6.0} µs median, {:>6.0} µs p99",
+                measured.per_s, measured.lost, measured.cpu_us, measured.median_us, measured.p99_us
             );
             figures[turn].push(measured);
             if let Some(bytes) = server.entry_bytes() {
@@ -118,6 +118,7 @@ fn main() -> Result<()> {
     }
     let per_s = |turn: usize| median(figures[turn].iter().map(|f| f.per_s));
     let p99 = |turn: usize| median(figures[turn].iter().map(|f| f.p99_us));
+    let cpu = |turn: usize| median(figures[turn].iter().map(|f| f.cpu_us));
     let line = |what: &str, value, yardstick, unit, target| Line {
         what: what.to_owned(),
         value,
@@ -163,6 +164,20 @@ fn main() -> Result<()> {
             "µs",
             at_most,
         ),
+        Line {
+            what: "processor time per query, beside dnsdist".to_owned(),
+            value: cpu(FEW),
+            yardstick: cpu(DNSDIST),
+            unit: "µs",
+            target: None,
+        },
+        Line {
+            what: "processor time per query, beside unbound".to_owned(),
+            value: cpu(FEW),
+            yardstick: cpu(UNBOUND),
+            unit: "µs",
+            target: None,
+        },
         Line {
             what: "memory per answer that is kept".to_owned(),
             value: entry_bytes,
@@ -335,6 +350,22 @@ impl Server {
         Ok(Self::Theirs(child))
     }
 
+    /// Processor time that it has used so far; the benchmark's own, which waits otherwise, if it is in here.
+    fn cpu_us(&self) -> Result<f64> {
+        let process = match self {
+            Self::Ours { .. } => "self".to_owned(),
+            Self::Theirs(child) => child.id().to_string(),
+        };
+        let stat = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
+        let (_, fields) = stat.rsplit_once(')').context("no such process")?;
+        // In hundredths of a second, of the program and of the kernel for it (proc(5)).
+        let ticks = fields.split_whitespace().skip(11).take(2);
+        Ok(ticks
+            .filter_map(|ticks| ticks.parse::<f64>().ok())
+            .sum::<f64>()
+            * 1e4)
+    }
+
     /// Memory of an answer, as the proxy counts it.
     fn entry_bytes(&self) -> Option<f64> {
         let Self::Ours { registry, .. } = self else {
@@ -371,11 +402,19 @@ impl Drop for Server {
 struct Figures {
     per_s: f64,
     lost: u64,
+    /// Processor time of the server.
+    cpu_us: f64,
     median_us: f64,
     p99_us: f64,
 }
 
-fn measure(client: &Space, place: &Place, queries: &str, seconds: u32) -> Result<Figures> {
+fn measure(
+    client: &Space,
+    place: &Place,
+    server: &Server,
+    queries: &str,
+    seconds: u32,
+) -> Result<Figures> {
     let dnsperf = |arguments: &str| {
         client.sh(&format!(
             "taskset -c {CLIENT} dnsperf -s {} -d {queries} -c 8 -T 1 {arguments}",
@@ -388,7 +427,9 @@ fn measure(client: &Space, place: &Place, queries: &str, seconds: u32) -> Result
         lost < NAMES as f64 / 100.0,
         "the cache was not filled:\n{filled}"
     );
+    let before = server.cpu_us()?;
     let full = dnsperf(&format!("-l {seconds} -q 200 -t 1"))?;
+    let cpu_us = server.cpu_us()? - before;
     let paced = dnsperf(&format!("-l {seconds} -Q {PACE} -t 1 -v"))?;
     // `> NOERROR NAME TYPE SECONDS`
     let mut latencies: Vec<f64> = paced
@@ -406,6 +447,7 @@ fn measure(client: &Space, place: &Place, queries: &str, seconds: u32) -> Result
     Ok(Figures {
         per_s: figure(&full, "Queries per second:")?,
         lost: figure(&full, "Queries lost:")? as u64,
+        cpu_us: cpu_us / figure(&full, "Queries completed:")?,
         median_us: latencies[latencies.len() / 2],
         p99_us: latencies[latencies.len() * 99 / 100],
     })

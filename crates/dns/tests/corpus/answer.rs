@@ -21,6 +21,10 @@ fn sound_answer(message: &[u8]) {
         dnssec_ok: message[0] & 1 == 1,
         checking_disabled: false,
     };
+    // Such a question is never asked.
+    if wanted.kind.is_meta() {
+        return;
+    }
     let mut random = [0; 34];
     random[..2].copy_from_slice(&message[..2]);
     let ask = Ask::new(&wanted, &random);
