@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 
 /// The targets in `fuzz/fuzz_targets`.
-const TARGETS: [&str; 11] = [
+const TARGETS: [&str; 12] = [
     "wire",
     "addresses",
     "overlay_decap",
@@ -18,6 +18,7 @@ const TARGETS: [&str; 11] = [
     "configuration",
     "dns_query",
     "dns_answer",
+    "grants",
 ];
 
 /// Encodings that are kept beside their types, and are a corpus as well.

@@ -390,7 +390,10 @@ impl Grants {
                     let id = cluster::NodeId(*id);
                     Err(format!("waiting for what node {id} has granted"))
                 }
-                _ => Ok(format!("{} addresses of names are granted", store.len())),
+                _ => Ok(format!(
+                    "addresses of names that are granted: {}",
+                    store.len()
+                )),
             }
         })
     }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use super::{Key, Store};
 use crate::stream::{Answer, Body, Change, End, Push, VERSION};
-use crate::{OWN, Origin};
+use crate::{MAX_TTL_S, OWN, Origin};
 
 /// What was heard from a peer.
 #[derive(Debug, Default)]
@@ -152,7 +152,7 @@ impl Store {
     ) {
         let heard = self.heard_of(from);
         let follows = heard.next == Some(first);
-        heard.next = follows.then_some(first + changes.len() as u64);
+        heard.next = follows.then_some(first.wrapping_add(changes.len() as u64));
         // What is granted is granted, whether or not something before it is missing.
         for change in changes {
             self.take_change(from, change, now_ms);
@@ -180,9 +180,14 @@ impl Store {
         }
     }
 
+    /// A life as far as a node makes it.
+    fn believed_ms(&self, life_ms: u64) -> u64 {
+        life_ms.min(u64::from(MAX_TTL_S) * 1_000 + self.settings.grace_ms)
+    }
+
     /// Enters a peer's claim.
     fn enter(&mut self, at: u32, address: IpAddr, origin: Origin, change: &Change, now_ms: u64) {
-        let until_ms = now_ms + change.life_ms;
+        let until_ms = now_ms + self.believed_ms(change.life_ms);
         if self.claim(at, address, origin, until_ms, now_ms).is_none() {
             self.heard_of(origin).partial = true;
         } else if let Some(spot) = self.spot(at, address) {
@@ -230,12 +235,12 @@ impl Store {
             let origin = change.origin.unwrap_or(from);
             if origin == own {
                 // Of an earlier life of this node.
-                let until_ms = now_ms + change.life_ms;
+                let until_ms = now_ms + self.believed_ms(change.life_ms);
                 self.claim_own(&key, &change.addresses, until_ms, now_ms);
                 continue;
             }
-            // Whoever is in step speaks for itself.
-            if origin != from && !self.is_behind(origin) {
+            // Whoever is in step speaks for itself; nobody has this node's own number for itself.
+            if origin == OWN || origin != from && !self.is_behind(origin) {
                 continue;
             }
             let at = self.find_or_hold(&key);
@@ -315,7 +320,7 @@ impl Store {
                 }
                 continue;
             }
-            let until_ms = now_ms + change.life_ms - elapsed_ms;
+            let until_ms = now_ms + self.believed_ms(change.life_ms - elapsed_ms);
             self.claim_own(&key, &change.addresses, until_ms, now_ms);
         }
     }
