@@ -165,13 +165,7 @@ impl Linter {
                      restrict nothing there",
                 );
             }
-            let name_alone = Match {
-                dns_hostname: rule.matches.dns_hostname.clone(),
-                dns_names: rule.matches.dns_names.clone(),
-                ..Match::default()
-            };
-            if rule.action == Action::Deny && rule.matches.has_name() && rule.matches != name_alone
-            {
+            if rule.action == Action::Deny && looks_beyond_names(&rule.matches) {
                 self.add(
                     path.clone(),
                     "denies every query for these names too, whatever its other selectors, so that \
@@ -252,6 +246,17 @@ fn covers_beyond_packets(outer: &Match, inner: &Match) -> bool {
     outer.dns_hostname == inner.dns_hostname
         && outer.dns_names == inner.dns_names
         && (outer.tls.is_none() || outer.tls == inner.tls)
+}
+
+/// Whether the rule has a name, and selectors of packets beside it.
+fn looks_beyond_names(matches: &Match) -> bool {
+    matches.has_name()
+        && Match::default()
+            != Match {
+                dns_hostname: None,
+                dns_names: Vec::new(),
+                ..matches.clone()
+            }
 }
 
 /// Whether the rule opens TCP or UDP ports to every address of a family.
