@@ -42,7 +42,7 @@ use crate::netns::Netns;
 use crate::server::pattern;
 
 /// Addresses in a datagram that is larger than queries allow.
-pub const OVERSIZED: u32 = 2_000;
+const OVERSIZED: u32 = 2_000;
 /// Links of a long chain.
 pub const LONG_CHAIN: usize = 40;
 /// What an answer lives without a label that says otherwise, in seconds.

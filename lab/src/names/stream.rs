@@ -23,7 +23,7 @@ pub struct Stream {
     /// Queries sent.
     pub sent: usize,
     /// Names that were never answered, or not with an address, and when they were sent.
-    pub lost: Vec<(String, Duration)>,
+    pub lost: Vec<(String, Instant)>,
     /// The times of the others.
     pub times: Vec<Duration>,
 }
@@ -37,7 +37,6 @@ impl Stream {
         let socket = UdpSocket::bind((source, 0))?;
         socket.connect(server)?;
         socket.set_read_timeout(Some(PAUSE))?;
-        let begin = Instant::now();
         let mut stream = Stream::default();
         let mut pending = HashMap::new();
         let mut buffer = [0; 4096];
@@ -68,14 +67,14 @@ impl Stream {
             if let Some((name, at, query)) = pending.remove(&id) {
                 match message::read(&query, &buffer[..length]) {
                     Some(said) if said.addresses.len() == 1 => stream.times.push(at.elapsed()),
-                    _ => stream.lost.push((name, at.duration_since(begin))),
+                    _ => stream.lost.push((name, at)),
                 }
             }
         }
         let unanswered = pending.into_values();
         stream
             .lost
-            .extend(unanswered.map(|(name, at, _)| (name, at.duration_since(begin))));
+            .extend(unanswered.map(|(name, at, _)| (name, at)));
         Ok(stream)
     }
 
