@@ -263,7 +263,7 @@ fn report(what: &str, cluster: &mut Cluster, cycles: &Cycles) {
                     management::metrics(&cluster.topology.operator, lab::address::metrics(node));
                 let counted = page.unwrap_or_default();
                 let counted = counted.lines().filter(|line| {
-                    let telling = ["_drops_total{", "dns", "grant"];
+                    let telling = ["_drops_total{", "dns", "grant", "held"];
                     !line.starts_with('#')
                         && !line.ends_with(" 0")
                         && !line.contains("_bucket")
