@@ -220,10 +220,11 @@ fn resolve_some(client: &Netns, nodes: &[u8], first: u32) -> Vec<SocketAddr> {
 
 /// Each of these is granted at a node, as its first packet shows.
 fn expect_reached(client: &Netns, node: u8, targets: &[SocketAddr]) {
-    for target in targets {
-        let reached = client.enter(|| connect_through(node, *target, FIRST_PACKET));
-        assert!(reached.is_ok(), "{target} through node {node}: {reached:?}");
-    }
+    let reached = |target: &&SocketAddr| {
+        client.enter(|| connect_through(node, **target, FIRST_PACKET).is_ok())
+    };
+    let missed: Vec<_> = targets.iter().filter(|target| !reached(target)).collect();
+    assert!(missed.is_empty(), "through node {node}: {missed:?}");
 }
 
 /// Resolves a name of this number through a node and returns where it leads.
