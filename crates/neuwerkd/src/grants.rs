@@ -93,7 +93,7 @@ struct Peer {
     misses: u64,
     /// Whether it answers; none: not known yet.
     reachable: Option<bool>,
-    /// An answer has left without it since it was told something last.
+    /// An answer has left without it since it was told so last.
     left_out: bool,
     /// When it said that an answer of its own had left without this node.
     was_late: Option<Instant>,
@@ -120,11 +120,17 @@ impl Default for Peer {
 }
 
 impl Peer {
+    fn set_unreachable(&mut self) {
+        (self.reachable, self.waited_for) = (Some(false), false);
+    }
+
     /// Whether it may have granted what this node has not heard of yet, as far as its silence and its distance tell. An
     /// answer waits half of `bound` at least for nodes that are nearer than that.
     fn is_ahead(&self, bound: Duration) -> bool {
         let silence = self.heard.map(|heard| heard.elapsed());
-        let is_silent = silence.is_some_and(|silence| (SILENCE..FORGOTTEN).contains(&silence));
+        let is_away = self.reachable == Some(false);
+        let is_silent =
+            silence.is_some_and(|silence| (is_away || silence >= SILENCE) && silence < FORGOTTEN);
         let was_late = self.was_late.is_some_and(|late| late.elapsed() < LATE_FOR);
         is_silent || was_late || (silence.is_some() && self.answers_after > bound / 2)
     }
@@ -290,6 +296,11 @@ impl Grants {
         });
     }
 
+    fn all_peers(&self) -> Vec<(Origin, Peer)> {
+        let peers = lock(&self.peers);
+        peers.iter().map(|(id, peer)| (*id, *peer)).collect()
+    }
+
     fn change_peers(&self, change: impl FnOnce(&mut BTreeMap<Origin, Peer>)) {
         let mut peers = lock(&self.peers);
         change(&mut peers);
@@ -341,10 +352,7 @@ impl Grants {
         if !*self.needed.borrow() {
             return false;
         }
-        let peers: Vec<(Origin, Peer)> = lock(&self.peers)
-            .iter()
-            .map(|(id, peer)| (*id, *peer))
-            .collect();
+        let peers = self.all_peers();
         self.read(|store, _now_ms| {
             peers.iter().any(|(id, peer)| {
                 let is_filling = peer.reachable != Some(false) && store.is_behind(*id);
@@ -377,16 +385,19 @@ impl Grants {
         if !*self.needed.borrow() {
             return Ok("no active policy needs it".into());
         }
-        let peers: Vec<(Origin, Peer)> = lock(&self.peers)
-            .iter()
-            .map(|(id, peer)| (*id, *peer))
-            .collect();
+        let is_early = self.opened.elapsed() < PEERS_WAIT;
+        if is_early && !*self.met.borrow() {
+            return Err(
+                "waiting for the control plane, to ask members what they have granted".into(),
+            );
+        }
+        let peers = self.all_peers();
         self.read(|store, _now_ms| {
             let missing = peers
                 .iter()
                 .find(|(id, peer)| peer.reachable != Some(false) && store.is_behind(*id));
             match missing {
-                Some((id, _)) if self.opened.elapsed() < PEERS_WAIT => {
+                Some((id, _)) if is_early => {
                     let id = cluster::NodeId(*id);
                     Err(format!("waiting for what node {id} has granted"))
                 }

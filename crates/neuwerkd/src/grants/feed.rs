@@ -46,7 +46,8 @@ impl Grants {
         let node = node.clone();
         tokio::spawn(async move {
             life.run_until_cancelled(self.feed_members(node)).await;
-            self.change_peers(BTreeMap::clear);
+            // The control plane starts anew, or ends: meanwhile nobody is told, and may grant what is not heard of here.
+            self.change_peers(|peers| peers.values_mut().for_each(Peer::set_unreachable));
         });
     }
 
@@ -75,7 +76,8 @@ impl Grants {
             for id in members {
                 feeds.entry(id).or_insert_with(|| {
                     self.change_peers(|peers| {
-                        peers.insert(id.0, Peer::default());
+                        let peer = peers.entry(id.0).or_default();
+                        (peer.waited_for, peer.missed, peer.reachable) = (true, 0, None);
                     });
                     let feeding = Arc::clone(self).feed(node.clone(), id);
                     AbortOnDropHandle::new(tokio::spawn(feeding))
@@ -97,10 +99,7 @@ impl Grants {
             }
             let Err(error) = self.stream(&node, peer, &mut news).await;
             tracing::debug!(%peer, %error, "a member cannot be told what is granted");
-            self.change_peer(peer, |peer| {
-                peer.reachable = Some(false);
-                peer.waited_for = false;
-            });
+            self.change_peer(peer, Peer::set_unreachable);
             tokio::time::sleep(PAUSE).await;
         }
     }
@@ -129,7 +128,9 @@ impl Grants {
                 if let Body::Changes { changes, .. } = &push.body {
                     next += changes.len() as u64;
                 }
-                self.change_peer(peer, |peer| push.late = std::mem::take(&mut peer.left_out));
+                self.change_peer(peer, |peer| {
+                    push.late = std::mem::take(&mut peer.left_out) || !peer.waited_for;
+                });
                 due = Instant::now() + HEARTBEAT;
                 let mut asked = ask(node, peer, &push);
                 // It is sent now, so that the order stays.

@@ -124,6 +124,11 @@ async fn a_node_that_starts_has_what_was_written_down() {
 async fn a_node_is_ready_when_it_has_what_its_reachable_peers_have() {
     let dir = tempfile::tempdir().expect("there is a disk");
     let grants = open(dir.path(), Duration::ZERO);
+    let waiting = grants
+        .standing()
+        .expect_err("the control plane does not run");
+    assert!(waiting.contains("control plane"), "{waiting}");
+    grants.met.send_replace(true);
     assert!(grants.standing().is_ok());
     grants.change_peers(|peers| {
         peers.insert(7, Peer::default());
@@ -174,7 +179,11 @@ fn a_peer_may_be_ahead_when_it_is_silent_or_far_or_says_so() {
         was_late: ago(Duration::ZERO),
         ..near
     };
-    for peer in [far, silent, late] {
+    let away = Peer {
+        reachable: Some(false),
+        ..near
+    };
+    for peer in [far, silent, late, away] {
         assert!(peer.is_ahead(bound), "{peer:?}");
     }
     let gone = Peer {
