@@ -1,8 +1,6 @@
 //! Replays the fuzz corpus of what peers tell, so that what fuzzing once found stays found wherever tests run; and writes
 //! what it begins with.
 
-#![expect(clippy::disallowed_methods, reason = "the corpus is in files")]
-
 use std::path::{Path, PathBuf};
 
 include!("corpus/grants.rs");

@@ -62,7 +62,7 @@ pub(super) enum Handled {
     /// The answer is written.
     Answered,
     /// Something has to be waited for: [`Service::finish`].
-    Later(Box<Later>),
+    Later(Later),
 }
 
 /// A query that waits.
@@ -74,7 +74,7 @@ pub(super) struct Later {
 /// What it waits for.
 enum Work {
     /// An upstream's answer.
-    Ask(Ask),
+    Ask(Box<Ask>),
     /// That the client can reach what this answer tells it.
     Tell {
         answer: Vec<u8>,
@@ -264,7 +264,7 @@ impl Service {
         }
         drop(cache);
         self.later(&query, client, group, out, |_out| {
-            Work::Ask(Ask {
+            Work::Ask(Box::new(Ask {
                 message: message.to_vec(),
                 client,
                 name: text.clone(),
@@ -273,7 +273,7 @@ impl Service {
                 would_deny: decision.would_deny,
                 limit,
                 stale,
-            })
+            }))
         })
     }
 
@@ -291,10 +291,10 @@ impl Service {
             self.metrics.query("error", "overload", group);
             return Handled::Answered;
         };
-        Handled::Later(Box::new(Later {
+        Handled::Later(Later {
             work: work(out),
             _waits: waits,
-        }))
+        })
     }
 
     fn grant(&self, told: &Told<'_>) -> Granted {
@@ -308,12 +308,12 @@ impl Service {
     }
 
     /// Waits for what a query needs, and writes the client's answer.
-    pub(super) async fn finish(self: Arc<Self>, later: Box<Later>, out: &mut Vec<u8>) {
-        let Later { work, _waits } = *later;
+    pub(super) async fn finish(self: Arc<Self>, later: Later, out: &mut Vec<u8>) {
+        let Later { work, _waits } = later;
         let waiting = self.metrics.waiting.clone();
         waiting.inc();
         match work {
-            Work::Ask(ask) => self.ask(ask, out).await,
+            Work::Ask(ask) => self.ask(*ask, out).await,
             Work::Tell { answer, granted } => {
                 granted.await;
                 *out = answer;
