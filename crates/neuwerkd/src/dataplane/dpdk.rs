@@ -6,12 +6,13 @@ use anyhow::Context;
 use io::dpdk::{DeviceConfig, DpdkPort, Eal, EalConfig, Iova, Located, OpenError, Queue, Selector};
 use io::tun::Segments;
 
+use super::Judging;
 use super::addresses;
 use super::ports::{HeldDataplane, hold, launch};
 use crate::config::{Auto, Config, DataInterface, Dpdk, IovaMode, PerfMode};
 use crate::handover::Received;
 
-/// Starts DPDK, opens the data ports and starts the packet workers on them, under `policy` from the first packet on, with
+/// Starts DPDK, opens the data ports and starts the packet workers on them, under what is judged by from the first packet on, with
 /// the flows that were `received` from the process before.
 ///
 /// # Errors
