@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 
 /// The targets in `fuzz/fuzz_targets`.
-const TARGETS: [&str; 12] = [
+const TARGETS: [&str; 14] = [
     "wire",
     "addresses",
     "overlay_decap",
@@ -19,6 +19,8 @@ const TARGETS: [&str; 12] = [
     "dns_query",
     "dns_answer",
     "grants",
+    "api_body",
+    "handover",
 ];
 
 /// Encodings that are kept beside their types, and are a corpus as well.
