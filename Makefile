@@ -6,7 +6,7 @@ help:
 	@echo "make demo    three nodes in network namespaces, live (root; ONCE=1: end with a verdict)"
 	@echo "make test    all tests (without root: those that need none)"
 	@echo "make test-upgrade  rolls a cluster from an older version to this one and back (root)"
-	@echo "make bench   forwarding and the cluster, compared with the kernel and with etcd (root)"
+	@echo "make bench   forwarding, the cluster and names, compared with the kernel, etcd, dnsdist and unbound (root)"
 	@echo "make lint    formatting, lints, documentation, dependencies"
 	@echo "make fix     format, and apply what the lints suggest"
 
@@ -26,6 +26,7 @@ test-upgrade: tools
 bench: tools
 	@cargo xtask bench forwarding
 	@cargo xtask bench cluster $(if $(FULL),--full)
+	@cargo xtask bench names
 
 bench-dataplane: tools
 	@cargo bench -p io --bench engine

@@ -71,6 +71,8 @@ enum Bench {
     Forwarding,
     /// The cluster, beside etcd.
     Cluster,
+    /// The DNS proxy, beside dnsdist and unbound.
+    Names,
 }
 
 fn main() -> ExitCode {
@@ -97,13 +99,19 @@ fn main() -> ExitCode {
 }
 
 fn bench(what: Option<Bench>, options: &[String]) -> Result<()> {
-    if what != Some(Bench::Cluster) {
+    let wanted = |bench| what.is_none_or(|what| what == bench);
+    if wanted(Bench::Forwarding) {
         let mut arguments = vec!["bench", "-p", "io", "--bench", "forwarding", "--"];
         arguments.extend(options.iter().map(String::as_str));
         cargo(&arguments, &[])?;
     }
-    if what != Some(Bench::Forwarding) {
+    if wanted(Bench::Cluster) {
         lab("bench-cluster", options)?;
+    }
+    if wanted(Bench::Names) {
+        let mut arguments = vec!["bench", "-p", "proxy", "--bench", "serve", "--"];
+        arguments.extend(options.iter().map(String::as_str));
+        cargo(&arguments, &[])?;
     }
     Ok(())
 }

@@ -73,10 +73,12 @@ fn main() -> Result<()> {
         // `cargo test --benches` runs it too, without `--bench`.
         return Ok(());
     }
-    for tool in ["dnsperf", "dnsdist", "unbound"] {
-        space::sh(&format!("PATH=$PATH:/usr/sbin command -v {tool}"))
-            .with_context(|| format!("{tool} is missing: apt-get install {tool}"))?;
-    }
+    let install = concat!(env!("CARGO_MANIFEST_DIR"), "/../../lab/install-tools");
+    space::sh(&format!(
+        "{install} dnsperf:dnsperf dnsdist:dnsdist && PATH=$PATH:/usr/sbin && \
+         command -v dnsperf && command -v dnsdist && command -v unbound"
+    ))
+    .context("the bench needs dnsperf, dnsdist and unbound")?;
     let files = Files::write()?;
     let client = Space::new()?;
     let places = (1..=3)

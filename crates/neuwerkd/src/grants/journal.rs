@@ -6,6 +6,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use grants::stream::{self, Body, Change};
@@ -137,7 +138,9 @@ impl Journal {
         }
         let new = self.path.with_extension("new");
         let mut options = OpenOptions::new();
-        let file = options.write(true).create(true).truncate(true).open(&new)?;
+        options.write(true).create(true).truncate(true);
+        // Whom clients talk to is nobody else's business.
+        let file = options.mode(0o600).open(&new)?;
         self.file = Some(Writer::new(file)?);
         let mut bytes = 0;
         let mut from = Some(0);
