@@ -13,7 +13,7 @@ use axum::extract::{RawQuery, State};
 use axum::response::IntoResponse as _;
 use axum::{Extension, Json};
 use bytes::Bytes;
-use cluster::{Digest, MemberStatus, Node, NodeId, PolicyMark, Role};
+use cluster::{Digest, MemberStatus, Node, NodeId, PolicyMark, ProposeError, Role};
 use http::header::{
     ACCEPT, CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderName, IF_MATCH, IF_NONE_MATCH, VARY,
 };
@@ -28,6 +28,8 @@ const REVISION: HeaderName = HeaderName::from_static(api::headers::REVISION);
 const LINT_COUNT: HeaderName = HeaderName::from_static(api::headers::LINT_COUNT);
 const LINT: HeaderName = HeaderName::from_static(api::headers::LINT);
 
+/// The feature level from which on every member knows rules by name.
+const NAMES_LEVEL: u32 = 2;
 /// How long a `PUT` waits if it does not say.
 const DEFAULT_WAIT: Duration = Duration::from_secs(5);
 /// Longest wait that may be asked for.
@@ -125,6 +127,7 @@ pub(super) async fn replace(
     if query.dry_run {
         return candidate.dry_run(&change, if_match);
     }
+    candidate.admitted_by(change.node())?;
     let revision = commit(&change, &candidate, if_match, query.message).await?;
     let own = origin.entered_at(change.node().node_id());
     let pending = match query.wait {
@@ -152,9 +155,21 @@ struct Candidate {
     canonical: Bytes,
     hash: Digest,
     lints: Vec<Lint>,
+    has_names: bool,
 }
 
 impl Candidate {
+    /// Whether every member can enforce it. Versions of feature level 1 know no rules by name.
+    fn admitted_by(&self, node: &Node) -> Answer<()> {
+        let features = node.features();
+        if self.has_names && features.level < NAMES_LEVEL {
+            let needed = NAMES_LEVEL;
+            let error = ProposeError::FeatureLevel { needed, features };
+            return Err(Refused::of_proposal(error, None));
+        }
+        Ok(())
+    }
+
     fn dry_run(&self, change: &Change, if_match: Option<u64>) -> Answer {
         let state = change.state();
         let current = state.policy().map_or(0, |policy| policy.revision);
@@ -202,7 +217,7 @@ fn check_now(body: &[u8], format: Format) -> Answer<Candidate> {
         });
         Refused::invalid("the policy is not valid", problems.collect())
     })?;
-    Compiled::compile(&document, 0).map_err(|error| {
+    let compiled = Compiled::compile(&document, 0).map_err(|error| {
         let problem = Problem {
             path: String::new(),
             reason: error.to_string(),
@@ -218,6 +233,7 @@ fn check_now(body: &[u8], format: Format) -> Answer<Candidate> {
     Ok(Candidate {
         hash: Digest::of(&canonical),
         lints: lints.collect(),
+        has_names: compiled.name_rules().next().is_some(),
         canonical,
     })
 }

@@ -69,6 +69,11 @@ struct Member {
 impl Cluster {
     /// A founded cluster of one.
     async fn one() -> Self {
+        Self::one_at(cluster::node::FEATURE_LEVEL).await
+    }
+
+    /// A member alone, of a cluster that is at this feature level.
+    async fn one_at(feature_level: u32) -> Self {
         let mut cluster = Self {
             board: Switchboard::new(),
             free_bytes: Arc::new(AtomicU64::new(u64::MAX)),
@@ -77,7 +82,11 @@ impl Cluster {
         let node_id = NodeId(1);
         cluster.start(node_id).await;
         let node = cluster.node(0);
-        node.found(init(node_id)).await.unwrap();
+        let init = Init {
+            feature_level,
+            ..init(node_id)
+        };
+        node.found(init).await.unwrap();
         cluster
     }
 

@@ -335,3 +335,20 @@ async fn a_node_that_waits_to_join_says_so() {
     let policy = policy.expect(StatusCode::SERVICE_UNAVAILABLE).await;
     assert_eq!(policy.json()["reason"], "not_ready");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_with_names_waits_until_every_member_knows_them() {
+    let named = r#"{"source_groups":[{"id":"g","mode":"enforce","sources":{"cidrs":["10.0.0.0/8"]},
+        "rules":[{"id":"n","action":"allow","match":{"dns_names":["a.example"]}}]}]}"#;
+    for (level, status) in [(1, StatusCode::CONFLICT), (2, StatusCode::OK)] {
+        let cluster = Cluster::one_at(level).await;
+        let put = cluster.put_policy(0, "", named).expect(status).await;
+        if status == StatusCode::CONFLICT {
+            assert_eq!(put.json()["reason"], "feature_level", "{}", put.text);
+            cluster
+                .put_policy(0, "", POLICY)
+                .expect(StatusCode::OK)
+                .await;
+        }
+    }
+}
