@@ -12,7 +12,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Metric, Registry};
 
 /// Name as it is scraped, kind, labels, help.
-pub const FAMILIES: [(&str, &str, &str, &str); 11] = [
+pub const FAMILIES: [(&str, &str, &str, &str); 12] = [
     (
         "dns_queries_total",
         "counter",
@@ -79,6 +79,12 @@ pub const FAMILIES: [(&str, &str, &str, &str); 11] = [
         "",
         "Connections of clients that were closed at once, since too many are open",
     ),
+    (
+        "neuwerk_dns_wait_seconds",
+        "histogram",
+        "stage",
+        "How long queries that waited did so: upstream (for an answer, however many resolvers were asked), peers (until they had taken in what is granted)",
+    ),
 ];
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -110,6 +116,11 @@ struct State {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Stage {
+    stage: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Reason {
     reason: &'static str,
 }
@@ -130,6 +141,9 @@ pub struct Metrics {
     pub(super) waiting: Gauge<i64, std::sync::atomic::AtomicI64>,
     pub(super) hits_fresh: Counter<u64, AtomicU64>,
     pub(super) hits_stale: Counter<u64, AtomicU64>,
+    pub(super) waited_upstream: Histogram,
+    pub(super) waited_peers: Histogram,
+    waited: Family<Stage, Histogram, fn() -> Histogram>,
 }
 
 /// From what a resolver in the next rack takes to what the slowest may take, in seconds.
@@ -143,9 +157,13 @@ impl Metrics {
         let hits = Family::<State, Counter>::default();
         let state = |state| hits.get_or_create(&State { state }).clone();
         let (hits_fresh, hits_stale) = (state("fresh"), state("stale"));
+        let histogram: fn() -> Histogram = || Histogram::new(BUCKETS_S);
+        let waited = Family::<Stage, Histogram, fn() -> Histogram>::new_with_constructor(histogram);
+        let stage = |stage| waited.get_or_create(&Stage { stage }).clone();
+        let (waited_upstream, waited_peers) = (stage("upstream"), stage("peers"));
         let metrics = Self {
             queries: Family::default(),
-            rtt: Family::new_with_constructor(|| Histogram::new(BUCKETS_S)),
+            rtt: Family::new_with_constructor(histogram),
             nxdomain: Family::default(),
             mismatch: Family::default(),
             hits,
@@ -157,6 +175,9 @@ impl Metrics {
             waiting: Gauge::default(),
             hits_fresh,
             hits_stale,
+            waited_upstream,
+            waited_peers,
+            waited,
         };
         let [
             queries,
@@ -170,6 +191,7 @@ impl Metrics {
             waiting,
             unsent,
             refused_connections,
+            waited,
         ] = FAMILIES;
         register(registry, queries, metrics.queries.clone());
         register(registry, rtt, metrics.rtt.clone());
@@ -183,6 +205,7 @@ impl Metrics {
         register(registry, unsent, metrics.unsent.clone());
         let refused = metrics.refused_connections.clone();
         register(registry, refused_connections, refused);
+        register(registry, waited, metrics.waited.clone());
         metrics
     }
 

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ::dns::accept::{Accepted, Scrub, Wanted};
 use ::dns::cache::Mark;
@@ -315,7 +315,7 @@ impl Service {
         match work {
             Work::Ask(ask) => self.ask(*ask, out).await,
             Work::Tell { answer, granted } => {
-                granted.await;
+                self.wait_for_peers(granted).await;
                 *out = answer;
             }
         }
@@ -323,6 +323,7 @@ impl Service {
     }
 
     async fn ask(self: &Arc<Self>, ask: Ask, out: &mut Vec<u8>) {
+        let begun = Instant::now();
         let answer = Self::join(self, &ask.wanted, &ask.group);
         let outcome = match ask.stale {
             true => tokio::time::timeout(STALE_AFTER, answer)
@@ -331,6 +332,8 @@ impl Service {
                 .flatten(),
             false => answer.await,
         };
+        let waited = begun.elapsed();
+        self.metrics.waited_upstream.observe(waited.as_secs_f64());
         let Ok(query) = Query::parse(&ask.message) else {
             return out.clear();
         };
@@ -374,8 +377,15 @@ impl Service {
             ttl_s,
         };
         if let Some(granted) = self.grant(&told).wait {
-            granted.await;
+            self.wait_for_peers(granted).await;
         }
+    }
+
+    async fn wait_for_peers(&self, granted: impl Future<Output = ()>) {
+        let begun = Instant::now();
+        granted.await;
+        let waited = begun.elapsed();
+        self.metrics.waited_peers.observe(waited.as_secs_f64());
     }
 
     /// Keeps an answer, and counts what is in it.

@@ -3,7 +3,6 @@
 use std::io;
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
 
 use policy::Document;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -136,7 +135,8 @@ impl Scene {
                     tls: None,
                 })
                 .collect(),
-            upstream_timeout: Duration::from_millis(500),
+            // Longer than a busy machine holds anything up.
+            upstream_timeout: Duration::from_secs(20),
             allow_private_answers: vec![],
             own_addresses: Arc::new(Vec::new),
             allow_ech: false,
@@ -211,6 +211,8 @@ async fn allowed_names_are_answered_once_from_upstream_and_then_from_the_cache()
     scene.counted(r#"dns_queries_total{result="allow",reason="policy",source_group="web"} 3"#);
     scene.counted(r#"neuwerk_dns_cache_hits_total{state="fresh"} 2"#);
     scene.counted("neuwerk_dns_cache_entries 1");
+    scene.counted(r#"neuwerk_dns_wait_seconds_count{stage="upstream"} 1"#);
+    scene.counted(r#"neuwerk_dns_wait_seconds_count{stage="peers"} 0"#);
 }
 
 #[tokio::test]
@@ -234,38 +236,26 @@ async fn denied_names_never_reach_an_upstream() {
 
 #[tokio::test]
 async fn a_slow_question_delays_no_other() {
-    let delays = |q: &[u8], _| vec![answer(q, [192, 0, 2, 1], 1)];
-    let upstream = Server::start(delays, |_| vec![], Duration::from_millis(300)).await;
+    // It never answers questions for names that begin with `h`.
+    let some = |q: &[u8], _| match q[13].eq_ignore_ascii_case(&b'h') {
+        true => vec![],
+        false => vec![answer(q, [192, 0, 2, 1], 1)],
+    };
+    let upstream = Server::start(some, |_| vec![], Duration::ZERO).await;
     let scene = Scene::start(&[&upstream], |_| ());
-    let names: Vec<String> = (0..50).map(|i| format!("h{i}.example.com")).collect();
-    let started = Instant::now();
-    let asked: Vec<Vec<u8>> = names.iter().map(|name| query(name, 1)).collect();
-    let mut all = tokio::task::JoinSet::new();
-    let address = scene.address;
-    for query in asked {
-        all.spawn(async move {
-            let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-            socket.send_to(&query, address).await.unwrap();
-            let mut buffer = [0; 512];
-            socket.recv(&mut buffer).await.unwrap()
-        });
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    for i in 0..50 {
+        let asked = query(&format!("h{i}.example.com"), 1);
+        socket.send_to(&asked, scene.address).await.unwrap();
     }
-    // Meanwhile a denied one is answered at once.
-    assert_eq!(
-        rcode(&scene.udp(&query("example.org", 1)).await.unwrap()),
-        3
-    );
-    assert!(
-        started.elapsed() < Duration::from_millis(250),
-        "{:?}",
-        started.elapsed()
-    );
-    assert_eq!(all.join_all().await.len(), 50);
-    assert!(
-        started.elapsed() < Duration::from_secs(3),
-        "{:?}",
-        started.elapsed()
-    );
+    // Meanwhile others are answered, by policy, by the upstream, and from the cache.
+    let denied = scene.udp(&query("example.org", 1)).await.unwrap();
+    assert_eq!(rcode(&denied), 3);
+    for _ in 0..2 {
+        let got = scene.udp(&query("www.example.com", 1)).await.unwrap();
+        assert_eq!(answers(&got), 1);
+    }
+    scene.counted("neuwerk_dns_waiting_queries 50");
 }
 
 #[tokio::test]
@@ -289,11 +279,12 @@ async fn the_next_upstream_is_asked_when_one_is_silent_or_fails() {
         vec![failed]
     };
     let failing = Server::start(failing, |_| vec![], Duration::ZERO).await;
-    let scene = Scene::start(&[&failing, &silent, &sound], |_| ());
+    let soon = |s: &mut Settings| s.upstream_timeout = Duration::from_millis(500);
+    let scene = Scene::start(&[&failing, &silent, &sound], soon);
     let got = scene.udp(&query("www.example.com", 1)).await.unwrap();
     assert_eq!((rcode(&got), answers(&got)), (0, 1));
     scene.counted(r#"dns_upstream_mismatch_total{reason="rcode",source_group="web"} 1"#);
-    let scene = Scene::start(&[&silent], |_| ());
+    let scene = Scene::start(&[&silent], soon);
     let got = scene.udp(&query("www.example.com", 1)).await.unwrap();
     assert_eq!(rcode(&got), 2);
     scene.counted(r#"dns_upstream_mismatch_total{reason="timeout",source_group="web"} 1"#);
@@ -393,10 +384,12 @@ async fn clients_are_limited() {
     {
         got += 1;
     }
-    assert_eq!(got, 3);
-    scene.counted(
-        r#"dns_queries_total{result="drop",reason="rate_limit",source_group="default"} 7"#,
-    );
+    // One more for each second that a busy machine takes over it.
+    assert!((3..9).contains(&got), "{got}");
+    scene.counted(&format!(
+        r#"dns_queries_total{{result="drop",reason="rate_limit",source_group="default"}} {}"#,
+        10 - got
+    ));
 }
 
 /// Writes down what is granted, and lets answers leave as it is told.
@@ -449,6 +442,7 @@ async fn no_answer_leaves_before_what_it_tells_is_granted() {
     for _ in 0..3 {
         assert_eq!(answers(&scene.udp(&ask).await.unwrap()), 1);
     }
+    scene.counted(r#"neuwerk_dns_wait_seconds_count{stage="peers"} "#);
     let told = notary.told.lock().unwrap();
     let line = "web 127.0.0.1 www.example.com [192.0.2.1] ";
     assert!(told.iter().all(|told| told.starts_with(line)), "{told:?}");
