@@ -374,7 +374,13 @@ impl Pipeline {
         };
         let step = match p.content {
             Content::Flow => self.handle_packet(now, port, frame, p, lookup, &mut direction),
-            Content::Fragment => return self.handle_fragment(now, port, frame.bytes(), p),
+            Content::Fragment => {
+                // A datagram that came in pieces is not held: it is in no frame.
+                let room = std::mem::take(&mut self.hold_room);
+                let step = self.handle_fragment(now, port, frame.bytes(), p);
+                self.hold_room = room;
+                return step;
+            }
             _ => self.handle_other(now, port, frame, p, &mut direction),
         };
         if let Ok(Step::Send(out)) = step {

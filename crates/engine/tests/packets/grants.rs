@@ -256,3 +256,17 @@ fn denied(bench: &Bench) -> u64 {
 fn uses_of(bench: &Bench) -> u32 {
     in_force(bench).grants().load().uses().of(UseId::at(7))
 }
+
+#[test]
+fn a_denied_datagram_in_pieces_does_not_wait_nor_does_what_comes_after_it() {
+    let mut bench = Bench::new(&named("web"), two_arms());
+    regrant(&bench, |_, table| table.set_incomplete(true));
+    let datagram = Frame::udp(at("10.0.0.2:5000"), at(SERVER), &[7; 2_000]);
+    for piece in super::fragments::split(INSIDE, &datagram, 9, &[1_000]) {
+        assert_eq!(bench.send_bytes(INSIDE, piece), []);
+    }
+    // Both pieces count.
+    assert_eq!(denied(&bench), 2, "{:?}", bench.moved());
+    let from_outside = Frame::udp(at("198.51.100.9:53"), at("192.0.2.77:53"), b"");
+    bench.dropped(OUTSIDE, from_outside, DropReason::FromOutside);
+}
