@@ -46,7 +46,9 @@ const SILENCE: Duration = Duration::from_millis(2_500);
 const LATE_FOR: Duration = Duration::from_secs(10);
 /// One that has said nothing for so long is gone.
 const FORGOTTEN: Duration = Duration::from_secs(60);
-/// How often what is new is written down.
+/// How often all that is held is written down, if something is new.
+const WRITE_ALL: Duration = Duration::from_secs(60);
+/// How often what is new of this node's own is written down.
 const WRITE: Duration = Duration::from_secs(1);
 
 /// The grants of this node.
@@ -323,20 +325,33 @@ impl Grants {
             }
         };
         let writing = async {
+            let (mut seen, mut whole) = (0, Instant::now());
             loop {
                 tokio::time::sleep(WRITE).await;
+                let changes = self.read(|store, _now_ms| store.changes() + store.next_place());
+                if changes == seen {
+                    continue;
+                }
+                seen = changes;
+                // What others have granted is in none of this node's own changes.
+                let all = whole.elapsed() >= WRITE_ALL;
+                if all {
+                    whole = Instant::now();
+                }
                 let grants = Arc::clone(&self);
-                let written = tokio::task::spawn_blocking(move || grants.write_down(false)).await;
+                let written = tokio::task::spawn_blocking(move || grants.write_down(all)).await;
                 if let Err(error) = written {
                     tracing::error!(%error, "grants are not written down");
                 }
             }
         };
         let watching = async {
+            let mut needed = self.needed.subscribe();
             loop {
+                let is_needed = *needed.borrow_and_update();
                 let incomplete = self.may_be_incomplete();
                 self.change(|store, _now_ms| store.set_incomplete(incomplete));
-                tokio::time::sleep(LOOK).await;
+                rest(is_needed, &mut needed).await;
             }
         };
         tokio::select! {
@@ -368,15 +383,16 @@ impl Grants {
 
     /// Says in `readiness` whether this node knows what its peers do, until `stop`.
     pub(crate) async fn tell(self: Arc<Self>, readiness: Arc<Readiness>, stop: CancellationToken) {
-        let mut ticks = tokio::time::interval(LOOK);
+        let mut needed = self.needed.subscribe();
         loop {
+            let is_needed = *needed.borrow_and_update();
             match self.standing() {
                 Ok(detail) => readiness.set_ok(Part::DnsAllowlist, detail),
                 Err(detail) => readiness.set_failed(Part::DnsAllowlist, detail),
             }
             tokio::select! {
                 () = stop.cancelled() => return,
-                _ = ticks.tick() => {}
+                () = rest(is_needed, &mut needed) => {}
             }
         }
     }
@@ -407,6 +423,19 @@ impl Grants {
                 )),
             }
         })
+    }
+}
+
+/// A short while, or, where no policy needs grants, until one does.
+async fn rest(is_needed: bool, needed: &mut watch::Receiver<bool>) {
+    let changed = async {
+        if needed.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    };
+    match is_needed {
+        true => drop(tokio::time::timeout(LOOK, changed).await),
+        false => changed.await,
     }
 }
 

@@ -103,6 +103,8 @@ impl Journal {
             Ok(()) => self.told = false,
             Err(error) => {
                 self.file = None;
+                // A full disk has better use for the room.
+                let _ = std::fs::remove_file(self.path.with_extension("new"));
                 if !std::mem::replace(&mut self.told, true) {
                     tracing::warn!(%error, "what clients have resolved cannot be written down");
                 }

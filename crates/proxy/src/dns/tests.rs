@@ -442,7 +442,7 @@ async fn no_answer_leaves_before_what_it_tells_is_granted() {
     for _ in 0..3 {
         assert_eq!(answers(&scene.udp(&ask).await.unwrap()), 1);
     }
-    scene.counted(r#"neuwerk_dns_wait_seconds_count{stage="peers"} "#);
+    scene.counted(r#"neuwerk_dns_wait_seconds_count{stage="peers"} 2"#);
     let told = notary.told.lock().unwrap();
     let line = "web 127.0.0.1 www.example.com [192.0.2.1] ";
     assert!(told.iter().all(|told| told.starts_with(line)), "{told:?}");
