@@ -20,6 +20,8 @@ use crate::wait;
 
 /// How long a node may take to become ready. Debug builds on a busy machine need a part of it.
 pub const READY: Duration = Duration::from_secs(60);
+/// How long a node of a LAN may be silent before others take it for gone, in milliseconds.
+pub const LAN_MS: u64 = 800;
 
 /// N nodes, node 1 the seed and the others joiners, all told the same secret.
 #[derive(Debug)]
@@ -124,6 +126,21 @@ impl Cluster {
                 .filter(|member| member["is_voter"] == true)
                 .count()
                 == count)
+        })
+    }
+
+    /// Waits until the timers of consensus on every node are those of a LAN times `factor`.
+    ///
+    /// # Errors
+    /// When one has others for long.
+    pub fn wait_timers(&mut self, factor: u64) -> Result<Duration> {
+        let numbers = self.numbers();
+        wait::until_true("other timers on every node", READY, || {
+            Ok(numbers.iter().all(|number| {
+                self.api(*number)
+                    .and_then(|api| api.get_json("/api/v1/stats"))
+                    .is_ok_and(|stats| stats["cluster"]["detection_time_ms"] == LAN_MS * factor)
+            }))
         })
     }
 

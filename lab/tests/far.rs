@@ -7,17 +7,15 @@
 
 use std::time::Duration;
 
-use lab::cluster::{Cluster, READY};
+use lab::cluster::{Cluster, LAN_MS};
 use lab::relay::{Impairment, Relay};
 use lab::topology::Segment;
-use lab::wait;
 use serde_json::Value;
 
 /// 80 ms there and back.
 const ONE_WAY: Duration = Duration::from_millis(40);
 
-/// What the detection time in milliseconds is on a LAN, and what it is multiplied by for such a way.
-const LAN_MS: u64 = 800;
+/// What the timers of a LAN are multiplied by for such a way.
 const FACTOR: u64 = 4;
 
 #[test]
@@ -35,7 +33,7 @@ fn timers_follow_the_longest_way_and_no_election_comes_of_it() {
     }
     cluster.wait_ready().unwrap();
     cluster.wait_voters().unwrap();
-    wait_for_timers(&mut cluster, FACTOR);
+    cluster.wait_timers(FACTOR).unwrap();
     cluster.wait_ready().unwrap();
 
     // Nothing but writes happens for a while: through the far member too, and nobody stands for election.
@@ -54,19 +52,6 @@ fn timers_follow_the_longest_way_and_no_election_comes_of_it() {
     cluster.wait_node_ready(2).unwrap();
     assert_eq!(stats(&mut cluster, 2)["detection_time_ms"], LAN_MS * FACTOR);
     drop(relay);
-}
-
-fn wait_for_timers(cluster: &mut Cluster, factor: u64) {
-    let numbers = cluster.numbers();
-    wait::until_true("other timers on every node", READY, || {
-        Ok(numbers.iter().all(|number| {
-            cluster
-                .api(*number)
-                .and_then(|api| api.get_json("/api/v1/stats"))
-                .is_ok_and(|stats| stats["cluster"]["detection_time_ms"] == LAN_MS * factor)
-        }))
-    })
-    .unwrap();
 }
 
 fn terms(cluster: &mut Cluster) -> Vec<Value> {

@@ -112,6 +112,8 @@ fn a_first_packet_passes_where_the_nodes_are_far_from_each_other() {
     let _relays = NODES.map(|node| {
         Relay::insert(&cluster.topology, node, Segment::Management, impairment).unwrap()
     });
+    // A node starts consensus anew for that, and tells nothing meanwhile.
+    cluster.wait_timers(2).unwrap();
     cluster.wait_ready().unwrap();
     let client = Arc::clone(&cluster.topology.client);
     let cycles = Cycles::run(&client, &NODES, number("NAMES_CYCLES", 300));

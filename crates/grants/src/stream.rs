@@ -25,9 +25,6 @@ pub struct Push {
     pub version: u8,
     /// Which run of the sender this is.
     pub incarnation: u64,
-    /// An answer has left before the peer had taken in what it tells.
-    #[serde(default)]
-    pub late: bool,
     /// What it says.
     pub body: Body,
 }

@@ -42,7 +42,6 @@ fn encodings_stay_as_they_are() {
         Push {
             version: VERSION,
             incarnation: 77,
-            late: true,
             body,
         }
         .encode()

@@ -40,10 +40,6 @@ const MISSES: u32 = 3;
 const PEERS_WAIT: Duration = Duration::from_secs(10);
 /// How often that is looked at.
 const LOOK: Duration = Duration::from_millis(250);
-/// A peer that has said nothing for so long may have granted something meanwhile; it says something every second.
-const SILENCE: Duration = Duration::from_millis(2_500);
-/// For how long it counts that a peer's answer has left before this node knew.
-const LATE_FOR: Duration = Duration::from_secs(10);
 /// One that has said nothing for so long is gone.
 const FORGOTTEN: Duration = Duration::from_secs(60);
 /// How often all that is held is written down, if something is new.
@@ -69,7 +65,8 @@ pub struct Grants {
     sweep_interval: Duration,
     /// How long an answer waits for peers.
     bound: Duration,
-    opened: Instant,
+    /// When the control plane began, or this node.
+    began: Mutex<Instant>,
     /// Answers that left before all peers knew.
     late_answers: AtomicU64,
 }
@@ -95,14 +92,10 @@ struct Peer {
     misses: u64,
     /// Whether it answers; none: not known yet.
     reachable: Option<bool>,
-    /// An answer has left without it since it was told so last.
-    left_out: bool,
-    /// When it said that an answer of its own had left without this node.
-    was_late: Option<Instant>,
-    /// How long it takes to answer: what it took last, or has usually taken if that is longer.
-    answers_after: Duration,
     /// When it said something last.
     heard: Option<Instant>,
+    /// It has said something since the control plane began.
+    in_touch: bool,
 }
 
 impl Default for Peer {
@@ -113,10 +106,8 @@ impl Default for Peer {
             missed: 0,
             misses: 0,
             reachable: None,
-            left_out: false,
-            was_late: None,
-            answers_after: Duration::ZERO,
             heard: None,
+            in_touch: false,
         }
     }
 }
@@ -126,15 +117,17 @@ impl Peer {
         (self.reachable, self.waited_for) = (Some(false), false);
     }
 
-    /// Whether it may have granted what this node has not heard of yet, as far as its silence and its distance tell. An
-    /// answer waits half of `bound` at least for nodes that are nearer than that.
-    fn is_ahead(&self, bound: Duration) -> bool {
-        let silence = self.heard.map(|heard| heard.elapsed());
-        let is_away = self.reachable == Some(false);
-        let is_silent =
-            silence.is_some_and(|silence| (is_away || silence >= SILENCE) && silence < FORGOTTEN);
-        let was_late = self.was_late.is_some_and(|late| late.elapsed() < LATE_FOR);
-        is_silent || was_late || (silence.is_some() && self.answers_after > bound / 2)
+    /// Whether it tells this node what it grants, and is told, since the control plane began.
+    fn is_in_touch(&self) -> bool {
+        self.in_touch && self.reachable == Some(true)
+    }
+
+    /// Whether it may be telling what it has granted: what it said last is not long ago, or it is about to say something.
+    fn may_be_telling(&self) -> bool {
+        match self.heard {
+            Some(heard) => heard.elapsed() < FORGOTTEN,
+            None => self.reachable != Some(false),
+        }
     }
 }
 
@@ -206,7 +199,7 @@ impl Grants {
             // What live flows use is extended before it ends.
             sweep_interval: sweep.min(grace / 3).max(Duration::from_millis(100)),
             bound,
-            opened: Instant::now(),
+            began: Mutex::new(Instant::now()),
             late_answers: AtomicU64::new(0),
         }
     }
@@ -286,9 +279,6 @@ impl Grants {
         self.late_answers.fetch_add(1, Ordering::Relaxed);
         self.change_peers(|peers| {
             for peer in peers.values_mut() {
-                if peer.at <= place {
-                    peer.left_out = true;
-                }
                 if peer.waited_for && peer.at <= place {
                     peer.misses += 1;
                     peer.missed += 1;
@@ -362,18 +352,9 @@ impl Grants {
         }
     }
 
-    /// Whether peers may have granted what this node has not heard of.
+    /// Whether peers may have granted what this node has not heard of yet: it may be under way whenever there are any.
     fn may_be_incomplete(&self) -> bool {
-        if !*self.needed.borrow() {
-            return false;
-        }
-        let peers = self.all_peers();
-        self.read(|store, _now_ms| {
-            peers.iter().any(|(id, peer)| {
-                let is_filling = peer.reachable != Some(false) && store.is_behind(*id);
-                is_filling || peer.is_ahead(self.bound)
-            })
-        })
+        *self.needed.borrow() && lock(&self.peers).values().any(Peer::may_be_telling)
     }
 
     /// Writes down what is new; all of it anew, if that is wanted or the file has grown.
@@ -401,7 +382,7 @@ impl Grants {
         if !*self.needed.borrow() {
             return Ok("no active policy needs it".into());
         }
-        let is_early = self.opened.elapsed() < PEERS_WAIT;
+        let is_early = lock(&self.began).elapsed() < PEERS_WAIT;
         if is_early && !*self.met.borrow() {
             return Err(
                 "waiting for the control plane, to ask members what they have granted".into(),
@@ -409,9 +390,10 @@ impl Grants {
         }
         let peers = self.all_peers();
         self.read(|store, _now_ms| {
-            let missing = peers
+            let mut reachable = peers
                 .iter()
-                .find(|(id, peer)| peer.reachable != Some(false) && store.is_behind(*id));
+                .filter(|(_, peer)| peer.reachable != Some(false));
+            let missing = reachable.find(|(id, peer)| !peer.is_in_touch() || store.is_behind(*id));
             match missing {
                 Some((id, _)) if is_early => {
                     let id = cluster::NodeId(*id);

@@ -106,7 +106,6 @@ impl Store {
         Push {
             version: VERSION,
             incarnation: self.settings.incarnation,
-            late: false,
             body,
         }
     }

@@ -35,6 +35,8 @@ type Asked = Pin<Box<dyn Future<Output = Result<Bytes, ForwardError>> + Send>>;
 impl Grants {
     /// Takes in what peers tell, and tells each of them, until `life` ends.
     pub(crate) fn keep_in_step(self: Arc<Self>, node: &Node, life: CancellationToken) {
+        *lock(&self.began) = std::time::Instant::now();
+        self.change_peers(|peers| peers.values_mut().for_each(|peer| peer.in_touch = false));
         let (grants, own) = (Arc::clone(&self), node.node_id());
         node.set_handler(
             Kind::Grants,
@@ -55,11 +57,7 @@ impl Grants {
         let push = Push::decode(body).map_err(|error| ServiceError(error.to_string()))?;
         let answer = self.change(|store, now_ms| store.take(from.0, own.0, &push, now_ms));
         self.change_peer(from, |peer| {
-            let now = std::time::Instant::now();
-            peer.heard = Some(now);
-            if push.late {
-                peer.was_late = Some(now);
-            }
+            (peer.heard, peer.in_touch) = (Some(std::time::Instant::now()), true);
         });
         Ok(answer.encode().into())
     }
@@ -110,7 +108,7 @@ impl Grants {
         peer: NodeId,
         news: &mut watch::Receiver<u64>,
     ) -> Result<Infallible, ForwardError> {
-        let mut under_way: VecDeque<(u64, Instant, Asked)> = VecDeque::new();
+        let mut under_way: VecDeque<(u64, Asked)> = VecDeque::new();
         let mut next = lock(&self.peers)
             .get(&peer.0)
             .map_or(1, |peer| peer.at.max(1));
@@ -120,7 +118,7 @@ impl Grants {
                 && (*news.borrow_and_update() > next || Instant::now() >= due)
             {
                 let push = self.read(|store, now_ms| store.changes_from(next, CHANGES, now_ms));
-                let Some(mut push) = push else {
+                let Some(push) = push else {
                     under_way.clear();
                     next = self.tell_everything(node, peer).await?;
                     continue;
@@ -128,26 +126,19 @@ impl Grants {
                 if let Body::Changes { changes, .. } = &push.body {
                     next += changes.len() as u64;
                 }
-                self.change_peer(peer, |peer| {
-                    push.late = std::mem::take(&mut peer.left_out) || !peer.waited_for;
-                });
                 due = Instant::now() + HEARTBEAT;
                 let mut asked = ask(node, peer, &push);
                 // It is sent now, so that the order stays.
                 if let std::task::Poll::Ready(answer) = futures::poll!(&mut asked) {
                     asked = Box::pin(std::future::ready(answer));
                 }
-                under_way.push_back((next, Instant::now(), asked));
+                under_way.push_back((next, asked));
             }
             let has_room = under_way.len() < UNDER_WAY;
             tokio::select! {
-                Some((place, since, answer)) = first(&mut under_way) => {
+                Some((place, answer)) = first(&mut under_way) => {
                     under_way.pop_front();
                     let answer = read(&answer?)?;
-                    self.change_peer(peer, |peer| {
-                        let usual = (peer.answers_after * 7 + since.elapsed()) / 8;
-                        peer.answers_after = since.elapsed().max(usual);
-                    });
                     if answer.wants_all {
                         under_way.clear();
                         next = self.tell_everything(node, peer).await?;
@@ -209,11 +200,11 @@ fn read(answer: &Bytes) -> Result<Answer, ForwardError> {
 
 /// The outcome of what was asked first, if anything was.
 async fn first(
-    under_way: &mut VecDeque<(u64, Instant, Asked)>,
-) -> Option<(u64, Instant, Result<Bytes, ForwardError>)> {
-    let (place, since, asked) = under_way.front_mut()?;
+    under_way: &mut VecDeque<(u64, Asked)>,
+) -> Option<(u64, Result<Bytes, ForwardError>)> {
+    let (place, asked) = under_way.front_mut()?;
     let answer = asked.await;
-    Some((*place, *since, answer))
+    Some((*place, answer))
 }
 
 fn members(state: &State) -> BTreeSet<NodeId> {

@@ -63,7 +63,6 @@ async fn an_answer_waits_for_peers_and_for_those_that_miss_it_thrice_no_more() {
     }
     let peer = lock(&grants.peers)[&7];
     assert_eq!((peer.misses, peer.waited_for), (u64::from(MISSES), false));
-    assert!(peer.left_out);
     assert_eq!(
         grants.late_answers.load(Ordering::Relaxed),
         u64::from(MISSES)
@@ -150,6 +149,12 @@ async fn a_node_is_ready_when_it_has_what_its_reachable_peers_have() {
     grants.change_peers(|peers| {
         peers.get_mut(&7).expect("it is there").reachable = Some(true);
     });
+    grants
+        .standing()
+        .expect_err("it has told nothing since the control plane began");
+    grants.change_peers(|peers| {
+        peers.get_mut(&7).expect("it is there").in_touch = true;
+    });
     assert_eq!(
         grants.standing().expect("it has everything"),
         "addresses of names that are granted: 1"
@@ -157,38 +162,27 @@ async fn a_node_is_ready_when_it_has_what_its_reachable_peers_have() {
 }
 
 #[test]
-fn a_peer_may_be_ahead_when_it_is_silent_or_far_or_says_so() {
-    let bound = Duration::from_millis(20);
-    let ago = |time: Duration| Instant::now().checked_sub(time);
-    let near = Peer {
-        heard: ago(Duration::ZERO),
-        ..Peer::default()
+fn a_first_packet_is_held_while_a_peer_may_be_telling_of_it() {
+    let dir = tempfile::tempdir().expect("there is a disk");
+    let grants = open(dir.path(), Duration::ZERO);
+    assert!(!grants.may_be_incomplete(), "there is nobody");
+    let with = |reachable, heard| {
+        let peer = Peer {
+            reachable,
+            heard,
+            ..Peer::default()
+        };
+        grants.change_peers(|peers| drop(peers.insert(7, peer)));
+        grants.may_be_incomplete()
     };
-    assert!(!near.is_ahead(bound));
-    let never = Peer::default();
-    assert!(!never.is_ahead(bound));
-    let far = Peer {
-        answers_after: Duration::from_millis(11),
-        ..near
-    };
-    let silent = Peer {
-        heard: ago(SILENCE),
-        ..near
-    };
-    let late = Peer {
-        was_late: ago(Duration::ZERO),
-        ..near
-    };
-    let away = Peer {
-        reachable: Some(false),
-        ..near
-    };
-    for peer in [far, silent, late, away] {
-        assert!(peer.is_ahead(bound), "{peer:?}");
+    let now = Instant::now();
+    assert!(with(None, None), "it is about to be asked");
+    assert!(with(Some(true), Some(now)));
+    assert!(with(Some(false), Some(now)), "it was there just now");
+    assert!(!with(Some(false), None), "it was never there");
+    if let Some(long_ago) = now.checked_sub(FORGOTTEN) {
+        assert!(!with(Some(false), Some(long_ago)));
     }
-    let gone = Peer {
-        heard: ago(FORGOTTEN),
-        ..near
-    };
-    assert!(gone.heard.is_none() || !gone.is_ahead(bound));
+    grants.needed.send_replace(false);
+    assert!(!with(Some(true), Some(now)), "no policy needs names");
 }
