@@ -16,13 +16,19 @@ pub(crate) fn run() -> Result<()> {
         root || !ci,
         "CI is set and this is not root: the tests that need it cannot run, which is a failure here"
     );
-    let with_dpdk = dpdk::test()?;
-    let environment: Vec<(&str, &str)> = with_dpdk
+    // One build for all: with the DPDK backend where it can be.
+    let with_dpdk = dpdk::is_installed()?;
+    let features: &[&str] = if with_dpdk { &dpdk::FEATURES } else { &[] };
+    let program = std::env::current_exe()?.with_file_name("neuwerk");
+    let program = program.to_str().filter(|_| with_dpdk);
+    let environment: Vec<(&str, &str)> = program
         .iter()
-        .filter_map(|path| Some(("NEUWERK_DPDK_BIN", path.to_str()?)))
+        .map(|path| ("NEUWERK_DPDK_BIN", *path))
         .collect();
-    cargo(&["build", "--workspace", "--lib", "--bins", "--tests"], &[])?;
-    cargo(&["test", "--workspace", "--doc", "--quiet"], &[])?;
+    let build = ["build", "--workspace", "--lib", "--bins", "--tests"];
+    cargo(&[&build[..], features].concat(), &[])?;
+    let documentation = ["test", "--workspace", "--doc", "--quiet"];
+    cargo(&[&documentation[..], features].concat(), &[])?;
     if !root {
         eprintln!(
             "==> left out, since it needs root: the lab's scenarios with real nodes in network namespaces, and the \
@@ -32,11 +38,12 @@ pub(crate) fn run() -> Result<()> {
     if has_nextest()? {
         let ignored: &[&str] = if root { &["--run-ignored", "all"] } else { &[] };
         return cargo(
-            &[&["nextest", "run"], &WORKSPACE[..], ignored].concat(),
+            &[&["nextest", "run"], &WORKSPACE[..], features, ignored].concat(),
             &environment,
         );
     }
-    let test = [&["test"], &WORKSPACE[..], &["--no-fail-fast", "--"]].concat();
+    let test = [&["test"], &WORKSPACE[..], features].concat();
+    let test = [&test[..], &["--no-fail-fast", "--"]].concat();
     cargo(&test, &[])?;
     if root {
         // One at a time: the scenarios start several nodes each and watch their timing.

@@ -49,6 +49,9 @@ pub struct GrantEntry {
     /// The only client that may use it; absent if the whole group may.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client: Option<String>,
+    /// The client that has resolved it first, as far as that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked_by: Option<String>,
     /// The nodes whose clients have resolved it, or use it.
     pub nodes: Vec<String>,
     /// `used` (by live flows of the node that has it), `idle`, or `inert` (no rule).

@@ -138,9 +138,11 @@ impl Cache {
         })
     }
 
-    /// Remembers something of the answer to a question, if there is one.
-    pub fn mark(&mut self, wanted: &Wanted, mark: Mark) {
-        if let Some(at) = self.find(wanted) {
+    /// Remembers something of the answer to a question that is fresh until then, if it is still there.
+    pub fn mark(&mut self, wanted: &Wanted, fresh_until_ms: u64, mark: Mark) {
+        if let Some(at) = self.find(wanted)
+            && self.entry_mut(at).fresh_until_ms == fresh_until_ms
+        {
             self.entry_mut(at).mark = mark;
         }
     }
@@ -375,10 +377,16 @@ mod tests {
             tag: 7,
             until_ms: 9,
         };
-        cache.mark(&a, mark);
+        cache.mark(&a, 60_000, mark);
         cache.insert(&a, stored("a.net", 1, 0), 60, 0);
         assert_eq!(cache.lookup(&a, 0).unwrap().mark, Mark::default());
-        cache.mark(&a, mark);
+        cache.mark(&a, 59_999, mark);
+        assert_eq!(
+            cache.lookup(&a, 0).unwrap().mark,
+            Mark::default(),
+            "it is about the answer before"
+        );
+        cache.mark(&a, 60_000, mark);
         let found = cache.lookup(&a, 1_000).unwrap();
         assert_eq!((found.mark, found.fresh_ms), (mark, 59_000));
         cache.insert(&a, stored("a.net", 1, 0), 60, 0);

@@ -51,7 +51,39 @@ pub(crate) struct Holding {
     pub(crate) key: Key,
     /// The rules that the policy in force derives from it, ascending.
     pub(crate) rules: Box<[NameRule]>,
+    /// Ascending by address.
     pub(crate) spots: Vec<Spot>,
+    /// The client whose question brought it first, as far as that is known.
+    pub(crate) asker: Option<IpAddr>,
+    /// Its place among the holdings of that one.
+    pub(crate) place: u32,
+}
+
+impl Holding {
+    fn find(&self, address: IpAddr) -> Result<usize, usize> {
+        self.spots
+            .binary_search_by_key(&address, |spot| spot.address)
+    }
+
+    /// An address that it has.
+    pub(crate) fn spot(&mut self, address: IpAddr) -> Option<&mut Spot> {
+        let at = self.find(address).ok()?;
+        self.spots.get_mut(at)
+    }
+
+    /// Has an address more, unless it has it.
+    pub(crate) fn hold(&mut self, address: IpAddr, seen_ms: u64) {
+        if let Err(at) = self.find(address) {
+            self.spots.insert(at, Spot::new(address, seen_ms));
+        }
+    }
+
+    /// Has an address no longer.
+    pub(crate) fn drop(&mut self, address: IpAddr) {
+        if let Ok(at) = self.find(address) {
+            self.spots.remove(at);
+        }
+    }
 }
 
 /// One address of a name.

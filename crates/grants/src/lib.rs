@@ -17,7 +17,7 @@ mod counted;
 mod store;
 pub mod stream;
 
-pub use store::{Asked, Grant, Learned, Settings, State, Store, Tally};
+pub use store::{Asked, Grant, Learned, Settings, State, Store, Tally, Wanted};
 
 /// Who has a claim: a node's id, or [`OWN`].
 pub type Origin = u64;

@@ -1,5 +1,6 @@
 //! All grants of a node: learning, extending, ending, deriving what packets are judged by, and keeping in step with peers.
 
+mod askers;
 mod peers;
 
 use std::collections::{HashMap, VecDeque};
@@ -16,16 +17,20 @@ use crate::claims::{Holding, Key, Spot};
 use crate::counted::{Counted, Counters, Left, RuleId, Rules};
 use crate::stream::{MAX_ADDRESSES, MAX_TEXT_BYTES};
 use crate::{MAX_TTL_S, MIN_TTL_S, OWN, Origin};
+use askers::Askers;
 use peers::Heard;
 
 /// How much earlier than wanted a claim may end without being told anew, in milliseconds.
 const SLACK_MS: u64 = 5_000;
-/// For how long the claim of a peer that says nothing any more outlives its end, in milliseconds.
-const SILENT_MS: u64 = 60_000;
 /// Changes that are kept for peers that are behind. Who is further behind gets everything.
 const LOGGED: usize = 1 << 16;
-/// Grants that are looked at when one has to go.
+/// Addresses in these changes.
+const LOGGED_ADDRESSES: usize = 4 * LOGGED;
+/// Holdings that are looked at when a grant has to go, and addresses of each.
 const CANDIDATES: usize = 16;
+const CANDIDATES_OF_ONE: usize = 8;
+/// Most addresses of one name for one group or client: who answers a few others each time does not fill the memory.
+const MAX_SPOTS: usize = 2_048;
 
 /// What a store goes by.
 #[derive(Clone, Copy, Debug)]
@@ -34,6 +39,9 @@ pub struct Settings {
     pub grace_ms: u64,
     /// Most grants: addresses of names.
     pub capacity: usize,
+    /// For how long the claim of a peer that says nothing any more outlives its end, in milliseconds: longer than peers take
+    /// to end their own.
+    pub silent_ms: u64,
     /// Which run of this node this is; never the same twice.
     pub incarnation: u64,
 }
@@ -77,6 +85,8 @@ pub struct Grant {
     pub address: IpAddr,
     /// The only client that has it.
     pub client: Option<IpAddr>,
+    /// The client whose question brought the name first, as far as that is known.
+    pub asker: Option<IpAddr>,
     /// Who has claims on it.
     pub origins: Vec<Origin>,
     /// How much longer it is in force, in milliseconds.
@@ -96,6 +106,27 @@ impl Grant {
             (_, 0) => State::Idle,
             _ => State::Used,
         }
+    }
+}
+
+/// Which grants to look at: those that have all that is said.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wanted<'a> {
+    /// The group's id.
+    pub group: Option<&'a str>,
+    /// The name.
+    pub name: Option<&'a str>,
+    /// The address.
+    pub address: Option<IpAddr>,
+    /// The only client that has it.
+    pub client: Option<IpAddr>,
+}
+
+impl Wanted<'_> {
+    fn has(&self, key: &Key) -> bool {
+        self.group.is_none_or(|group| *group == *key.group)
+            && self.name.is_none_or(|name| *name == *key.name)
+            && self.client.is_none_or(|client| Some(client) == key.client)
     }
 }
 
@@ -137,12 +168,15 @@ pub struct Store {
     holdings: Vec<Option<Holding>>,
     free: Vec<u32>,
     places: HashMap<IpAddr, Place>,
+    barred: Barred,
+    askers: Askers,
     rules: Rules,
     numbers: HashMap<NameRule, RuleId>,
     counters: Counters,
     spots: usize,
     changes: u64,
     log: VecDeque<Logged>,
+    logged_addresses: usize,
     /// The number of the next change.
     next: u64,
     /// Over this node's own claims.
@@ -150,10 +184,21 @@ pub struct Store {
     peers: HashMap<Origin, Heard>,
     evicted: u64,
     refused: u64,
+    /// Grants of this node that have ended before their time.
+    lost: u64,
     random: u64,
     /// What the sweep under way has counted so far, and what the last one did.
     counting: Tally,
     counted: Tally,
+}
+
+/// Whether an address is never granted, whatever is claimed of it.
+struct Barred(Box<dyn Fn(IpAddr) -> bool + Send>);
+
+impl std::fmt::Debug for Barred {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Barred")
+    }
 }
 
 /// An address that names have.
@@ -189,20 +234,38 @@ impl Store {
             holdings: Vec::new(),
             free: Vec::new(),
             places: HashMap::new(),
+            barred: Barred(Box::new(|_| false)),
+            askers: Askers::default(),
             rules: Rules::default(),
             numbers: HashMap::new(),
             counters,
             spots: 0,
             changes: 0,
             log: VecDeque::new(),
+            logged_addresses: 0,
             next: 1,
             sum: 0,
             peers: HashMap::new(),
             evicted: 0,
             refused: 0,
+            lost: 0,
             random: settings.incarnation | 1,
             counting: Tally::default(),
             counted: Tally::default(),
+        }
+    }
+
+    /// Grants no address for which `barred` is true, whoever claims it. Asked when something about the address changes.
+    #[must_use]
+    pub fn but_for(mut self, barred: impl Fn(IpAddr) -> bool + Send + 'static) -> Store {
+        self.barred = Barred(Box::new(barred));
+        self
+    }
+
+    /// Makes what packets to addresses are judged by anew: whether they are barred has changed.
+    pub fn review(&mut self, addresses: &[IpAddr], now_ms: u64) {
+        for address in addresses {
+            self.rebuild(*address, None, now_ms);
         }
     }
 
@@ -232,10 +295,14 @@ impl Store {
         &self.counters.uses
     }
 
-    /// Derives everything anew, for a policy that is about to be in force, and hands out its table.
+    /// Derives everything anew, for a policy that is about to be in force, and hands out its table. What the policy before
+    /// had rules for and a newer one has none for, ends; what no policy had rules for yet goes on, for one that has.
     pub fn install(&mut self, policy: Arc<Compiled>, now_ms: u64) -> Table {
+        // Revision 0 stands for no policy, also while one that is there is withheld.
+        let ends = self.policy.revision() > 0 && policy.revision() > self.policy.revision();
         self.policy = policy;
         self.numbers.clear();
+        let mut ended = Vec::new();
         for at in 0..self.holdings.len() {
             let Some(key) = self.holdings[at]
                 .as_ref()
@@ -245,8 +312,14 @@ impl Store {
             };
             let rules = self.derive(&key);
             if let Some(holding) = &mut self.holdings[at] {
-                holding.rules = rules;
+                let before = std::mem::replace(&mut holding.rules, rules);
+                if ends && holding.rules.is_empty() && !before.is_empty() {
+                    ended.push(at as u32);
+                }
             }
+        }
+        for at in ended {
+            self.end_own(at, now_ms);
         }
         let incomplete = self.table.is_incomplete();
         self.table = Table::new(Arc::clone(&self.counters.uses));
@@ -256,6 +329,28 @@ impl Store {
             self.rebuild(address, None, now_ms);
         }
         self.table()
+    }
+
+    /// Ends this node's claims on a name, and says so.
+    fn end_own(&mut self, at: u32, now_ms: u64) {
+        let spots = self.holding(at).spots.iter();
+        let own = spots.filter(|spot| spot.claim_of(OWN).is_some());
+        let own: Vec<IpAddr> = own.map(|spot| spot.address).collect();
+        if own.is_empty() {
+            return;
+        }
+        self.lost += 1;
+        for address in &own {
+            self.disclaim(at, *address, OWN, now_ms);
+        }
+        self.tell(at, own, None);
+        self.drop_if_empty(at);
+    }
+
+    /// Changes when grants of this node have ended before the time that was told.
+    #[must_use]
+    pub fn lost(&self) -> u64 {
+        self.lost
     }
 
     /// Takes in what a client is about to be told. The answer may leave once the table is published and peers have come to
@@ -268,8 +363,10 @@ impl Store {
         };
         if asked.group.len() + asked.name.len() > MAX_TEXT_BYTES {
             self.refused += 1;
+            learned.until_ms = now_ms;
             return learned;
         }
+        let refused = self.refused;
         let until_ms = now_ms + ttl_ms + self.settings.grace_ms;
         let mut scopes = [false; 2];
         if let Some(group) = self.policy.group_by_id(asked.group) {
@@ -292,9 +389,14 @@ impl Store {
                 name: asked.name.into(),
                 client,
             };
-            let place = self.claim_own(&key, asked.addresses, until_ms, now_ms);
+            let asker = Some(asked.client);
+            let place = self.claim_own(&key, asker, asked.addresses, until_ms, now_ms);
             learned.place = learned.place.max(place.0);
             learned.changed |= place.1;
+        }
+        if self.refused != refused {
+            // Room may be found for it the next time.
+            learned.until_ms = now_ms;
         }
         learned
     }
@@ -304,11 +406,12 @@ impl Store {
     fn claim_own(
         &mut self,
         key: &Key,
+        asker: Option<IpAddr>,
         addresses: &[IpAddr],
         until_ms: u64,
         now_ms: u64,
     ) -> (u64, bool) {
-        let at = self.find_or_hold(key);
+        let at = self.find_or_hold(key, asker);
         let (mut covered, mut changed) = (0, false);
         let mut told = Vec::new();
         for address in addresses.iter().take(MAX_ADDRESSES) {
@@ -348,12 +451,23 @@ impl Store {
     ) -> Option<bool> {
         let is_new = self.spot(at, address).is_none();
         if is_new {
-            if self.spots >= self.settings.capacity && !self.evict(at, now_ms) {
+            let is_full = self.spots >= self.settings.capacity;
+            let has_room = match self.holding(at).spots.len() >= MAX_SPOTS {
+                true => self.evict_of(at, now_ms),
+                false => !is_full || self.evict(at, now_ms),
+            };
+            if !has_room {
                 self.refused += 1;
+                if origin != OWN {
+                    let heard = self.heard_of(origin);
+                    heard.partial = true;
+                    heard.without_room |= is_full;
+                }
                 return None;
             }
-            self.holding_mut(at).spots.push(Spot::new(address, now_ms));
+            self.holding_mut(at).hold(address, now_ms);
             self.spots += 1;
+            self.askers.add(self.holding(at).asker);
             self.places.entry(address).or_default().holders.push(at);
         }
         let spot = self.spot(at, address).expect("it was made");
@@ -386,10 +500,9 @@ impl Store {
         if !unclaimed {
             return;
         }
-        self.holding_mut(at)
-            .spots
-            .retain(|spot| spot.address != address);
+        self.holding_mut(at).drop(address);
         self.spots -= 1;
+        self.askers.take_away(self.holding(at).asker);
         if let Some(place) = self.places.get_mut(&address) {
             place.holders.retain(|holder| *holder != at);
         }
@@ -403,6 +516,7 @@ impl Store {
         if from == 0 {
             self.counting = Tally::default();
             self.settle(now_ms);
+            self.ask_for_what_has_room();
         }
         let end = (from + count).min(self.holdings.len());
         for at in from..end {
@@ -434,7 +548,7 @@ impl Store {
                 ended.push(spot.address);
             }
             let others = spot.claims().iter().filter(|claim| claim.origin != OWN);
-            let over = others.filter(|claim| claim.until_ms + SILENT_MS <= now_ms);
+            let over = others.filter(|claim| claim.until_ms + self.settings.silent_ms <= now_ms);
             silent.extend(over.map(|claim| (spot.address, claim.origin)));
         }
         match known {
@@ -461,6 +575,13 @@ impl Store {
             self.tell(at, ended, None);
         }
         self.drop_if_empty(at);
+    }
+
+    /// Has peers tell anew what there was no room for, once there is.
+    fn ask_for_what_has_room(&mut self) {
+        if self.spots < self.settings.capacity / 8 * 7 {
+            self.peers.values_mut().for_each(peers::Heard::complete);
+        }
     }
 
     /// Live flows that use an address of a name.
@@ -500,8 +621,10 @@ impl Store {
                 self.counters.leave(address, counted, None, now_ms);
                 continue;
             };
-            if place.is_some_and(|place| place.counted.iter().any(again)) {
-                // It was granted anew meanwhile, and is counted elsewhere.
+            if place.is_some_and(|place| place.counted.iter().any(again))
+                || self.derive(&key).is_empty()
+            {
+                // It was granted anew meanwhile, and is counted elsewhere; or its rule has ended, and its flows will.
                 self.counters.leave(address, counted, None, now_ms);
                 continue;
             }
@@ -511,7 +634,7 @@ impl Store {
                 .counted
                 .push(counted);
             let until_ms = now_ms + self.settings.grace_ms;
-            self.claim_own(&key, &[address], until_ms, now_ms);
+            self.claim_own(&key, counted.client, &[address], until_ms, now_ms);
             self.rebuild(address, None, now_ms);
         }
     }
@@ -538,16 +661,30 @@ impl Store {
         self.spots == 0
     }
 
-    /// All grants, in no particular order: one for each rule, or one without.
-    pub fn each(&self, now_ms: u64, mut take: impl FnMut(Grant)) {
-        for holding in self.holdings.iter().flatten() {
-            for spot in &holding.spots {
+    /// Grants, in no particular order: one for each rule, or one without, of `count` holdings from `from` on. Where to go on,
+    /// or none at the end.
+    pub fn each(
+        &self,
+        wanted: &Wanted<'_>,
+        from: usize,
+        count: usize,
+        now_ms: u64,
+        mut take: impl FnMut(Grant),
+    ) -> Option<usize> {
+        let end = (from + count).min(self.holdings.len());
+        for holding in self.holdings[from..end].iter().flatten() {
+            if !wanted.has(&holding.key) {
+                continue;
+            }
+            let spots = holding.spots.iter();
+            for spot in spots.filter(|spot| wanted.address.is_none_or(|own| own == spot.address)) {
                 let grant = Grant {
                     group: Arc::clone(&holding.key.group),
                     rule: None,
                     name: Arc::clone(&holding.key.name),
                     address: spot.address,
                     client: holding.key.client,
+                    asker: holding.asker,
                     origins: spot.claims().iter().map(|claim| claim.origin).collect(),
                     life_ms: spot.until_ms().saturating_sub(now_ms),
                     seen_ms: spot.seen_ms,
@@ -568,6 +705,7 @@ impl Store {
                 }
             }
         }
+        (end < self.holdings.len()).then_some(end)
     }
 
     fn uses_by(&self, rule: NameRule, client: Option<IpAddr>, address: IpAddr) -> u32 {
@@ -591,7 +729,13 @@ impl Store {
             own.stray = true;
         }
         let mut granted = Vec::new();
-        for holder in &holders {
+        // None of them is, if the address is barred.
+        let granting = if (self.barred.0)(address) {
+            0
+        } else {
+            holders.len()
+        };
+        for holder in &holders[..granting] {
             let Some(holding) = &self.holdings[*holder as usize] else {
                 continue;
             };
@@ -651,7 +795,8 @@ impl Store {
         }
     }
 
-    /// The rules that a name's addresses are granted to now.
+    /// The rules that a name's addresses are granted to now. What one client has found is granted to it also by rules that
+    /// would let the whole group have it, as a rule may that was changed.
     fn derive(&self, key: &Key) -> Box<[NameRule]> {
         let Some(group) = self.policy.group_by_id(&key.group) else {
             return Box::default();
@@ -659,7 +804,7 @@ impl Store {
         let mut rules = Vec::new();
         self.policy.rules_by_name(group, &key.name, &mut rules);
         rules.retain(|rule| {
-            (self.policy.grant_scope(*rule) == GrantScope::Client) == key.client.is_some()
+            key.client.is_some() || self.policy.grant_scope(*rule) == GrantScope::Group
         });
         rules.into()
     }
@@ -673,8 +818,12 @@ impl Store {
                 spot.told = place;
             }
         }
-        if self.log.len() == LOGGED {
-            self.log.pop_front();
+        self.logged_addresses += addresses.len();
+        while self.log.len() >= LOGGED || self.logged_addresses > LOGGED_ADDRESSES {
+            let Some(oldest) = self.log.pop_front() else {
+                break;
+            };
+            self.logged_addresses -= oldest.addresses.len();
         }
         self.log.push_back(Logged {
             key: self.holding(at).key.clone(),
@@ -685,45 +834,88 @@ impl Store {
         place
     }
 
-    /// Makes room by ending a grant that no flow uses, of those at a few places drawn at random the one that would have
-    /// ended first: whoever holds most is most likely to lose. `but` is spared.
+    /// Makes room by ending a grant that no flow uses: of a few that whoever has most asked for, the one that would have ended
+    /// first; of anybody's, if it uses all of those. `but` is spared.
     fn evict(&mut self, but: u32, now_ms: u64) -> bool {
+        let found = self.least(true, but).or_else(|| self.least(false, but));
+        if let Some((at, address)) = found {
+            self.end_early(at, address, true, now_ms);
+            self.drop_if_empty(at);
+        }
+        found.is_some()
+    }
+
+    /// Makes room by ending a grant of a name: of a few drawn at random that no flow uses, the one that would have ended
+    /// first.
+    fn evict_of(&mut self, at: u32, now_ms: u64) -> bool {
+        let count = self.holding(at).spots.len();
+        let drawn: [usize; CANDIDATES] = std::array::from_fn(|_| self.draw(count));
+        let spots = drawn.map(|place| &self.holding(at).spots[place]);
+        let unused = spots
+            .into_iter()
+            .filter(|spot| self.uses_at(at, spot.address) == 0);
+        let first = unused.min_by_key(|spot| spot.until_ms());
+        let Some(address) = first.map(|spot| spot.address) else {
+            return false;
+        };
+        self.end_early(at, address, false, now_ms);
+        true
+    }
+
+    /// Ends a grant before its time, since there is no room: `at_all`, or none for more of its name.
+    fn end_early(&mut self, at: u32, address: IpAddr, at_all: bool, now_ms: u64) {
+        self.evicted += 1;
+        let claims = self.spot(at, address).map(|spot| spot.claims().to_vec());
+        for claim in claims.unwrap_or_default() {
+            if claim.origin != OWN {
+                let heard = self.heard_of(claim.origin);
+                heard.partial = true;
+                heard.without_room |= at_all;
+            }
+            self.disclaim(at, address, claim.origin, now_ms);
+            if claim.origin == OWN {
+                self.lost += 1;
+                self.tell(at, vec![address], None);
+            }
+        }
+    }
+
+    /// Of a few grants that no flow uses, drawn at random from those of whoever has most, or from all: which ends first.
+    fn least(&mut self, of_heaviest: bool, but: u32) -> Option<(u32, IpAddr)> {
+        let all = match of_heaviest {
+            true => self.askers.heaviest().len(),
+            false => self.holdings.len(),
+        };
         let mut found: Option<(u64, u32, IpAddr)> = None;
         for _ in 0..CANDIDATES {
-            // xorshift64 (Marsaglia, 2003).
-            self.random ^= self.random << 13;
-            self.random ^= self.random >> 7;
-            self.random ^= self.random << 17;
-            let at = (self.random % self.holdings.len().max(1) as u64) as u32;
+            let drawn = self.draw(all);
+            let at = match of_heaviest {
+                true => *self.askers.heaviest().get(drawn)?,
+                false => drawn as u32,
+            };
             let Some(Some(holding)) = self.holdings.get(at as usize) else {
                 continue;
             };
             if at == but {
                 continue;
             }
-            for spot in &holding.spots {
+            let from = drawn % holding.spots.len().max(1);
+            for spot in holding.spots[from..].iter().take(CANDIDATES_OF_ONE) {
                 let sooner = found.is_none_or(|(until_ms, ..)| spot.until_ms() < until_ms);
                 if sooner && self.uses_at(at, spot.address) == 0 {
                     found = Some((spot.until_ms(), at, spot.address));
                 }
             }
         }
-        let Some((_, at, address)) = found else {
-            return false;
-        };
-        self.evicted += 1;
-        let claims = self.spot(at, address).map(|spot| spot.claims().to_vec());
-        for claim in claims.unwrap_or_default() {
-            if claim.origin != OWN {
-                self.heard_of(claim.origin).partial = true;
-            }
-            self.disclaim(at, address, claim.origin, now_ms);
-            if claim.origin == OWN {
-                self.tell(at, vec![address], None);
-            }
-        }
-        self.drop_if_empty(at);
-        true
+        found.map(|(_, at, address)| (at, address))
+    }
+
+    /// A number below `bound`, or 0, by xorshift64 (Marsaglia, 2003).
+    fn draw(&mut self, bound: usize) -> usize {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        (self.random % bound.max(1) as u64) as usize
     }
 
     fn find(&self, key: &Key) -> Option<u32> {
@@ -732,25 +924,21 @@ impl Store {
         self.index.find(hash, same).copied()
     }
 
-    fn find_or_hold(&mut self, key: &Key) -> u32 {
+    fn find_or_hold(&mut self, key: &Key, asker: Option<IpAddr>) -> u32 {
         if let Some(at) = self.find(key) {
             return at;
         }
-        let holding = Some(Holding {
+        let at = self.free.pop().unwrap_or_else(|| {
+            self.holdings.push(None);
+            self.holdings.len() as u32 - 1
+        });
+        self.holdings[at as usize] = Some(Holding {
             rules: self.derive(key),
             key: key.clone(),
             spots: Vec::new(),
+            asker,
+            place: self.askers.enter(asker, at),
         });
-        let at = match self.free.pop() {
-            Some(at) => {
-                self.holdings[at as usize] = holding;
-                at
-            }
-            None => {
-                self.holdings.push(holding);
-                self.holdings.len() as u32 - 1
-            }
-        };
         let (hasher, holdings) = (&self.hasher, &self.holdings);
         let hash = |at: &u32| {
             let holding = holdings[*at as usize].as_ref();
@@ -769,6 +957,10 @@ impl Store {
         if let Ok(found) = self.index.find_entry(hash, |other| *other == at) {
             found.remove();
         }
+        let Holding { asker, place, .. } = *self.holding(at);
+        if let Some(moved) = self.askers.leave(asker, place) {
+            self.holding_mut(moved).place = place;
+        }
         self.holdings[at as usize] = None;
         self.free.push(at);
     }
@@ -784,8 +976,7 @@ impl Store {
     }
 
     fn spot(&mut self, at: u32, address: IpAddr) -> Option<&mut Spot> {
-        let spots = &mut self.holding_mut(at).spots;
-        spots.iter_mut().find(|spot| spot.address == address)
+        self.holding_mut(at).spot(address)
     }
 }
 

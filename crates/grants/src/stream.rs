@@ -76,6 +76,9 @@ pub struct Change {
     /// How long ago they were found last, in milliseconds.
     #[serde(default)]
     pub age_ms: u64,
+    /// The client whose question brought the name first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asker: Option<IpAddr>,
     /// Whose claims these are, where that is not the sender.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<Origin>,

@@ -36,6 +36,7 @@ fn encodings_stay_as_they_are() {
         ],
         life_ms,
         age_ms: 5,
+        asker: client.map(|client| client.parse().expect("a constant")),
         origin: client.map(|_| 9),
     };
     let push = |body| {

@@ -3,6 +3,7 @@
 //! Every change is published to the workers while it is made: whoever sees a client's answer leave knows that they judge by
 //! it. Peers are told in order by a task for each ([`feed`]); an answer waits for those that keep up, for a bounded time.
 
+mod barred;
 mod feed;
 mod journal;
 mod metrics;
@@ -16,7 +17,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use engine::Snapshot;
 use engine::grant::Table;
-use grants::{Asked, Origin, Settings, Store};
+use grants::{Asked, Grant, Origin, Settings, Store, Wanted};
 use policy::Compiled;
 use proxy::dns::{Granted, Granting, Told};
 use tokio::sync::watch;
@@ -25,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::dataplane::monotonic;
 use crate::readiness::{Part, Readiness};
+use barred::Barred;
 use journal::Journal;
 pub(crate) use metrics::FAMILIES;
 
@@ -32,6 +34,8 @@ pub(crate) use metrics::FAMILIES;
 const CAPACITY: usize = 1 << 20;
 /// Grants that are looked at before others have their turn.
 const SWEPT_AT_ONCE: usize = 1_024;
+/// Names that are shown before others have their turn.
+const SHOWN_AT_ONCE: usize = 1_024;
 /// How long a table that was replaced is kept, so that no packet worker has to free it, in milliseconds.
 const RETIRED_MS: u64 = 1_000;
 /// A peer that has missed the bound this often in a row is not waited for until it has caught up.
@@ -40,6 +44,8 @@ const MISSES: u32 = 3;
 const PEERS_WAIT: Duration = Duration::from_secs(10);
 /// How often that is looked at.
 const LOOK: Duration = Duration::from_millis(250);
+/// For how long what a peer that says nothing any more has granted outlives its end, at least.
+const SILENT: Duration = Duration::from_secs(60);
 /// One that has said nothing for so long is gone.
 const FORGOTTEN: Duration = Duration::from_secs(60);
 /// How often all that is held is written down, if something is new.
@@ -62,6 +68,9 @@ pub struct Grants {
     reached: watch::Sender<u64>,
     peers: Mutex<BTreeMap<Origin, Peer>>,
     journal: Mutex<Journal>,
+    barred: Barred,
+    /// Changes when a grant of this node has ended before its time.
+    epoch: AtomicU64,
     sweep_interval: Duration,
     /// How long an answer waits for peers.
     bound: Duration,
@@ -149,6 +158,7 @@ impl Grants {
             grace,
             Duration::from_secs(config.dataplane.dns_allowlist_gc_interval_secs.into()),
             Duration::from_millis(config.dns.program_timeout_ms.into()),
+            Barred::new(config),
         );
         Arc::new(grants)
     }
@@ -162,16 +172,27 @@ impl Grants {
             minute,
             minute,
             Duration::ZERO,
+            Barred::nothing(),
         ))
     }
 
-    fn new(data_dir: &Path, grace: Duration, sweep: Duration, bound: Duration) -> Self {
-        let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX / 4);
+    fn new(
+        data_dir: &Path,
+        grace: Duration,
+        sweep: Duration,
+        bound: Duration,
+        barred: Barred,
+    ) -> Self {
+        let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX / 4);
+        // What live flows use is extended before it ends.
+        let sweep_interval = sweep.min(grace / 3).max(Duration::from_millis(100));
         let mut store = Store::new(Settings {
-            grace_ms,
+            grace_ms: milliseconds(grace),
             capacity: CAPACITY,
+            silent_ms: milliseconds((3 * sweep_interval).max(SILENT)),
             incarnation: crate::control::random_u64(),
-        });
+        })
+        .but_for(barred.judge());
         let now_ms = now_ms();
         let journal = Journal::open(data_dir, |changes, elapsed_ms| {
             store.restore(&changes, elapsed_ms, now_ms);
@@ -196,8 +217,9 @@ impl Grants {
             published: OnceLock::new(),
             peers: Mutex::default(),
             journal: Mutex::new(journal),
-            // What live flows use is extended before it ends.
-            sweep_interval: sweep.min(grace / 3).max(Duration::from_millis(100)),
+            barred,
+            epoch: AtomicU64::new(0),
+            sweep_interval,
             bound,
             began: Mutex::new(Instant::now()),
             late_answers: AtomicU64::new(0),
@@ -224,7 +246,16 @@ impl Grants {
             held.store.install(Arc::clone(policy), now_ms)
         });
         held.published = held.store.changes();
+        self.note(&held.store);
         published
+    }
+
+    /// Tells those who wait for news of the store, or go by what it has.
+    fn note(&self, store: &Store) {
+        self.epoch.store(store.lost(), Ordering::Release);
+        let next = store.next_place();
+        self.news
+            .send_if_modified(|news| std::mem::replace(news, next) != next);
     }
 
     /// Changes what is granted, and publishes that.
@@ -246,15 +277,25 @@ impl Grants {
             .pop_front_if(|(since_ms, _)| *since_ms + RETIRED_MS <= now_ms)
             .is_some()
         {}
-        let next = held.store.next_place();
-        self.news
-            .send_if_modified(|news| std::mem::replace(news, next) != next);
+        self.note(&held.store);
         changed
     }
 
     /// Reads what is granted.
     pub(crate) fn read<T>(&self, read: impl FnOnce(&Store, u64) -> T) -> T {
         read(&lock(&self.held).store, now_ms())
+    }
+
+    /// Shows the grants that are wanted, with the time it is. Others change what is granted meanwhile.
+    pub(crate) fn each(&self, wanted: &Wanted<'_>, mut take: impl FnMut(Grant, u64)) {
+        let mut from = Some(0);
+        while let Some(at) = from {
+            from = self.read(|store, now_ms| {
+                store.each(wanted, at, SHOWN_AT_ONCE, now_ms, |grant| {
+                    take(grant, now_ms);
+                })
+            });
+        }
     }
 
     /// Waits until this node knows of each peer whether it can be told, and has told it what there is.
@@ -315,18 +356,19 @@ impl Grants {
             }
         };
         let writing = async {
-            let (mut seen, mut whole) = (0, Instant::now());
+            // What there was when something was written, and when all of it was.
+            let (mut written, mut whole, mut whole_since) = (0, 0, Instant::now());
             loop {
                 tokio::time::sleep(WRITE).await;
                 let changes = self.read(|store, _now_ms| store.changes() + store.next_place());
-                if changes == seen {
+                // What others have granted is in none of this node's own changes.
+                let all = changes != whole && whole_since.elapsed() >= WRITE_ALL;
+                if changes == written && !all {
                     continue;
                 }
-                seen = changes;
-                // What others have granted is in none of this node's own changes.
-                let all = whole.elapsed() >= WRITE_ALL;
+                written = changes;
                 if all {
-                    whole = Instant::now();
+                    (whole, whole_since) = (changes, Instant::now());
                 }
                 let grants = Arc::clone(&self);
                 let written = tokio::task::spawn_blocking(move || grants.write_down(all)).await;
@@ -349,12 +391,15 @@ impl Grants {
             () = sweeping => {}
             () = writing => {}
             () = watching => {}
+            () = self.keep_barred() => {}
         }
     }
 
     /// Whether peers may have granted what this node has not heard of yet: it may be under way whenever there are any.
     fn may_be_incomplete(&self) -> bool {
-        *self.needed.borrow() && lock(&self.peers).values().any(Peer::may_be_telling)
+        let has_just_begun = !*self.met.borrow() && lock(&self.began).elapsed() < PEERS_WAIT;
+        *self.needed.borrow()
+            && (has_just_begun || lock(&self.peers).values().any(Peer::may_be_telling))
     }
 
     /// Writes down what is new; all of it anew, if that is wanted or the file has grown.
@@ -444,6 +489,10 @@ impl Granting for Programming {
             for_ms: learned.until_ms.saturating_sub(now_ms),
             wait,
         }
+    }
+
+    fn epoch(&self) -> u64 {
+        self.0.epoch.load(Ordering::Acquire)
     }
 }
 

@@ -5,6 +5,7 @@
 //! every group is present in the source dimension. What each entry decides is worked out here,
 //! audit included, so that judging a packet is finding its first entry ([`crate::classify`]).
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
@@ -54,6 +55,8 @@ pub struct Compiled {
     places: Vec<u32>,
     pub(crate) fallback: Decision,
     groups: Vec<GroupIds>,
+    /// Positions in the document, by id.
+    by_id: HashMap<Arc<str>, u32>,
     revision: u64,
     hash: [u8; 32],
 }
@@ -99,6 +102,19 @@ impl Compiled {
         for (place, entries) in (0..).zip(&flat.order) {
             places[entries.group as usize] = place;
         }
+        let groups: Vec<GroupIds> = document
+            .source_groups
+            .iter()
+            .map(|group| GroupIds {
+                id: group.id.as_str().into(),
+                rules: group
+                    .rules
+                    .iter()
+                    .map(|rule| rule.id.as_str().into())
+                    .collect(),
+            })
+            .collect();
+        let ids = groups.iter().map(|group| Arc::clone(&group.id));
         Ok(Self {
             classifier,
             names: flat.names.finish(),
@@ -113,18 +129,8 @@ impl Compiled {
                 on_deny: OnDeny::Drop,
                 cause: Cause::DefaultPolicy,
             },
-            groups: document
-                .source_groups
-                .iter()
-                .map(|group| GroupIds {
-                    id: group.id.as_str().into(),
-                    rules: group
-                        .rules
-                        .iter()
-                        .map(|rule| rule.id.as_str().into())
-                        .collect(),
-                })
-                .collect(),
+            by_id: ids.zip(0..).collect(),
+            groups,
             revision,
             hash,
         })
@@ -170,8 +176,7 @@ impl Compiled {
     /// Position in the document of the group with an id.
     #[must_use]
     pub fn group_by_id(&self, id: &str) -> Option<u32> {
-        let at = self.groups.iter().position(|group| &*group.id == id)?;
-        u32::try_from(at).ok()
+        self.by_id.get(id).copied()
     }
 
     /// The entries of the group at a position of the document.

@@ -4,8 +4,17 @@ use std::collections::HashSet;
 use std::net::IpAddr;
 
 use super::{Key, Store};
-use crate::stream::{Answer, Body, Change, End, Push, VERSION};
+use crate::claims::{Claim, Spot};
+use crate::stream::{Answer, Body, Change, End, MAX_ADDRESSES, Push, VERSION};
 use crate::{MAX_TTL_S, OWN, Origin};
+
+/// About how much one message or section has, in bytes: what a slow link takes within a moment.
+const PART_BYTES: usize = 1 << 18;
+/// Changes that one more address of a name may belong to.
+const TOGETHER: usize = 8;
+/// Bytes of a change beside its texts, and of an address, at most.
+const CHANGE_BYTES: usize = 128;
+const ADDRESS_BYTES: usize = 24;
 
 /// What was heard from a peer.
 #[derive(Debug, Default)]
@@ -17,8 +26,19 @@ pub(super) struct Heard {
     pub(super) sum: u64,
     /// There was no room for all of its claims.
     pub(super) partial: bool,
+    /// As there was no room for any.
+    pub(super) without_room: bool,
     /// It is telling everything.
     filling: Option<Filling>,
+}
+
+impl Heard {
+    /// There is room again: if something of it is missing, it has to tell everything.
+    pub(super) fn complete(&mut self) {
+        if std::mem::take(&mut self.without_room) {
+            self.next = None;
+        }
+    }
 }
 
 /// Everything that a peer holds, as far as it has come.
@@ -43,9 +63,20 @@ impl Store {
         let oldest = self.next - self.log.len() as u64;
         let skipped = first.checked_sub(oldest)?;
         let skipped = usize::try_from(skipped).ok()?;
-        let logged = self.log.iter().skip(skipped).take(max);
-        let sum = logged.clone().next_back().map_or(self.sum, |last| last.sum);
-        let changes = logged.map(|logged| {
+        let mut bytes = 0;
+        let logged = self
+            .log
+            .iter()
+            .skip(skipped)
+            .take(max)
+            .take_while(|logged| {
+                let before = bytes;
+                bytes += size(&logged.key, logged.addresses.len());
+                before < PART_BYTES
+            });
+        let logged: Vec<_> = logged.collect();
+        let sum = logged.last().map_or(self.sum, |last| last.sum);
+        let changes = logged.into_iter().map(|logged| {
             let life_ms = logged.until_ms.map_or(0, |until_ms| {
                 // A claim that has ended meanwhile ends by a change of its own.
                 until_ms.saturating_sub(now_ms).max(1)
@@ -57,6 +88,7 @@ impl Store {
                 addresses: logged.addresses.clone(),
                 life_ms,
                 age_ms: 0,
+                asker: self.asker(&logged.key),
                 origin: None,
             }
         });
@@ -68,7 +100,12 @@ impl Store {
         }))
     }
 
-    /// A part of everything that is held: of `count` holdings from `from` on. Begin with part 0 at 0, and note
+    fn asker(&self, key: &Key) -> Option<IpAddr> {
+        let at = self.find(key)?;
+        self.holding(at).asker
+    }
+
+    /// A part of everything that is held: of `count` holdings from `from` on, or fewer that are large. Begin with part 0 at 0, and note
     /// [`next_place`](Self::next_place) before: it is where the stream goes on behind the last part. Where the next part
     /// begins, if there is one.
     #[must_use]
@@ -80,26 +117,63 @@ impl Store {
         end: End,
         now_ms: u64,
     ) -> (Push, Option<usize>) {
-        let until = (from + count).min(self.holdings.len());
-        let mut claims = Vec::new();
-        for holding in self.holdings[from..until].iter().flatten() {
-            for spot in &holding.spots {
-                for claim in spot.claims() {
-                    claims.push(Change {
-                        group: holding.key.group.clone(),
-                        name: holding.key.name.clone(),
-                        client: holding.key.client,
-                        addresses: vec![spot.address],
-                        life_ms: claim.until_ms.saturating_sub(now_ms).max(1),
-                        age_ms: now_ms.saturating_sub(spot.seen_ms),
-                        origin: (claim.origin != OWN).then_some(claim.origin),
-                    });
-                }
-            }
-        }
-        let next = (until < self.holdings.len()).then_some(until);
+        let all = |spot: &Spot, take: &mut dyn FnMut(Claim)| {
+            spot.claims().iter().copied().for_each(take);
+        };
+        let (claims, next) = self.collect(from, count, now_ms, all);
         let end = next.is_none().then_some(end);
         (self.push(Body::All { part, claims, end }), next)
+    }
+
+    /// Claims of `count` holdings from `from` on, or of fewer that are large, and where the next part begins. Addresses of a
+    /// name that have the same claim are together.
+    fn collect(
+        &self,
+        from: usize,
+        count: usize,
+        now_ms: u64,
+        claims_of: impl Fn(&Spot, &mut dyn FnMut(Claim)),
+    ) -> (Vec<Change>, Option<usize>) {
+        let (mut changes, mut bytes, mut at): (Vec<Change>, _, _) = (Vec::new(), 0, from);
+        let until = (from + count).min(self.holdings.len());
+        while at < until && bytes < PART_BYTES {
+            if let Some(holding) = &self.holdings[at] {
+                let own = changes.len();
+                for spot in &holding.spots {
+                    claims_of(spot, &mut |claim| {
+                        let life_ms = claim.until_ms.saturating_sub(now_ms).max(1);
+                        let age_ms = now_ms.saturating_sub(spot.seen_ms);
+                        let origin = (claim.origin != OWN).then_some(claim.origin);
+                        let same = |change: &&mut Change| {
+                            (change.life_ms, change.age_ms, change.origin)
+                                == (life_ms, age_ms, origin)
+                                && change.addresses.len() < MAX_ADDRESSES
+                        };
+                        let mut last = changes[own..].iter_mut().rev().take(TOGETHER);
+                        if let Some(change) = last.find(same) {
+                            change.addresses.push(spot.address);
+                            return;
+                        }
+                        changes.push(Change {
+                            group: holding.key.group.clone(),
+                            name: holding.key.name.clone(),
+                            client: holding.key.client,
+                            addresses: vec![spot.address],
+                            life_ms,
+                            age_ms,
+                            asker: holding.asker,
+                            origin,
+                        });
+                    });
+                }
+                let sizes = changes[own..].iter();
+                bytes += sizes
+                    .map(|change| size(&holding.key, change.addresses.len()))
+                    .sum::<usize>();
+            }
+            at += 1;
+        }
+        (changes, (at < self.holdings.len()).then_some(at))
     }
 
     fn push(&self, body: Body) -> Push {
@@ -165,7 +239,7 @@ impl Store {
     fn take_change(&mut self, from: Origin, change: &Change, now_ms: u64) {
         let key = key_of(change);
         if change.life_ms > 0 {
-            let at = self.find_or_hold(&key);
+            let at = self.find_or_hold(&key, change.asker);
             for address in &change.addresses {
                 self.enter(at, *address, from, change, now_ms);
             }
@@ -187,9 +261,9 @@ impl Store {
     /// Enters a peer's claim.
     fn enter(&mut self, at: u32, address: IpAddr, origin: Origin, change: &Change, now_ms: u64) {
         let until_ms = now_ms + self.believed_ms(change.life_ms);
-        if self.claim(at, address, origin, until_ms, now_ms).is_none() {
-            self.heard_of(origin).partial = true;
-        } else if let Some(spot) = self.spot(at, address) {
+        if self.claim(at, address, origin, until_ms, now_ms).is_some()
+            && let Some(spot) = self.spot(at, address)
+        {
             let seen_ms = now_ms.saturating_sub(change.age_ms);
             spot.seen_ms = spot.seen_ms.max(seen_ms);
         }
@@ -222,7 +296,7 @@ impl Store {
         let mut filling = match (part, filling) {
             (0, _) => {
                 heard.next = None;
-                heard.partial = false;
+                (heard.partial, heard.without_room) = (false, false);
                 Filling::default()
             }
             (part, Some(filling)) if filling.part == part => filling,
@@ -235,14 +309,14 @@ impl Store {
             if origin == own {
                 // Of an earlier life of this node.
                 let until_ms = now_ms + self.believed_ms(change.life_ms);
-                self.claim_own(&key, &change.addresses, until_ms, now_ms);
+                self.claim_own(&key, change.asker, &change.addresses, until_ms, now_ms);
                 continue;
             }
             // Whoever is in step speaks for itself; nobody has this node's own number for itself.
             if origin == OWN || origin != from && !self.is_behind(origin) {
                 continue;
             }
-            let at = self.find_or_hold(&key);
+            let at = self.find_or_hold(&key, change.asker);
             for address in &change.addresses {
                 self.enter(at, *address, origin, change, now_ms);
                 if origin == from {
@@ -287,21 +361,12 @@ impl Store {
     /// keeping.
     #[must_use]
     pub fn kept(&self, from: usize, count: usize, now_ms: u64) -> (Vec<Change>, Option<usize>) {
-        let until = (from + count).min(self.holdings.len());
-        let holdings = self.holdings[from..until].iter().flatten();
-        let changes = holdings.flat_map(|holding| {
-            holding.spots.iter().map(|spot| Change {
-                group: holding.key.group.clone(),
-                name: holding.key.name.clone(),
-                client: holding.key.client,
-                addresses: vec![spot.address],
-                life_ms: spot.until_ms().saturating_sub(now_ms).max(1),
-                age_ms: now_ms.saturating_sub(spot.seen_ms),
-                origin: None,
-            })
-        });
-        let next = (until < self.holdings.len()).then_some(until);
-        (changes.collect(), next)
+        self.collect(from, count, now_ms, |spot, take| {
+            take(Claim {
+                origin: OWN,
+                until_ms: spot.until_ms(),
+            });
+        })
     }
 
     /// Takes in what was kept, as of a time ago.
@@ -320,7 +385,7 @@ impl Store {
                 continue;
             }
             let until_ms = now_ms + self.believed_ms(change.life_ms - elapsed_ms);
-            self.claim_own(&key, &change.addresses, until_ms, now_ms);
+            self.claim_own(&key, change.asker, &change.addresses, until_ms, now_ms);
         }
     }
 
@@ -335,6 +400,11 @@ impl Store {
     pub(super) fn heard_of(&mut self, peer: Origin) -> &mut Heard {
         self.peers.entry(peer).or_default()
     }
+}
+
+/// About how many bytes a change has.
+fn size(key: &Key, addresses: usize) -> usize {
+    CHANGE_BYTES + key.group.len() + key.name.len() + ADDRESS_BYTES * addresses
 }
 
 fn key_of(change: &Change) -> Key {

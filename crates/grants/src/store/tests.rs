@@ -13,6 +13,7 @@ fn store(incarnation: u64) -> Store {
     Store::new(Settings {
         grace_ms: GRACE_MS,
         capacity: 1_000,
+        silent_ms: 60_000,
         incarnation,
     })
 }
@@ -62,9 +63,13 @@ fn learn(store: &mut Store, name: &str, last: u8, ttl_s: u32, now_ms: u64) -> Le
 
 /// The counter that a new flow of a client would enter, if it is allowed.
 fn judge(store: &Store, client: [u8; 4], last: u8) -> Option<engine::grant::UseId> {
+    judge_at(store, client, address(last))
+}
+
+fn judge_at(store: &Store, client: [u8; 4], dst: IpAddr) -> Option<engine::grant::UseId> {
     let facts = Facts {
         src: client.into(),
-        dst: address(last),
+        dst,
         proto: 6,
         src_port: 50_000,
         dst_port: 443,
@@ -280,7 +285,7 @@ fn a_grant_of_a_rule_that_a_peer_does_not_know_waits_for_its_policy() {
     tell((&mut a, 1), (&mut b, 2), 1, 0);
     assert!(!allows(&b, 1));
     let mut shown = Vec::new();
-    b.each(0, |grant| shown.push(grant));
+    b.each(&Wanted::default(), 0, 100, 0, |grant| shown.push(grant));
     assert_eq!(shown.len(), 1);
     assert_eq!(
         (shown[0].state(), &shown[0].origins[..]),
@@ -361,7 +366,7 @@ fn a_joiner_learns_of_absent_nodes_from_those_that_are_there() {
     tell((&mut b, 2), (&mut c, 3), 1, 0);
     assert!(allows(&c, 1));
     // It outlives its end by little where nobody says that it has ended.
-    sweep(&mut c, 60_000 + GRACE_MS + SILENT_MS);
+    sweep(&mut c, 60_000 + GRACE_MS + 60_000);
     assert!(!allows(&c, 1));
     // And a node that has lost its own gets it back.
     let mut a = installed(4, one());
@@ -388,27 +393,234 @@ fn who_speaks_for_itself_is_not_spoken_for() {
     assert!(!allows(&c, 1));
 }
 
+/// Many addresses from a number on.
+fn many(from: u32, count: u32) -> Vec<IpAddr> {
+    let base = u32::from_be_bytes([198, 18, 0, 0]);
+    (from..from + count)
+        .map(|n| IpAddr::from((base + n).to_be_bytes()))
+        .collect()
+}
+
+fn learn_many(
+    store: &mut Store,
+    client: [u8; 4],
+    name: &str,
+    addresses: &[IpAddr],
+    ttl_s: u32,
+    now_ms: u64,
+) -> Learned {
+    let asked = Asked {
+        group: "web",
+        client: client.into(),
+        name,
+        addresses,
+        ttl_s,
+    };
+    store.learn(&asked, now_ms)
+}
+
 #[test]
 fn who_has_most_loses_first_where_there_is_no_room() {
     let mut store = installed(1, one());
     learn(&mut store, "used.example", 1, 60, 0);
     let counted = judge(&store, CLIENT, 1).unwrap();
     store.uses().enter(counted);
-    for n in 0..3_000_u32 {
-        let [.., high, low] = n.to_be_bytes();
-        let asked = Asked {
-            group: "web",
-            client: OTHER.into(),
-            name: &format!("n{n}.example"),
-            addresses: &[IpAddr::from([198, 18, high, low])],
-            ttl_s: 60,
-        };
-        assert!(store.learn(&asked, u64::from(n)).place > 0);
+    // Somebody with few names, which end soonest; and somebody with as few that have many addresses, for a day.
+    for n in 2..=100 {
+        learn(&mut store, &format!("n{n}.example"), n, 60, 0);
+    }
+    let lost = store.lost();
+    for n in 0..50 {
+        let name = format!("many{n}.example");
+        let addresses = many(n * 400, 400);
+        assert!(
+            learn_many(&mut store, OTHER, &name, &addresses, 86_400, u64::from(n)).place > 0,
+            "{name}"
+        );
     }
     assert_eq!(store.len(), 1_000);
-    assert!(allows(&store, 1));
-    assert_eq!(store.evicted, 2_001);
+    assert!((1..=100).all(|last| allows(&store, last)));
+    assert_eq!(store.evicted, 50 * 400 - 900);
     assert_eq!(store.refused, 0);
+    assert_eq!(store.lost() - lost, store.evicted);
+}
+
+#[test]
+fn what_flows_use_is_not_ended_and_what_has_no_room_is_to_be_learned_again() {
+    let mut store = installed(1, one());
+    let all = many(0, 500);
+    for name in ["a.example", "b.example"] {
+        learn_many(&mut store, CLIENT, name, &all, 60, 0);
+    }
+    for n in 0..500_u32 {
+        let facts_of = judge_at(&store, CLIENT, many(n, 1)[0]).unwrap();
+        store.uses().enter(facts_of);
+    }
+    let learned = learn(&mut store, "c.example", 1, 60, 7);
+    assert_eq!((learned.place, learned.until_ms), (0, 7));
+    assert_eq!(store.refused, 1);
+}
+
+#[test]
+fn one_name_has_so_many_addresses_and_then_the_first_to_end_goes() {
+    let mut store = Store::new(Settings {
+        grace_ms: GRACE_MS,
+        capacity: 100_000,
+        silent_ms: 60_000,
+        incarnation: 1,
+    });
+    store.install(one(), 0);
+    for n in 0..10 {
+        learn_many(
+            &mut store,
+            CLIENT,
+            "a.example",
+            &many(n * 500, 500),
+            60,
+            u64::from(n),
+        );
+    }
+    assert_eq!(store.len(), MAX_SPOTS);
+    let left = |from| {
+        let all = many(from, 500).into_iter();
+        all.filter(|address| judge_at(&store, CLIENT, *address).is_some())
+            .count()
+    };
+    assert!(left(4_500) > 450 && left(0) < 50);
+}
+
+#[test]
+fn everything_is_told_in_parts_of_a_bounded_size() {
+    let settings = |incarnation| Settings {
+        grace_ms: GRACE_MS,
+        capacity: 1 << 20,
+        silent_ms: 60_000,
+        incarnation,
+    };
+    let mut a = Store::new(settings(1));
+    a.install(one(), 0);
+    let mut b = Store::new(settings(2));
+    b.install(one(), 0);
+    for n in 0..128_u32 {
+        let name = format!("{}.{n}.example", "x".repeat(200));
+        learn_many(&mut a, CLIENT, &name, &many(n * 512, 512), 60, u64::from(n));
+    }
+    let end = End {
+        next: a.next_place(),
+    };
+    let (mut part, mut from) = (0, Some(0));
+    while let Some(at) = from {
+        let (push, then) = a.everything(part, at, usize::MAX >> 1, end, 600);
+        assert!(push.encode().len() < 1 << 20);
+        b.take(1, 2, &encoded(&push), 600);
+        (part, from) = (part + 1, then);
+    }
+    assert!(part > 5);
+    assert_eq!((b.len(), b.is_behind(1)), (128 * 512, false));
+    // The same for changes and for what is kept.
+    let push = a.changes_from(1, usize::MAX >> 1, 600).expect("not many");
+    assert!(push.encode().len() < 1 << 20);
+    let (kept, then) = a.kept(0, usize::MAX >> 1, 600);
+    assert!(then.is_some() && crate::stream::encode_changes(&kept).len() < 1 << 20);
+    // And what is kept for peers that are behind.
+    for n in 0..600_u32 {
+        let again = u64::from(n) * 400_000;
+        learn_many(&mut a, CLIENT, "again.example", &many(0, 512), 60, again);
+    }
+    assert!(a.logged_addresses <= LOGGED_ADDRESSES);
+    let logged = a.log.iter().map(|logged| logged.addresses.len());
+    assert_eq!(logged.sum::<usize>(), a.logged_addresses);
+}
+
+#[test]
+fn a_barred_address_is_granted_to_nobody_whoever_claims_it() {
+    let barred = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let judge = Arc::clone(&barred);
+    let mut b = store(2)
+        .but_for(move |own| own == address(1) && judge.load(std::sync::atomic::Ordering::Relaxed));
+    b.install(one(), 0);
+    let mut a = installed(1, one());
+    learn(&mut a, "a.example", 1, 60, 0);
+    learn(&mut a, "b.example", 2, 60, 0);
+    tell((&mut a, 1), (&mut b, 2), 1, 0);
+    assert!(!b.is_behind(1), "it is in step all the same");
+    let (kept, _) = a.kept(0, 100, 0);
+    b.restore(&kept, 0, 0);
+    assert!(!allows(&b, 1) && allows(&b, 2));
+    barred.store(false, std::sync::atomic::Ordering::Relaxed);
+    b.review(&[address(1)], 0);
+    assert!(allows(&b, 1));
+}
+
+#[test]
+fn a_grant_whose_rule_is_gone_ends_with_it() {
+    let with = |revision, rules: &str| {
+        let document = format!(
+            r#"{{"source_groups":[{{"id":"web","mode":"enforce","sources":{{"cidrs":["10.0.0.0/8"]}},"rules":[{rules}]}}]}}"#
+        );
+        let document = Document::parse_json(document.as_bytes()).unwrap();
+        Arc::new(Compiled::compile(&document, revision).unwrap())
+    };
+    let rule = named("one", "**.example", "");
+    let mut a = installed(1, with(1, &rule));
+    let mut b = installed(2, with(1, &rule));
+    learn(&mut a, "a.example", 1, 60, 0);
+    let told = tell((&mut a, 1), (&mut b, 2), 1, 0);
+
+    // While everything is denied for a while, nothing ends.
+    a.install(Arc::new(Compiled::deny_all()), 1);
+    a.install(with(1, &rule), 2);
+    assert!(allows(&a, 1));
+
+    let lost = a.lost();
+    a.install(with(2, &named("other", "b.example", "")), 3);
+    assert_eq!((a.len(), a.lost() > lost), (0, true));
+    tell((&mut a, 1), (&mut b, 2), told, 3);
+    assert!(!allows(&b, 1));
+    for store in [&mut a, &mut b] {
+        store.install(with(3, &rule), 4);
+        assert!(!allows(store, 1));
+    }
+}
+
+#[test]
+fn a_rule_that_is_opened_to_its_group_cuts_nobody() {
+    let scope = r#","grant_scope":"client""#;
+    let mut store = installed(1, policy(&named("one", "**.example", scope)));
+    learn(&mut store, "a.example", 1, 60, 0);
+    let counted = judge(&store, CLIENT, 1).unwrap();
+    store.install(one(), 1);
+    assert_eq!(judge(&store, CLIENT, 1), Some(counted));
+    assert!(judge(&store, OTHER, 1).is_none());
+}
+
+#[test]
+fn a_peer_has_everything_again_once_there_is_room() {
+    let mut a = installed(1, one());
+    let mut b = Store::new(Settings {
+        grace_ms: GRACE_MS,
+        capacity: 100,
+        silent_ms: 60_000,
+        incarnation: 2,
+    });
+    b.install(one(), 0);
+    learn_many(&mut b, OTHER, "own.example", &many(0, 100), 60, 0);
+    for n in 0..100 {
+        let used = judge_at(&b, OTHER, many(n, 1)[0]).unwrap();
+        b.uses().enter(used);
+    }
+    learn(&mut a, "a.example", 1, 86_400, 0);
+    let told = tell((&mut a, 1), (&mut b, 2), 1, 0);
+    assert!(!allows(&b, 1) && !b.is_behind(1));
+    for n in 0..100 {
+        let used = judge_at(&b, OTHER, many(n, 1)[0]).unwrap();
+        b.uses().leave(used);
+    }
+    sweep(&mut b, 600_000);
+    sweep(&mut b, 1_200_000);
+    sweep(&mut b, 1_200_001);
+    tell((&mut a, 1), (&mut b, 2), told, 1_200_001);
+    assert!(allows(&b, 1));
 }
 
 #[test]
@@ -455,6 +667,7 @@ fn texts_and_lists_have_bounds() {
         addresses: vec![address(1); MAX_ADDRESSES + 1],
         life_ms: 1,
         age_ms: 0,
+        asker: None,
         origin: None,
     };
     let bytes = crate::stream::encode_changes(&[change]);
@@ -512,7 +725,9 @@ fn step() -> impl Strategy<Value = Step> {
 /// What a store has, beside times.
 fn held(store: &Store) -> Vec<(Arc<str>, IpAddr)> {
     let mut held = Vec::new();
-    store.each(0, |grant| held.push((grant.name, grant.address)));
+    store.each(&Wanted::default(), 0, usize::MAX >> 1, 0, |grant| {
+        held.push((grant.name, grant.address));
+    });
     held.sort();
     held.dedup();
     held

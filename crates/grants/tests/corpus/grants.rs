@@ -9,6 +9,7 @@ fn sound_grants(message: &[u8]) {
     let mut store = grants::Store::new(grants::Settings {
         grace_ms: 420_000,
         capacity: CAPACITY,
+        silent_ms: 60_000,
         incarnation: 1,
     });
     if let Ok(changes) = grants::stream::decode_changes(message) {
@@ -29,6 +30,7 @@ fn sound_grants(message: &[u8]) {
     let mut other = grants::Store::new(grants::Settings {
         grace_ms: 420_000,
         capacity: 8 * CAPACITY,
+        silent_ms: 60_000,
         incarnation: 2,
     });
     other.take(8, 9, &told, 6_000);

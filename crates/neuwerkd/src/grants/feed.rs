@@ -67,7 +67,9 @@ impl Grants {
         let mut states = node.watch_changes(has_other_members);
         let mut feeds: BTreeMap<NodeId, AbortOnDropHandle<()>> = BTreeMap::new();
         loop {
-            let mut members = members(&states.borrow_and_update());
+            let state = states.borrow_and_update().clone();
+            self.barred.meet(&state);
+            let mut members = members(&state);
             members.remove(&node.node_id());
             feeds.retain(|id, _| members.contains(id));
             self.change_peers(|peers| peers.retain(|id, _| members.contains(&NodeId(*id))));
@@ -154,11 +156,22 @@ impl Grants {
         }
     }
 
-    /// Tells a member all that is held, and where the stream goes on behind it.
+    /// Tells a member all that is held, and where the stream goes on behind it. What is new meanwhile it hears between the
+    /// parts, and once more behind them.
     async fn tell_everything(&self, node: &Node, peer: NodeId) -> Result<u64, ForwardError> {
         let next = self.read(|store, _now_ms| store.next_place());
-        let (mut part, mut from) = (0, Some(0));
+        let (mut part, mut from, mut new) = (0, Some(0), next);
         while let Some(at) = from {
+            let changes = self.read(|store, now_ms| {
+                let is_new = store.next_place() > new;
+                is_new.then(|| store.changes_from(new, CHANGES, now_ms))
+            });
+            if let Some(push) = changes.flatten() {
+                if let Body::Changes { changes, .. } = &push.body {
+                    new += changes.len() as u64;
+                }
+                read(&ask(node, peer, &push).await?)?;
+            }
             let (push, then) =
                 self.read(|store, now_ms| store.everything(part, at, NAMES, End { next }, now_ms));
             read(&ask(node, peer, &push).await?)?;

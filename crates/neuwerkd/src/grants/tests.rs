@@ -8,7 +8,8 @@ const GROUP: &str = "web";
 
 fn open(data_dir: &Path, bound: Duration) -> Arc<Grants> {
     let minutes = Duration::from_secs(420);
-    let grants = Arc::new(Grants::new(data_dir, minutes, minutes, bound));
+    let barred = Barred::nothing();
+    let grants = Arc::new(Grants::new(data_dir, minutes, minutes, bound, barred));
     let document = Document::parse_json(
         br#"{"source_groups":[{"id":"web","mode":"enforce","sources":{"cidrs":["10.0.0.0/8"]},
         "rules":[{"id":"names","action":"allow","match":{"dns_names":["**.example"]}}]}]}"#,
@@ -32,8 +33,8 @@ fn tell(grants: &Arc<Grants>, name: &str) -> Granted {
 
 fn names(grants: &Grants) -> Vec<String> {
     let mut names = Vec::new();
-    grants.read(|store, now_ms| {
-        store.each(now_ms, |grant| names.push(grant.name.to_string()));
+    grants.each(&Wanted::default(), |grant, _now_ms| {
+        names.push(grant.name.to_string());
     });
     names.sort();
     names
@@ -165,6 +166,8 @@ async fn a_node_is_ready_when_it_has_what_its_reachable_peers_have() {
 fn a_first_packet_is_held_while_a_peer_may_be_telling_of_it() {
     let dir = tempfile::tempdir().expect("there is a disk");
     let grants = open(dir.path(), Duration::ZERO);
+    assert!(grants.may_be_incomplete(), "it is not known who there is");
+    grants.met.send_replace(true);
     assert!(!grants.may_be_incomplete(), "there is nobody");
     let with = |reachable, heard| {
         let peer = Peer {
@@ -172,7 +175,9 @@ fn a_first_packet_is_held_while_a_peer_may_be_telling_of_it() {
             heard,
             ..Peer::default()
         };
-        grants.change_peers(|peers| drop(peers.insert(7, peer)));
+        grants.change_peers(|peers| {
+            peers.insert(7, peer);
+        });
         grants.may_be_incomplete()
     };
     let now = Instant::now();

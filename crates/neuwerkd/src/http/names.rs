@@ -7,7 +7,7 @@ use std::sync::Arc;
 use api::dns::{DnsCacheEntry, DnsCacheResponse, GrantEntry, GrantList, NameExplanation};
 use axum::Json;
 use axum::extract::{RawQuery, State};
-use grants::Grant;
+use grants::{Grant, Wanted};
 
 use super::App;
 use super::dataplane::{number, unknown};
@@ -34,27 +34,37 @@ pub(super) async fn cache(State(app): State<Arc<App>>) -> Answer<Json<DnsCacheRe
     let now_s = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .map_or(0, |time| time.as_secs());
-    let mut names: BTreeMap<Arc<str>, (Vec<IpAddr>, u64)> = BTreeMap::new();
-    dataplane.grants().read(|store, now_ms| {
-        store.each(now_ms, |grant| {
+    let grants = Arc::clone(dataplane.grants());
+    let entries = aside(move || {
+        let mut names: BTreeMap<Arc<str>, (Vec<IpAddr>, u64)> = BTreeMap::new();
+        grants.each(&Wanted::default(), |grant, now_ms| {
             let (ips, seen_s) = names.entry(grant.name).or_default();
             ips.push(grant.address);
             let age_s = now_ms.saturating_sub(grant.seen_ms) / 1_000;
             *seen_s = (*seen_s).max(now_s.saturating_sub(age_s));
         });
+        let entries = names.into_iter().map(|(hostname, (mut ips, seen_s))| {
+            ips.sort_unstable();
+            ips.dedup();
+            DnsCacheEntry {
+                hostname: hostname.to_string(),
+                ips: ips.iter().map(IpAddr::to_string).collect(),
+                last_seen: i64::try_from(seen_s).unwrap_or(i64::MAX),
+            }
+        });
+        entries.collect()
     });
-    let entries = names.into_iter().map(|(hostname, (mut ips, seen_s))| {
-        ips.sort_unstable();
-        ips.dedup();
-        DnsCacheEntry {
-            hostname: hostname.to_string(),
-            ips: ips.iter().map(IpAddr::to_string).collect(),
-            last_seen: i64::try_from(seen_s).unwrap_or(i64::MAX),
-        }
-    });
-    Ok(Json(DnsCacheResponse {
-        entries: entries.collect(),
-    }))
+    let entries = entries.await?;
+    Ok(Json(DnsCacheResponse { entries }))
+}
+
+/// Runs what may take a while where nobody waits for it.
+async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Answer<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|_| {
+        let text = "it failed; the node's log says why";
+        Refused::new(http::StatusCode::INTERNAL_SERVER_ERROR, text)
+    })
 }
 
 pub(super) static GRANTS: Doc = Doc::new("List what clients may reach by name, as a node has it")
@@ -101,22 +111,18 @@ pub(super) async fn list(
             key => return Err(unknown(key)),
         }
     }
-    let wanted = |grant: &Grant| {
-        name.as_ref().is_none_or(|name| **name == *grant.name)
-            && group.as_ref().is_none_or(|group| **group == *grant.group)
-            && address.is_none_or(|address| address == grant.address)
-            && client.is_none_or(|client| Some(client) == grant.client)
-    };
-    let (mut found, total) = dataplane.grants().read(|store, now_ms| {
-        let mut found = Vec::new();
-        store.each(now_ms, |grant| {
-            if wanted(&grant) {
-                found.push(grant);
-            }
-        });
-        (found, store.len() as u64)
+    let grants = Arc::clone(dataplane.grants());
+    let total = grants.read(|store, _now_ms| store.len() as u64);
+    let found = aside(move || {
+        let wanted = Wanted {
+            group: group.as_deref(),
+            name: name.as_deref(),
+            address,
+            client,
+        };
+        first(&grants, &wanted, limit + 1)
     });
-    found.sort_by(|a, b| order(a).cmp(&order(b)));
+    let mut found = found.await?;
     let truncated = found.len() > limit;
     found.truncate(limit);
     Ok(Json(GrantList {
@@ -177,20 +183,39 @@ pub(super) async fn explain(
         Refused::new(http::StatusCode::INTERNAL_SERVER_ERROR, text)
     })?;
     let group = explained.source_group.clone().unwrap_or_default();
-    let mut found = Vec::new();
-    dataplane.grants().read(|store, now_ms| {
-        store.each(now_ms, |grant| {
-            let is_its_own = grant.client.is_none_or(|client| client == from);
-            if *grant.name == *name && *grant.group == *group && is_its_own {
-                found.push(grant);
-            }
-        });
+    let grants = Arc::clone(dataplane.grants());
+    let found = aside(move || {
+        let wanted = Wanted {
+            group: Some(&group),
+            name: Some(&name),
+            ..Wanted::default()
+        };
+        let mut found = first(&grants, &wanted, MAX_LIMIT);
+        found.retain(|grant| grant.client.is_none_or(|client| client == from));
+        found.truncate(SHOWN);
+        found
     });
-    found.sort_by(|a, b| order(a).cmp(&order(b)));
-    found.truncate(SHOWN);
+    let found = found.await?;
     explained.grants = found.iter().map(|grant| entry(&app, grant)).collect();
     explained.node_id = Some(app.own_id());
     Ok(Json(explained))
+}
+
+/// The first grants of those that are wanted, in order, `count` at most.
+fn first(grants: &crate::grants::Grants, wanted: &Wanted<'_>, count: usize) -> Vec<Grant> {
+    let mut found: Vec<Grant> = Vec::new();
+    let cut = |found: &mut Vec<Grant>| {
+        found.sort_by(|a, b| order(a).cmp(&order(b)));
+        found.truncate(count);
+    };
+    grants.each(wanted, |grant, _now_ms| {
+        found.push(grant);
+        if found.len() >= 2 * count + 1_024 {
+            cut(&mut found);
+        }
+    });
+    cut(&mut found);
+    found
 }
 
 fn order(grant: &Grant) -> impl Ord + '_ {
@@ -214,6 +239,7 @@ fn entry(app: &App, grant: &Grant) -> GrantEntry {
         name: grant.name.to_string(),
         address: grant.address.to_string(),
         client: grant.client.map(|client| client.to_string()),
+        asked_by: grant.asker.map(|client| client.to_string()),
         nodes: grant.origins.iter().map(node).collect(),
         state: match grant.state() {
             grants::State::Used => "used",

@@ -31,6 +31,11 @@ pub struct Granted {
 pub trait Granting: Send + Sync {
     /// Sees to it that packets to these addresses are judged by the rules that the name matches.
     fn grant(&self, told: &Told<'_>) -> Granted;
+
+    /// Changes when something has ended before the time that [`Granted`] said.
+    fn epoch(&self) -> u64 {
+        0
+    }
 }
 
 /// Grants nothing, and lets every answer leave: for policies without rules by name.

@@ -224,7 +224,7 @@ impl Service {
         }
         let wanted = Wanted::of(&query);
         let limit = (by == By::Datagram).then(|| query.udp_limit());
-        let tag = tag(&policy, decision.group);
+        let tag = tag(&policy, decision.group, self.granting.epoch());
         let mut cache = lock(self.shard(&wanted));
         let mut stale = false;
         if let Some(found) = cache.lookup(&wanted, now_ms) {
@@ -256,7 +256,8 @@ impl Service {
                         });
                     }
                     let until_ms = now_ms.saturating_add(granted.for_ms);
-                    lock(self.shard(&wanted)).mark(&wanted, Mark { tag, until_ms });
+                    let mark = Mark { tag, until_ms };
+                    lock(self.shard(&wanted)).mark(&wanted, now_ms + fresh_ms, mark);
                     return Handled::Answered;
                 }
                 Age::Stale => stale = true,
@@ -463,14 +464,15 @@ impl Service {
     }
 }
 
-/// Tells what an answer was granted under: the policy and the group.
-fn tag(policy: &Compiled, group: Option<u32>) -> u64 {
+/// Tells what an answer was granted under: the policy, the group and the epoch of grants.
+fn tag(policy: &Compiled, group: Option<u32>, epoch: u64) -> u64 {
     let hash = policy.hash();
     let hash = hash
         .first_chunk()
         .map_or(0, |first| u64::from_le_bytes(*first));
     // 0 stands for nothing.
-    (hash ^ u64::from(group.unwrap_or(u32::MAX)) << 20) | 1
+    let epoch = epoch.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (hash ^ u64::from(group.unwrap_or(u32::MAX)) << 20 ^ epoch) | 1
 }
 
 fn addresses(stored: &Stored) -> Vec<IpAddr> {
