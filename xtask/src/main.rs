@@ -112,6 +112,7 @@ fn bench(what: Option<Bench>, options: &[String]) -> Result<()> {
         let mut arguments = vec!["bench", "-p", "proxy", "--bench", "serve", "--"];
         arguments.extend(options.iter().map(String::as_str));
         cargo(&arguments, &[])?;
+        cargo(&["bench", "-p", "grants", "--bench", "store"], &[])?;
     }
     Ok(())
 }

@@ -170,10 +170,17 @@ impl Address {
     }
 }
 
+type ByAddress = imbl::GenericHashMap<
+    IpAddr,
+    Arc<Address>,
+    foldhash::fast::RandomState,
+    imbl::shared_ptr::DefaultSharedPtr,
+>;
+
 /// All grants, as one compiled policy knows the rules. Cheap to copy and change: what is not changed is shared.
 #[derive(Clone, Debug, Default)]
 pub struct Table {
-    by_address: imbl::HashMap<IpAddr, Arc<Address>>,
+    by_address: ByAddress,
     uses: Arc<Uses>,
     incomplete: bool,
 }
@@ -182,7 +189,7 @@ impl Table {
     /// A table without grants, whose flows are counted there.
     pub fn new(uses: Arc<Uses>) -> Table {
         Table {
-            by_address: imbl::HashMap::new(),
+            by_address: ByAddress::default(),
             uses,
             incomplete: false,
         }

@@ -7,6 +7,7 @@ use policy::NameRule;
 use sha2::{Digest as _, Sha256};
 
 use crate::Origin;
+use crate::store::make_room;
 
 /// For whom a name was resolved.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -74,6 +75,7 @@ impl Holding {
     /// Has an address more, unless it has it.
     pub(crate) fn hold(&mut self, address: IpAddr, seen_ms: u64) {
         if let Err(at) = self.find(address) {
+            make_room(&mut self.spots);
             self.spots.insert(at, Spot::new(address, seen_ms));
         }
     }
@@ -132,6 +134,7 @@ impl Spot {
                 false
             }
             None => {
+                make_room(&mut self.claims);
                 self.claims.push(Claim { origin, until_ms });
                 true
             }

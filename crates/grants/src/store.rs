@@ -167,7 +167,7 @@ pub struct Store {
     index: HashTable<u32>,
     holdings: Vec<Option<Holding>>,
     free: Vec<u32>,
-    places: HashMap<IpAddr, Place>,
+    places: HashMap<IpAddr, Place, RandomState>,
     barred: Barred,
     askers: Askers,
     rules: Rules,
@@ -233,7 +233,7 @@ impl Store {
             index: HashTable::new(),
             holdings: Vec::new(),
             free: Vec::new(),
-            places: HashMap::new(),
+            places: HashMap::default(),
             barred: Barred(Box::new(|_| false)),
             askers: Askers::default(),
             rules: Rules::default(),
@@ -369,7 +369,9 @@ impl Store {
         let refused = self.refused;
         let until_ms = now_ms + ttl_ms + self.settings.grace_ms;
         let mut scopes = [false; 2];
+        let mut shared = None;
         if let Some(group) = self.policy.group_by_id(asked.group) {
+            shared = self.policy.shared_group_id(group).cloned();
             let mut rules = Vec::new();
             self.policy.rules_by_name(group, asked.name, &mut rules);
             for rule in rules {
@@ -385,7 +387,7 @@ impl Store {
                 continue;
             }
             let key = Key {
-                group: asked.group.into(),
+                group: shared.clone().unwrap_or_else(|| asked.group.into()),
                 name: asked.name.into(),
                 client,
             };
@@ -468,7 +470,9 @@ impl Store {
             self.holding_mut(at).hold(address, now_ms);
             self.spots += 1;
             self.askers.add(self.holding(at).asker);
-            self.places.entry(address).or_default().holders.push(at);
+            let holders = &mut self.places.entry(address).or_default().holders;
+            make_room(holders);
+            holders.push(at);
         }
         let spot = self.spot(at, address).expect("it was made");
         if spot.claim(origin, until_ms) {
@@ -761,6 +765,7 @@ impl Store {
                         let Some(id) = self.counters.take() else {
                             continue;
                         };
+                        make_room(&mut counted);
                         counted.push(Counted {
                             rule: number,
                             client,
@@ -977,6 +982,13 @@ impl Store {
 
     fn spot(&mut self, at: u32, address: IpAddr) -> Option<&mut Spot> {
         self.holding_mut(at).spot(address)
+    }
+}
+
+/// Room for one element more, and for none beside it where there are few: most of a million lists have one.
+pub(crate) fn make_room<T>(list: &mut Vec<T>) {
+    if list.len() == list.capacity() {
+        list.reserve_exact(list.len().max(1));
     }
 }
 
