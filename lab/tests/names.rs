@@ -358,11 +358,9 @@ fn no_query_is_lost_while_the_program_is_replaced() {
         let restarts: Vec<_> = (0..2)
             .map(|_| {
                 thread::sleep(Duration::from_millis(500));
-                let begin = Instant::now();
                 let said = cluster.node(1).control(&["restart"]);
-                let during = begin..Instant::now();
                 // What was granted is granted still.
-                (during, said, probe(&client, kept, PORT, PATIENCE))
+                (said, probe(&client, kept, PORT, PATIENCE))
             })
             .collect();
         thread::sleep(Duration::from_millis(500));
@@ -388,15 +386,9 @@ fn no_query_is_lost_while_the_program_is_replaced() {
     assert!(at_management.sent > 200, "{}", at_management.sent);
     assert_eq!(at_management.lost, [], "at the management address");
     assert!(over_tcp.is_empty(), "over TCP: {over_tcp:#?}");
-    // Packets on a data port are lost while one program goes and the next one comes, and at no other time.
-    let between = |at: &Instant| restarts.iter().any(|(during, ..)| during.contains(at));
-    let otherwise: Vec<_> = through_port
-        .lost
-        .iter()
-        .filter(|(_, at)| !between(at))
-        .collect();
-    assert!(otherwise.is_empty(), "through the data port: {otherwise:?}");
-    for (_, said, reached) in restarts {
+    assert!(through_port.sent > 200, "{}", through_port.sent);
+    assert_eq!(through_port.lost, [], "through the data port");
+    for (said, reached) in restarts {
         assert!(said.unwrap().contains("runs again"));
         assert_eq!(reached, Outcome::Connected);
     }

@@ -13,7 +13,7 @@ pub fn take(text: &str) -> BTreeMap<String, OwnedFd> {
     if words.next() != Some(std::process::id().to_string().as_str()) {
         return taken;
     }
-    for (name, number) in words.filter_map(|word| word.split_once('=')) {
+    for (name, number) in words.filter_map(|word| word.rsplit_once('=')) {
         if let Some(fd) = number.parse().ok().and_then(take_one) {
             taken.insert(name.to_owned(), fd);
         }

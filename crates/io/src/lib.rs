@@ -9,6 +9,7 @@ pub mod dpdk;
 pub mod idle;
 pub mod inherited;
 mod interface;
+pub mod kept;
 mod netlink;
 pub mod packet;
 pub mod pcap;

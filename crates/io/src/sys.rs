@@ -110,6 +110,23 @@ pub(crate) fn bind<T: Plain>(fd: impl AsFd, address: &T) -> io::Result<()> {
     check(result)
 }
 
+/// The address that a socket of such a family is bound to.
+pub(crate) fn bound<T: Plain>(fd: impl AsFd) -> io::Result<T> {
+    let mut address = MaybeUninit::<T>::zeroed();
+    let mut len = size_of::<T>() as libc::socklen_t;
+    // SAFETY: the pointer and the length describe `address`, and the kernel writes no more than that.
+    let result = unsafe {
+        libc::getsockname(
+            fd.as_fd().as_raw_fd(),
+            address.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    };
+    check(result)?;
+    // SAFETY: it was zeroed, the kernel wrote over some of it, and any bytes make a `T`.
+    Ok(unsafe { address.assume_init() })
+}
+
 /// `struct ifreq` with the sixteen bytes of its union as bytes.
 #[repr(C)]
 #[derive(Clone, Copy)]

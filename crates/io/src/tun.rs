@@ -10,7 +10,7 @@ mod host;
 use std::fs::File;
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::rc::Rc;
 
@@ -21,6 +21,7 @@ use rustix::io::{DupFlags, Errno, dup3};
 
 use crate::buffer::{ETHERNET_LEN, FRAME_LEN_MAX, Frame, Pool};
 use crate::interface::Interface;
+use crate::kept::{Kept, Position};
 use crate::packet::OpenError;
 use crate::{sys, vnet};
 use host::HostSide;
@@ -114,7 +115,12 @@ pub struct TunDevice {
 impl TunDevice {
     /// Opens a device with a single queue.
     pub fn open(config: &TunConfig) -> Result<Self, OpenError> {
-        let mut queues = Self::open_queues(config, 1)?;
+        Self::open_kept(config, &Kept::default())
+    }
+
+    /// The same for a single queue as [`open_queues_kept`](Self::open_queues_kept).
+    pub fn open_kept(config: &TunConfig, kept: &Kept) -> Result<Self, OpenError> {
+        let mut queues = Self::open_queues_kept(config, 1, kept)?;
         Ok(queues.remove(0))
     }
 
@@ -122,20 +128,45 @@ impl TunDevice {
     /// unless it is a data port that is there already, and sets it up. The kernel hands the
     /// packets of a flow to the queue that wrote its last packet.
     pub fn open_queues(config: &TunConfig, count: usize) -> Result<Vec<Self>, OpenError> {
+        Self::open_queues_kept(config, count, &Kept::default())
+    }
+
+    /// The same, with the queues that the process before this one has left, if the device is to be as it was, and the
+    /// packets that wait in them. They are `kept` for the next process.
+    pub fn open_queues_kept(
+        config: &TunConfig,
+        count: usize,
+        kept: &Kept,
+    ) -> Result<Vec<Self>, OpenError> {
         let name = config.name.as_str();
         let step = |step| move |source| OpenError::new(step, name, source);
+        let left = kept.claim(name, config, count);
+        // One that was removed meanwhile is of no use.
+        let left = left.filter(|left| {
+            let is_attached = |fd| sys::interface_ioctl(fd, libc::TUNGETIFF, name, &[]).is_ok();
+            left.iter().all(|(fd, _)| is_attached(fd))
+        });
+        let resumes = left.is_some();
+        let mut left = left.into_iter().flatten().map(|(fd, _)| fd);
         let is_there = config.target_ips.is_none() && Interface::by_name(name).is_ok();
         let mut devices = Vec::with_capacity(count);
-        for _ in 0..count {
-            let fd = attach(config, is_there, count > 1)?;
+        for number in 0..count {
+            let fd = match left.next() {
+                Some(fd) => fd,
+                None => attach(config, is_there, count > 1)?,
+            };
+            kept.enter(name, config, number, fd.as_fd(), Position::default())
+                .map_err(step("keep"))?;
             // A persistent device may have got another length from its last user.
             sys::pointed_ioctl(&fd, libc::TUNSETVNETHDRSZ, vnet::LEN as i32)
                 .map_err(step("set the header of"))?;
             let tx_gso_udp = offload(&fd).map_err(step("offload to"))?;
             let interface = Interface::by_name(name).map_err(step("look up"))?;
             let is_first = devices.is_empty();
-            let mut host = HostSide::new(interface).map_err(step("configure"))?;
-            if is_first && !is_there {
+            let mut host = HostSide::new(interface, kept.leaving()).map_err(step("configure"))?;
+            if is_first && resumes {
+                host.resume(config);
+            } else if is_first && !is_there {
                 host.set_up(config).map_err(step("configure"))?;
             } else if is_first {
                 host.interface().set_up(true).map_err(step("set up"))?;

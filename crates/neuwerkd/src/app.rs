@@ -323,11 +323,12 @@ impl Running {
             let error = format!("{error:#}");
             tracing::error!(error, "flows are not handed over");
         });
+        dataplane.ports().keep();
         let state = match state {
             Ok(state) => dataplane.dataplane().leave(state),
             Err(_) => None,
         };
-        let failed = successor.replace_this_process(state, &sockets);
+        let failed = successor.replace_this_process(state, &sockets, dataplane.ports());
         // Whoever starts this node again finds the interfaces held, and no host that answers in its place.
         dataplane.keep_held();
         failed

@@ -1,9 +1,9 @@
-//! What outlives the process at a planned restart: flow state and listening sockets, handed to the program that takes
+//! What outlives the process at a planned restart: flow state, listening sockets and data ports, handed to the program that takes
 //! its place.
 //!
 //! The process replaces itself (`execve(2)`), so that its id and its supervisor's view of it stay. Descriptors stay open
 //! across that under names, which [`VARIABLE`] tells; `state` is a sealed memfd of sections ([`mod@format`]), every other one
-//! a listening socket. A part of the node that has something to hand over writes a section of its own, or leaves a
+//! a listening socket, or a data port's queue, in which frames wait meanwhile. A part of the node that has something to hand over writes a section of its own, or leaves a
 //! descriptor under a name of its own. Nothing that comes this way can keep the node from starting.
 
 pub mod format;
@@ -24,6 +24,8 @@ use anyhow::{Context, bail, ensure};
 use engine::acquire::Held;
 use engine::port::Port;
 use engine::{FLOWS_VERSION, Imported, Now, Worker};
+use io::kept::Kept;
+
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, memfd_create};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Pid, Signal, kill_process};
@@ -67,6 +69,8 @@ pub struct Received {
     state: Option<State>,
     /// The listening sockets.
     pub sockets: Sockets,
+    /// The ports that packets come from.
+    pub ports: Kept,
     report: Mutex<Report>,
 }
 
@@ -93,6 +97,7 @@ impl Received {
         });
         Self {
             state,
+            ports: Kept::take(&mut fds),
             sockets: Sockets::new(fds),
             report: Mutex::new(report),
         }
@@ -103,6 +108,7 @@ impl Received {
         Self {
             state: None,
             sockets: Sockets::new(Default::default()),
+            ports: Kept::default(),
             report: Mutex::default(),
         }
     }
@@ -370,7 +376,7 @@ impl Successor {
         Ok(())
     }
 
-    /// Puts the program in this process's place, with `state` and `sockets`. Returns only if that fails.
+    /// Puts the program in this process's place, with `state`, `sockets` and `ports`. Returns only if that fails.
     ///
     /// # Errors
     /// The program cannot be started, or a descriptor not be handed over.
@@ -378,6 +384,7 @@ impl Successor {
         &self,
         state: Option<Leaving>,
         sockets: &Sockets,
+        ports: &Kept,
     ) -> anyhow::Result<std::convert::Infallible> {
         let state = state.map(Leaving::seal).transpose()?;
         let sockets = sockets.leave();
@@ -392,7 +399,11 @@ impl Successor {
         if let Some(state) = &state {
             hand(STATE, state.as_fd())?;
         }
-        for (name, socket) in &sockets {
+        let ports = ports.leave();
+        for (name, socket) in sockets
+            .iter()
+            .chain(ports.iter().map(|(name, fd)| (name, fd)))
+        {
             hand(name, socket.as_fd())?;
         }
         let error = Command::new(&self.program)

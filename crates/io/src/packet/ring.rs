@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use crate::kept::Position;
 use crate::sys;
 use crate::vnet;
 
@@ -28,6 +29,8 @@ pub(crate) struct RxRing {
     memory: NonNull<u8>,
     slots: usize,
     next: usize,
+    /// `next`, for a process that takes over.
+    position: Position,
 }
 
 // SAFETY: a mapping of the process, not of a thread; access through `&self` and `&mut self` is all there is.
@@ -54,7 +57,7 @@ impl RxRing {
     /// # Errors
     /// Those of the kernel, above all for memory.
     pub(crate) fn map(fd: impl AsFd, frames: u32) -> io::Result<Self> {
-        let blocks = (frames as usize).div_ceil(SLOTS_A_BLOCK).max(1);
+        let blocks = blocks(frames);
         let slots = blocks * SLOTS_A_BLOCK;
         let version = libc::tpacket_versions::TPACKET_V2 as i32;
         sys::set_option(&fd, libc::SOL_PACKET, libc::PACKET_VERSION, &version)?;
@@ -71,6 +74,22 @@ impl RxRing {
             tp_frame_nr: slots as u32,
         };
         sys::set_option(&fd, libc::SOL_PACKET, libc::PACKET_RX_RING, &request)?;
+        Self::share(&fd, slots, 0)
+    }
+
+    /// Goes on with the ring that a socket has been given before, with as many `frames`, and that was read up to `position`.
+    ///
+    /// # Errors
+    /// It has another size.
+    pub(crate) fn resume(fd: impl AsFd, frames: u32, position: usize) -> io::Result<Self> {
+        let slots = blocks(frames) * SLOTS_A_BLOCK;
+        if position >= slots {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        Self::share(&fd, slots, position)
+    }
+
+    fn share(fd: &impl AsFd, slots: usize, next: usize) -> io::Result<Self> {
         // SAFETY: a new mapping at an address of the kernel's choice; it exists as long as it is mapped, also when the
         // socket is closed first.
         let memory = unsafe {
@@ -89,7 +108,8 @@ impl RxRing {
         Ok(Self {
             memory: NonNull::new(memory.cast()).expect("a mapping is never at address zero"),
             slots,
-            next: 0,
+            next,
+            position: Position::new(next),
         })
     }
 
@@ -157,7 +177,17 @@ impl RxRing {
                 .store(libc::TP_STATUS_KERNEL, Ordering::Release);
             self.next = (self.next + 1) % self.slots;
         }
+        self.position.set(self.next);
     }
+
+    /// How far it has been read, whenever it is asked.
+    pub(crate) fn position(&self) -> Position {
+        self.position.clone()
+    }
+}
+
+fn blocks(frames: u32) -> usize {
+    (frames as usize).div_ceil(SLOTS_A_BLOCK).max(1)
 }
 
 impl Drop for RxRing {

@@ -9,6 +9,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use super::ring::RxRing;
 use super::steer::Fanout;
 use crate::interface::Interface;
+use crate::kept::Kept;
 use crate::sys;
 
 /// How an interface is opened.
@@ -124,6 +125,74 @@ impl Socket {
         Ok(socket)
     }
 
+    /// Opens `count` (1..=256) queues of an interface: those that the process before this one has left, if they are as they
+    /// would be opened now, with the frames that wait in them. They are `kept` for the next process.
+    pub fn open_kept(
+        config: &PacketConfig,
+        count: usize,
+        kept: &Kept,
+    ) -> Result<(Vec<Self>, Option<Fanout>), OpenError> {
+        let name = config.interface.as_str();
+        let resumed = kept.claim(name, config, count).and_then(|left| {
+            let resume = |(fd, position)| Self::resume(config, fd, position);
+            let resumed: Result<Vec<Self>, OpenError> = left.into_iter().map(resume).collect();
+            resumed
+                .inspect_err(|error| {
+                    let error = error as &dyn std::error::Error;
+                    tracing::info!(error, "the sockets before are of no use");
+                })
+                .ok()
+        });
+        let (sockets, fanout) = match resumed {
+            Some(sockets) => {
+                let fanout = Self::fanout_of(&sockets, config)?;
+                (sockets, fanout)
+            }
+            None => Self::open_queues(config, count)?,
+        };
+        for (number, socket) in sockets.iter().enumerate() {
+            let (fd, position) = (socket.as_fd(), socket.ring.position());
+            kept.enter(name, config, number, fd, position)
+                .map_err(|source| OpenError::new("keep", name, source))?;
+        }
+        Ok((sockets, fanout))
+    }
+
+    /// Goes on with a socket of the process before.
+    fn resume(config: &PacketConfig, fd: OwnedFd, position: usize) -> Result<Self, OpenError> {
+        let name = config.interface.as_str();
+        let step = |source| OpenError::new("go on with the socket of", name, source);
+        let interface =
+            Interface::by_name(name).map_err(|source| OpenError::new("look up", name, source))?;
+        let bound: libc::sockaddr_ll = sys::bound(&fd).map_err(step)?;
+        if bound.sll_ifindex != interface.index() as i32 {
+            return Err(step(io::ErrorKind::AddrNotAvailable.into()));
+        }
+        let ring = RxRing::resume(&fd, config.ring_frames, position).map_err(step)?;
+        Ok(Self {
+            capabilities: capabilities(&interface, name)?,
+            fd,
+            ring,
+            interface,
+            buffers: buffers(config),
+        })
+    }
+
+    /// What tells the kernel how to spread frames over sockets, if there are several.
+    fn fanout_of(sockets: &[Self], config: &PacketConfig) -> Result<Option<Fanout>, OpenError> {
+        let [first, _, ..] = sockets else {
+            return Ok(None);
+        };
+        let socket = first.fd.try_clone().map_err(|source| {
+            OpenError::new(
+                "spread frames over the queues of",
+                &config.interface,
+                source,
+            )
+        })?;
+        Ok(Some(Fanout { socket }))
+    }
+
     /// Opens `count` (1..=256) queues of an interface. All frames come to the first until the
     /// [`Fanout`] knows better.
     pub fn open_queues(
@@ -140,7 +209,6 @@ impl Socket {
         let sockets: Vec<Self> = (0..count)
             .map(|_| Self::open_closed(config))
             .collect::<Result<_, _>>()?;
-        let mut fanout = None;
         if let [first, others @ ..] = &sockets[..]
             && !others.is_empty()
         {
@@ -156,9 +224,8 @@ impl Socket {
             for other in others {
                 set(other, (method << 16) | (group & 0xffff)).map_err(refused)?;
             }
-            let socket = first.fd.try_clone().map_err(refused)?;
-            fanout = Some(Fanout { socket });
         }
+        let fanout = Self::fanout_of(&sockets, config)?;
         for socket in &sockets {
             socket.let_in(config)?;
         }
@@ -171,15 +238,7 @@ impl Socket {
         let name = config.interface.as_str();
         let step = |step| move |source| OpenError::new(step, name, source);
         let interface = Interface::by_name(name).map_err(step("look up"))?;
-        let (mac, ethernet) = interface.mac().map_err(step("read the address of"))?;
-        let capabilities = Capabilities {
-            mtu: interface.mtu().map_err(step("read the MTU of"))?,
-            tx_checksum: true,
-            tx_gso_tcp: true,
-            tx_gso_udp: kernel_at_least(6, 2),
-            mac,
-            layer3: !ethernet,
-        };
+        let capabilities = capabilities(&interface, name)?;
         // Protocol 0: nothing is received before it is bound.
         let fd = socket_with(
             AddressFamily::PACKET,
@@ -195,7 +254,7 @@ impl Socket {
             ring,
             interface,
             capabilities,
-            buffers: config.buffers.max(2 * super::BATCH as u32),
+            buffers: buffers(config),
         };
         sys::set_closed(&socket.fd, true).map_err(step("set a filter on"))?;
         let address = libc::sockaddr_ll {
@@ -258,6 +317,23 @@ impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
+}
+
+fn capabilities(interface: &Interface, name: &str) -> Result<Capabilities, OpenError> {
+    let step = |step| move |source| OpenError::new(step, name, source);
+    let (mac, ethernet) = interface.mac().map_err(step("read the address of"))?;
+    Ok(Capabilities {
+        mtu: interface.mtu().map_err(step("read the MTU of"))?,
+        tx_checksum: true,
+        tx_gso_tcp: true,
+        tx_gso_udp: kernel_at_least(6, 2),
+        mac,
+        layer3: !ethernet,
+    })
+}
+
+fn buffers(config: &PacketConfig) -> u32 {
+    config.buffers.max(2 * super::BATCH as u32)
 }
 
 /// Sets every option that has to stand before the ring is made.

@@ -5,6 +5,8 @@ use std::cell::{Cell, RefCell};
 use std::fs;
 use std::io;
 use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{Kind, TunConfig};
 use crate::interface::Interface;
@@ -33,16 +35,19 @@ pub(super) struct HostSide {
     interface: Interface,
     route: RefCell<Netlink>,
     has_rules: bool,
+    /// The device is left to the next process, rules and all.
+    leaving: Arc<AtomicBool>,
     /// The last count of lost packets; stays when the device has gone.
     dropped: Cell<u64>,
 }
 
 impl HostSide {
-    pub(super) fn new(interface: Interface) -> io::Result<Self> {
+    pub(super) fn new(interface: Interface, leaving: Arc<AtomicBool>) -> io::Result<Self> {
         Ok(Self {
             interface,
             route: RefCell::new(Netlink::route()?),
             has_rules: false,
+            leaving,
             dropped: Cell::new(0),
         })
     }
@@ -62,6 +67,11 @@ impl HostSide {
             Some(target_ips) => self.lead_back(target_ips),
             None => Ok(()),
         }
+    }
+
+    /// The device is as the process before has set it up.
+    pub(super) fn resume(&mut self, config: &TunConfig) {
+        self.has_rules = config.target_ips.is_some();
     }
 
     /// Sends what comes from a target address back into the device.
@@ -217,6 +227,7 @@ fn tx_dropped(link: &[u8]) -> Option<u64> {
 impl Drop for HostSide {
     fn drop(&mut self) {
         if self.has_rules
+            && !self.leaving.load(Ordering::Relaxed)
             && let Err(error) = self.remove_rules()
         {
             tracing::warn!(%error, "the rules of the host lane were not removed");

@@ -106,7 +106,8 @@ pub(super) fn start(
     };
     let makes = queues.into_iter().enumerate().map(make).collect();
     let dataplane = launch(config, judging, acquire, from_host, makes, received)?;
-    Ok(HeldDataplane::new(dataplane, addresses, holds))
+    let ports = received.ports.clone();
+    Ok(HeldDataplane::new(dataplane, addresses, ports, holds))
 }
 
 /// Opens all devices; by worker, its queue of each. An error comes with the key of its port.

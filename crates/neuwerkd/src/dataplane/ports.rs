@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
 use engine::port::Port;
+use io::kept::Kept;
 use io::packet::{Hold, HoldConfig, PacketConfig, PacketPort, Socket};
 use io::tun::{Kind, Segments, Tun, TunConfig, TunDevice};
 use io::xdp::{OpenError, WorkerQueues};
@@ -21,6 +22,7 @@ use crate::handover::Received;
 pub struct HeldDataplane {
     dataplane: Arc<Dataplane>,
     addresses: Option<Addresses>,
+    ports: Kept,
     _holds: Vec<Hold>,
 }
 
@@ -28,6 +30,7 @@ impl Drop for HeldDataplane {
     /// The workers end before the kernel gets its interfaces back.
     fn drop(&mut self) {
         self.dataplane.stop();
+        self.ports.close();
     }
 }
 
@@ -37,11 +40,13 @@ impl HeldDataplane {
     pub(super) fn new(
         dataplane: Dataplane,
         addresses: Option<Addresses>,
+        ports: Kept,
         holds: Vec<Hold>,
     ) -> HeldDataplane {
         HeldDataplane {
             dataplane: Arc::new(dataplane),
             addresses,
+            ports,
             _holds: holds,
         }
     }
@@ -75,7 +80,7 @@ impl HeldDataplane {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let workers = config.dataplane.workers(processors);
         let soft = |kind, acquire| {
-            let queues = soft_devices(config, &interfaces, kind, workers)?;
+            let queues = soft_devices(config, &interfaces, kind, workers, &received.ports)?;
             let make =
                 |devices: Vec<TunDevice>| move || Ok(devices.into_iter().map(Tun::new).collect());
             let makes = queues.into_iter().map(make).collect();
@@ -121,7 +126,8 @@ impl HeldDataplane {
                 let mut queues: Vec<Vec<Socket>> = (0..workers).map(|_| Vec::new()).collect();
                 let mut fanouts = Vec::new();
                 for (key, interface) in &interfaces {
-                    let opened = Socket::open_queues(&PacketConfig::new(interface), workers);
+                    let port = PacketConfig::new(interface);
+                    let opened = Socket::open_kept(&port, workers, &received.ports);
                     let (sockets, fanout) = opened.context(*key)?;
                     for (queues, socket) in queues.iter_mut().zip(sockets) {
                         queues.push(socket);
@@ -141,8 +147,14 @@ impl HeldDataplane {
         Ok(HeldDataplane {
             dataplane: Arc::new(dataplane),
             addresses,
+            ports: received.ports.clone(),
             _holds: holds,
         })
+    }
+
+    /// What is left of the ports to the process that takes over.
+    pub fn ports(&self) -> &Kept {
+        &self.ports
     }
 
     /// Does not give the interfaces back to the kernel: the process that takes over goes on holding them.
@@ -170,7 +182,8 @@ pub(super) fn launch<P: Port + 'static>(
     makes: Vec<impl FnOnce() -> anyhow::Result<Vec<P>> + Send + 'static>,
     received: &Arc<Received>,
 ) -> anyhow::Result<Dataplane> {
-    let lane = TunDevice::open(&TunConfig::host_lane(config.dns.served().to_vec()))?;
+    let lane = TunConfig::host_lane(config.dns.served().to_vec());
+    let lane = TunDevice::open_kept(&lane, &received.ports)?;
     lane.set_segments(from_host)
         .context("cannot configure the host lane")?;
     let workers = makes.len();
@@ -214,6 +227,7 @@ fn soft_devices(
     interfaces: &[(&'static str, String)],
     kind: Kind,
     workers: usize,
+    kept: &Kept,
 ) -> anyhow::Result<Vec<Vec<TunDevice>>> {
     type Refused = (&'static str, io::packet::OpenError);
     let ports = [
@@ -224,7 +238,7 @@ fn soft_devices(
         let mut queues: Vec<Vec<TunDevice>> = (0..workers).map(|_| Vec::new()).collect();
         for ((key, interface), port) in interfaces.iter().zip(ports) {
             let device = TunConfig::data_port(interface, kind, host_addresses(port));
-            let opened = TunDevice::open_queues(&device, workers);
+            let opened = TunDevice::open_queues_kept(&device, workers, kept);
             let opened = opened.map_err(|error| (*key, error))?;
             for (queues, device) in queues.iter_mut().zip(opened) {
                 queues.push(device);
