@@ -2,8 +2,9 @@
 //!
 //! Upstreams are asked in the configured order. One that takes longer than it usually does is not
 //! waited for: the next is asked as well, and the first usable answer counts (hedging). One that failed
-//! several times in a row is passed over for a while, doubling up to half a minute, and then tried again
-//! behind the others; if all have failed they are tried all the same.
+//! several times in a row, or was overtaken so, is suspect: the others are asked before it. Now and then,
+//! from a second to half a minute apart, it gets a question beside the race, so that it comes back as soon
+//! as it answers again. If all are suspect they are tried all the same.
 
 /// Failures in a row after which an upstream is passed over.
 const FAILURES: u32 = 3;
@@ -35,6 +36,14 @@ pub struct Health {
     pub failures: u32,
     /// It is passed over until then.
     pub paused_until_ms: u64,
+}
+
+impl Health {
+    /// Whether the others are asked before it.
+    #[must_use]
+    pub fn is_suspect(&self) -> bool {
+        self.failures >= FAILURES
+    }
 }
 
 impl Upstreams {
@@ -78,8 +87,17 @@ impl Upstreams {
         health.paused_until_ms = 0;
     }
 
-    /// Notes that an upstream did not answer in time, was not reached, or failed.
+    /// Notes that an upstream did not answer in time, was not reached, or failed. Of one that is passed over
+    /// anyway this is nothing new: many questions may have been under way to it.
     pub fn failed(&mut self, upstream: usize, now_ms: u64) {
+        match self.each.get(upstream) {
+            Some(health) if health.paused_until_ms <= now_ms => self.probe_failed(upstream, now_ms),
+            _ => {}
+        }
+    }
+
+    /// Notes the same of a question that [`Self::probe`] let through.
+    pub fn probe_failed(&mut self, upstream: usize, now_ms: u64) {
         let Some(health) = self.each.get_mut(upstream) else {
             return;
         };
@@ -90,11 +108,29 @@ impl Upstreams {
         }
     }
 
+    /// An upstream that is to be tried beside the race for a question, since its pause is over and the race
+    /// will hardly come to it. It is passed over until that has ended.
+    pub fn probe(&mut self, now_ms: u64) -> Option<usize> {
+        if self.all_suspect() {
+            return None;
+        }
+        let due = |health: &Health| health.is_suspect() && health.paused_until_ms <= now_ms;
+        let at = self.each.iter().position(due)?;
+        self.each[at].paused_until_ms = now_ms.saturating_add(self.timeout_ms);
+        Some(at)
+    }
+
+    /// Whether none of them has answered lately.
+    #[must_use]
+    pub fn all_suspect(&self) -> bool {
+        self.each.iter().all(Health::is_suspect)
+    }
+
     /// Begins to ask about one question.
     #[must_use]
     pub fn race(&self, now_ms: u64) -> Race {
         let paused = |at: &usize| self.each[*at].paused_until_ms > now_ms;
-        let suspect = |at: &usize| self.each[*at].failures >= FAILURES;
+        let suspect = |at: &usize| self.each[*at].is_suspect();
         let mut order: Vec<usize> = (0..self.each.len()).collect();
         // Stable: the configured order within each.
         order.sort_by_key(|at| (paused(at), suspect(at)));
@@ -183,6 +219,22 @@ impl Race {
         }
     }
 
+    /// Those that have taken longer than they usually do, while `winner` has answered.
+    pub fn overtaken(
+        &self,
+        upstreams: &Upstreams,
+        winner: usize,
+        now_ms: u64,
+    ) -> impl Iterator<Item = usize> {
+        self.asked
+            .iter()
+            .filter(move |asked| {
+                let patience_ms = upstreams.patience_ms(asked.upstream);
+                asked.open && asked.upstream != winner && asked.since_ms + patience_ms <= now_ms
+            })
+            .map(|asked| asked.upstream)
+    }
+
     /// Notes that an upstream failed, so that the next one is asked at once.
     pub fn failed(&mut self, upstream: usize) {
         for asked in &mut self.asked {
@@ -231,18 +283,62 @@ mod tests {
         // Then it is tried behind the other one.
         assert_eq!(first(&upstreams, 2_000), Step::Ask(1));
         upstreams.failed(0, 2_000);
-        assert_eq!(upstreams.health(0).unwrap().paused_until_ms, 4_000);
+        let paused_until = |upstreams: &Upstreams| upstreams.health(0).unwrap().paused_until_ms;
+        assert_eq!(paused_until(&upstreams), 4_000);
+        // Questions that were under way by then say nothing new.
+        upstreams.failed(0, 3_999);
+        assert_eq!(paused_until(&upstreams), 4_000);
+        let mut now = 4_000;
         for _ in 0..40 {
-            upstreams.failed(0, 10_000);
+            upstreams.failed(0, now);
+            assert!((4_000..=30_000).contains(&(paused_until(&upstreams) - now)));
+            now = paused_until(&upstreams);
         }
-        assert_eq!(upstreams.health(0).unwrap().paused_until_ms, 40_000);
         // Both failed: in order all the same.
-        for _ in 0..40 {
-            upstreams.failed(1, 10_000);
+        for _ in 0..3 {
+            upstreams.failed(1, now - 30_000);
         }
-        assert_eq!(first(&upstreams, 10_000), Step::Ask(0));
+        assert_eq!(first(&upstreams, now), Step::Ask(0));
         upstreams.answered(1, 1_000);
-        assert_eq!(first(&upstreams, 10_000), Step::Ask(1));
+        assert_eq!(first(&upstreams, now), Step::Ask(1));
+    }
+
+    #[test]
+    fn one_that_is_overtaken_fails_and_comes_back_when_it_answers() {
+        let mut upstreams = Upstreams::new(3, 2_000);
+        let mut now = 0;
+        for _ in 0..3 {
+            let mut race = upstreams.race(now);
+            assert_eq!(race.step(&upstreams, now), Step::Ask(0));
+            now += 200;
+            assert_eq!(race.step(&upstreams, now), Step::Ask(1));
+            // The other one has hardly been asked.
+            let slow: Vec<usize> = race.overtaken(&upstreams, 2, now + 10).collect();
+            assert_eq!(slow, [0]);
+            let slow: Vec<usize> = race.overtaken(&upstreams, 1, now + 1_000).collect();
+            assert_eq!(slow, [0]);
+            assert_eq!(race.overtaken(&upstreams, 0, now + 10).count(), 0);
+            assert_eq!(upstreams.probe(now), None);
+            upstreams.failed(0, now);
+        }
+        assert!(upstreams.health(0).unwrap().is_suspect() && !upstreams.all_suspect());
+        assert_eq!(upstreams.race(now).step(&upstreams, now), Step::Ask(1));
+        // One question is let through at a time, and no sooner than its pause is over.
+        assert_eq!(upstreams.probe(now + 999), None);
+        assert_eq!(upstreams.probe(now + 1_000), Some(0));
+        assert_eq!(upstreams.probe(now + 1_000), None);
+        upstreams.probe_failed(0, now + 2_999);
+        assert_eq!(upstreams.probe(now + 4_998), None);
+        assert_eq!(upstreams.probe(now + 4_999), Some(0));
+        upstreams.answered(0, 1_000);
+        now += 5_000;
+        assert_eq!(upstreams.race(now).step(&upstreams, now), Step::Ask(0));
+        // Where all have failed, the race itself tries them.
+        for at in 0..3 {
+            (0..3).for_each(|_| upstreams.failed(at, now));
+        }
+        assert!(upstreams.all_suspect());
+        assert_eq!(upstreams.probe(now + 60_000), None);
     }
 
     #[test]

@@ -98,7 +98,7 @@ impl Proxy {
         granting: Arc<dyn Granting>,
         registry: &mut Registry,
     ) -> Self {
-        let metrics = Metrics::register(registry);
+        let metrics = Metrics::register(registry, &settings.upstreams);
         Self {
             service: Arc::new(Service::new(settings, policy, granting, metrics)),
         }

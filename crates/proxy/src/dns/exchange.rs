@@ -33,7 +33,7 @@ pub(super) enum Failure {
 }
 
 impl Failure {
-    pub(super) fn as_str(&self) -> &'static str {
+    pub(super) fn reason(&self) -> &'static str {
         match self {
             Self::Io(_) => "unreachable",
             Self::Here(_) => "local",

@@ -12,7 +12,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Metric, Registry};
 
 /// Name as it is scraped, kind, labels, help.
-pub const FAMILIES: [(&str, &str, &str, &str); 12] = [
+pub const FAMILIES: [(&str, &str, &str, &str); 16] = [
     (
         "dns_queries_total",
         "counter",
@@ -85,6 +85,30 @@ pub const FAMILIES: [(&str, &str, &str, &str); 12] = [
         "stage",
         "How long queries that waited did so: upstream (for an answer, however many resolvers were asked), peers (until they had taken in what is granted)",
     ),
+    (
+        "neuwerk_dns_upstream_questions_total",
+        "counter",
+        "upstream",
+        "Questions to a resolver",
+    ),
+    (
+        "neuwerk_dns_upstream_failures_total",
+        "counter",
+        "upstream, reason",
+        "Questions to a resolver that brought no answer that counts: timeout, slow (another one had answered before), unreachable, local (there was no socket), question, case, malformed, chain, rcode",
+    ),
+    (
+        "neuwerk_dns_upstream_suspect",
+        "gauge",
+        "upstream",
+        "1 while a resolver is asked after the others only, for it failed three times in a row",
+    ),
+    (
+        "neuwerk_dns_upstream_seconds",
+        "histogram",
+        "upstream",
+        "Time that a resolver took to answer, over TCP and TLS with the opening of the connection",
+    ),
 ];
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -125,6 +149,26 @@ struct Reason {
     reason: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Upstream {
+    upstream: Arc<str>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Failure {
+    upstream: Arc<str>,
+    reason: &'static str,
+}
+
+/// Those of one upstream.
+#[derive(Debug, Clone)]
+pub(super) struct OfUpstream {
+    label: Arc<str>,
+    pub(super) questions: Counter,
+    pub(super) suspect: Gauge,
+    pub(super) rtt: Histogram,
+}
+
 /// The proxy's metrics.
 #[derive(Debug, Clone)]
 pub struct Metrics {
@@ -144,6 +188,9 @@ pub struct Metrics {
     pub(super) waited_upstream: Histogram,
     pub(super) waited_peers: Histogram,
     waited: Family<Stage, Histogram, fn() -> Histogram>,
+    /// In the order in which they are configured.
+    pub(super) upstreams: Vec<OfUpstream>,
+    upstream_failures: Family<Failure, Counter>,
 }
 
 /// From what a resolver in the next rack takes to what the slowest may take, in seconds.
@@ -152,8 +199,8 @@ const BUCKETS_S: [f64; 12] = [
 ];
 
 impl Metrics {
-    /// Registers all of [`FAMILIES`].
-    pub fn register(registry: &mut Registry) -> Self {
+    /// Registers all of [`FAMILIES`], for these upstreams.
+    pub fn register(registry: &mut Registry, upstreams: &[super::Upstream]) -> Self {
         let hits = Family::<State, Counter>::default();
         let state = |state| hits.get_or_create(&State { state }).clone();
         let (hits_fresh, hits_stale) = (state("fresh"), state("stale"));
@@ -161,7 +208,25 @@ impl Metrics {
         let waited = Family::<Stage, Histogram, fn() -> Histogram>::new_with_constructor(histogram);
         let stage = |stage| waited.get_or_create(&Stage { stage }).clone();
         let (waited_upstream, waited_peers) = (stage("upstream"), stage("peers"));
+        let questions = Family::<Upstream, Counter>::default();
+        let suspect = Family::<Upstream, Gauge>::default();
+        let upstream_rtt =
+            Family::<Upstream, Histogram, fn() -> Histogram>::new_with_constructor(histogram);
+        let of_upstream = |upstream: &super::Upstream| {
+            let label: Arc<str> = upstream.address.to_string().into();
+            let labels = Upstream {
+                upstream: Arc::clone(&label),
+            };
+            OfUpstream {
+                label,
+                questions: questions.get_or_create_owned(&labels),
+                suspect: suspect.get_or_create_owned(&labels),
+                rtt: upstream_rtt.get_or_create_owned(&labels),
+            }
+        };
         let metrics = Self {
+            upstreams: upstreams.iter().map(of_upstream).collect(),
+            upstream_failures: Family::default(),
             queries: Family::default(),
             rtt: Family::new_with_constructor(histogram),
             nxdomain: Family::default(),
@@ -192,6 +257,10 @@ impl Metrics {
             unsent,
             refused_connections,
             waited,
+            upstream_questions,
+            upstream_failures,
+            upstream_suspect,
+            upstream_seconds,
         ] = FAMILIES;
         register(registry, queries, metrics.queries.clone());
         register(registry, rtt, metrics.rtt.clone());
@@ -206,6 +275,11 @@ impl Metrics {
         let refused = metrics.refused_connections.clone();
         register(registry, refused_connections, refused);
         register(registry, waited, metrics.waited.clone());
+        register(registry, upstream_questions, questions);
+        let failures = metrics.upstream_failures.clone();
+        register(registry, upstream_failures, failures);
+        register(registry, upstream_suspect, suspect);
+        register(registry, upstream_seconds, upstream_rtt);
         metrics
     }
 
@@ -235,6 +309,14 @@ impl Metrics {
             source_group: Arc::clone(group),
         };
         self.mismatch.get_or_create(&mismatch).inc();
+    }
+
+    pub(super) fn upstream_failed(&self, upstream: usize, reason: &'static str) {
+        let failure = Failure {
+            upstream: Arc::clone(&self.upstreams[upstream].label),
+            reason,
+        };
+        self.upstream_failures.get_or_create(&failure).inc();
     }
 
     pub(super) fn unsent(&self, kind: ErrorKind) {

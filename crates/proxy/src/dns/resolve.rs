@@ -3,8 +3,10 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use ::dns::accept::{Accepted, Wanted};
+use ::dns::Upstreams;
 use ::dns::upstream::Step;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -14,6 +16,9 @@ use super::service::{Service, lock};
 
 /// Questions that may be under way at a time.
 const UNDER_WAY: usize = 8_192;
+
+/// Why an upstream failed that was waited for in vain.
+const TIMEOUT: &str = "timeout";
 
 /// Questions under way, and where their outcome will be.
 #[derive(Default)]
@@ -66,13 +71,20 @@ impl Service {
 
     async fn resolve(self: &Arc<Self>, wanted: &Wanted, group: &Arc<str>) -> Outcome {
         let now_ms = self.clock.now_ms();
-        let mut race = lock(&self.upstreams).race(now_ms);
+        let (mut race, probe) = {
+            let mut upstreams = lock(&self.upstreams);
+            (upstreams.race(now_ms), upstreams.probe(now_ms))
+        };
+        if let Some(upstream) = probe {
+            tokio::spawn(Arc::clone(self).probe(upstream, *wanted));
+        }
         let mut asked = JoinSet::new();
         loop {
             let now_ms = self.clock.now_ms();
             let step = race.step(&lock(&self.upstreams), now_ms);
             let until = match step {
                 Step::Ask(upstream) => {
+                    self.metrics.upstreams[upstream].questions.inc();
                     let (service, wanted) = (Arc::clone(self), *wanted);
                     asked.spawn(
                         async move { (upstream, exchange(&service, upstream, &wanted).await) },
@@ -80,8 +92,8 @@ impl Service {
                     continue;
                 }
                 Step::TimedOut(upstream) => {
-                    lock(&self.upstreams).failed(upstream, now_ms);
-                    self.metrics.mismatch("timeout", group);
+                    self.metrics.mismatch(TIMEOUT, group);
+                    self.failed(upstream, TIMEOUT, Upstreams::failed);
                     continue;
                 }
                 Step::GiveUp => return Outcome::Failed,
@@ -96,30 +108,86 @@ impl Service {
             };
             match exchanged {
                 Exchanged::Answer(accepted, rtt) => {
-                    let rtt_us = u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX);
-                    lock(&self.upstreams).answered(upstream, rtt_us);
+                    let now_ms = self.clock.now_ms();
+                    let overtaken: Vec<usize> = {
+                        let upstreams = lock(&self.upstreams);
+                        race.overtaken(&upstreams, upstream, now_ms).collect()
+                    };
+                    for slow in overtaken {
+                        self.failed(slow, "slow", Upstreams::failed);
+                    }
+                    self.answered(upstream, rtt);
                     self.metrics.rtt(group, rtt.as_secs_f64());
                     self.keep(wanted, &accepted);
                     return Outcome::Answer(Arc::new(accepted));
                 }
                 Exchanged::Failed(failure) => {
                     race.failed(upstream);
-                    self.metrics.mismatch(failure.as_str(), group);
-                    match failure {
-                        // It is there, whatever it thinks of this question.
-                        Failure::Rejected(_, rtt) => {
-                            let rtt_us = u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX);
-                            lock(&self.upstreams).answered(upstream, rtt_us);
-                        }
-                        Failure::Here(error) => {
-                            tracing::debug!(upstream, %error, "there is no socket for an upstream");
-                        }
-                        Failure::Io(error) => {
-                            tracing::debug!(upstream, %error, "an upstream cannot be asked");
-                            lock(&self.upstreams).failed(upstream, self.clock.now_ms());
-                        }
-                    }
+                    self.metrics.mismatch(failure.reason(), group);
+                    self.unusable(upstream, &failure, Upstreams::failed);
                 }
+            }
+        }
+    }
+
+    /// Tries an upstream that is passed over with a question that others are asked meanwhile.
+    async fn probe(self: Arc<Self>, upstream: usize, wanted: Wanted) {
+        self.metrics.upstreams[upstream].questions.inc();
+        let limit = self.settings.upstream_timeout;
+        match tokio::time::timeout(limit, exchange(&self, upstream, &wanted)).await {
+            Ok(Exchanged::Answer(_, rtt)) => self.answered(upstream, rtt),
+            Ok(Exchanged::Failed(failure)) => {
+                self.unusable(upstream, &failure, Upstreams::probe_failed);
+            }
+            Err(_) => self.failed(upstream, TIMEOUT, Upstreams::probe_failed),
+        }
+    }
+
+    fn answered(&self, upstream: usize, rtt: Duration) {
+        let metrics = &self.metrics.upstreams[upstream];
+        metrics.rtt.observe(rtt.as_secs_f64());
+        let rtt_us = u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX);
+        let mut upstreams = lock(&self.upstreams);
+        upstreams.answered(upstream, rtt_us);
+        metrics.suspect.set(0);
+    }
+
+    /// Notes a failure by `note`, which tells one of a race from one of a probe.
+    fn failed(
+        &self,
+        upstream: usize,
+        reason: &'static str,
+        note: impl FnOnce(&mut Upstreams, usize, u64),
+    ) {
+        self.metrics.upstream_failed(upstream, reason);
+        let mut upstreams = lock(&self.upstreams);
+        note(&mut upstreams, upstream, self.clock.now_ms());
+        let suspect = upstreams.health(upstream).is_some_and(|h| h.is_suspect());
+        self.metrics.upstreams[upstream]
+            .suspect
+            .set(suspect.into());
+    }
+
+    /// Notes an exchange that brought no answer that counts.
+    fn unusable(
+        &self,
+        upstream: usize,
+        failure: &Failure,
+        note: impl FnOnce(&mut Upstreams, usize, u64),
+    ) {
+        match failure {
+            // It is there, whatever it thinks of this question.
+            Failure::Rejected(_, rtt) => {
+                self.metrics.upstream_failed(upstream, failure.reason());
+                self.answered(upstream, *rtt);
+            }
+            Failure::Here(error) => {
+                tracing::debug!(upstream, %error, "there is no socket for an upstream");
+                self.metrics.upstream_failed(upstream, failure.reason());
+            }
+            Failure::Io(error) => {
+                tracing::debug!(upstream, %error, "an upstream cannot be asked");
+                self.failed(upstream, failure.reason(), note);
             }
         }
     }

@@ -290,6 +290,49 @@ async fn the_next_upstream_is_asked_when_one_is_silent_or_fails() {
     scene.counted(r#"dns_upstream_mismatch_total{reason="timeout",source_group="web"} 1"#);
 }
 
+/// One that swallows three questions is asked behind the other one, until it answers one that it gets by the way.
+#[tokio::test]
+async fn an_upstream_that_is_overtaken_is_passed_over_until_it_answers_again() {
+    let some = |q: &[u8], before| match before < 3 {
+        true => vec![],
+        false => vec![answer(q, [192, 0, 2, 1], 1)],
+    };
+    let dead = Server::start(some, |_| vec![], Duration::ZERO).await;
+    let sound = Server::sound(Duration::ZERO).await;
+    let scene = Scene::start(&[&dead, &sound], |_| ());
+    let ask = async |i| {
+        let got = scene.udp(&query(&format!("n{i}.example.com"), 1)).await;
+        assert_eq!(answers(&got.unwrap()), 1);
+    };
+    let suspect = |is: u8| {
+        let address = dead.address;
+        format!("neuwerk_dns_upstream_suspect{{upstream=\"{address}\"}} {is}\n")
+    };
+    scene.counted(&suspect(0));
+    for i in 0..3 {
+        ask(i).await;
+    }
+    scene.counted(&suspect(1));
+    let (dead_at, sound_at) = (dead.address, sound.address);
+    scene.counted(&format!(
+        r#"neuwerk_dns_upstream_failures_total{{upstream="{dead_at}",reason="slow"}} 3"#
+    ));
+    scene.counted(&format!(
+        r#"neuwerk_dns_upstream_seconds_count{{upstream="{sound_at}"}} 3"#
+    ));
+    let back = async {
+        for i in 3.. {
+            ask(i).await;
+            if scene.metrics().contains(&suspect(0)) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let waited = tokio::time::timeout(Duration::from_secs(30), back).await;
+    assert!(waited.is_ok(), "it does not come back");
+}
+
 #[tokio::test]
 async fn spoofed_answers_are_passed_over() {
     let spoofing = |q: &[u8], _| {
