@@ -62,6 +62,8 @@ pub struct Found<'c> {
     pub age: Age,
     /// For how long it is fresh, in milliseconds; 0 if it is stale.
     pub fresh_ms: u64,
+    /// Until when it is, in milliseconds: no other answer to the question has the same.
+    pub fresh_until_ms: u64,
     /// What is remembered of it.
     pub mark: Mark,
 }
@@ -134,6 +136,7 @@ impl Cache {
             stored: entry.stored.as_ref()?,
             age,
             fresh_ms: entry.fresh_until_ms.saturating_sub(now_ms),
+            fresh_until_ms: entry.fresh_until_ms,
             mark: entry.mark,
         })
     }

@@ -7,7 +7,7 @@
 //! 2. The caller asks the policy about its [`Name`]; a deny is written by [`reply`].
 //! 3. [`Cache::lookup`] finds a message for the same question, and [`Stored::render`] makes it this
 //!    client's: id, flags, the question as the client wrote it, ages, EDNS, size.
-//! 4. Else an upstream is asked with [`Ask::emit`], as [`Upstreams`] says, and [`Ask::accept`] judges
+//! 4. Else, unless [`Failures`] has it, an upstream is asked with [`Ask::emit`], as [`Upstreams`] says, and [`Ask::accept`] judges
 //!    what comes back. Nothing that an upstream sent goes on as it came: the records that follow from
 //!    the question are written anew, and those alone name the addresses that may be granted.
 #![forbid(unsafe_code)]
@@ -15,6 +15,7 @@
 
 pub mod accept;
 pub mod cache;
+pub mod failures;
 pub mod kind;
 pub mod limit;
 pub mod name;
@@ -26,6 +27,7 @@ pub mod upstream;
 
 pub use accept::{Accepted, Ask, Rejected};
 pub use cache::Cache;
+pub use failures::Failures;
 pub use kind::Kind;
 pub use name::Name;
 pub use query::{Query, Unfit};

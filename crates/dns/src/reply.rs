@@ -29,6 +29,8 @@ pub enum ExtendedCode {
     StaleAnswer = 3,
     /// The policy of this firewall denies the name.
     Blocked = 15,
+    /// The same question failed a moment ago.
+    CachedError = 13,
     /// What was asked for was left out.
     Filtered = 17,
     /// The client may not ask this.

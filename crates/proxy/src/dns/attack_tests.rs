@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 
-use super::tests::{Scene, Server, answer, answers, query, rcode};
+use super::tests::{Scene, Server, answer, answers, query, rcode, short_lived};
 use super::*;
 
 const ATTACKER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 66);
@@ -83,6 +83,37 @@ async fn ten_thousand_names_at_a_dead_upstream_starve_no_other() {
     );
     goes_on(&scene, "after.example.com").await;
     scene.counted("neuwerk_dns_waiting_queries 910");
+}
+
+/// Whoever has no place left to wait in gets what has expired.
+#[tokio::test]
+async fn without_room_to_wait_an_expired_answer_is_served() {
+    let short = |q: &[u8], _| match q[13..17].eq_ignore_ascii_case(b"dead") {
+        true => vec![],
+        false => vec![short_lived(q)],
+    };
+    let upstream = Server::start(short, |_| vec![], Duration::ZERO).await;
+    let scene = Scene::start(&[&upstream], |s| {
+        s.upstream_timeout = Duration::from_secs(600);
+    });
+    let asked = query("www.example.com", 1);
+    assert_eq!(answers(&scene.udp(&asked).await.unwrap()), 1);
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let mut buffer = [0; 512];
+    for i in 0.. {
+        let asked = query(&format!("dead{i}.example.com"), 1);
+        socket.send_to(&asked, scene.address).await.unwrap();
+        tokio::task::yield_now().await;
+        if let Ok(read) = socket.try_recv(&mut buffer) {
+            assert_eq!(rcode(&buffer[..read]), 2);
+            break;
+        }
+    }
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    let got = scene.udp(&asked).await.unwrap();
+    assert_eq!((rcode(&got), answers(&got)), (0, 1));
+    assert_eq!(rcode(&scene.udp(&query("new.example.com", 1)).await.unwrap()), 2);
+    scene.counted(r#"neuwerk_dns_cache_hits_total{state="stale"} 1"#);
 }
 
 #[tokio::test]

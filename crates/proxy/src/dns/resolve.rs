@@ -41,32 +41,41 @@ impl Service {
         wanted: &Wanted,
         group: &Arc<str>,
     ) -> Option<Outcome> {
-        let mut outcome = {
-            let mut flights = lock(&this.flights.0);
-            let full = flights.len() >= UNDER_WAY;
-            match flights.entry(*wanted) {
-                Entry::Occupied(flight) => flight.get().clone(),
-                Entry::Vacant(_) if full => return Some(Outcome::Busy),
-                Entry::Vacant(vacant) => {
-                    let (tell, outcome) = watch::channel(None);
-                    vacant.insert(outcome.clone());
-                    let landing = Landing {
-                        service: Arc::clone(this),
-                        wanted: *wanted,
-                    };
-                    let group = Arc::clone(group);
-                    // Of its own, so that it goes on if this client does not wait any longer.
-                    tokio::spawn(async move {
-                        let outcome = landing.service.resolve(&landing.wanted, &group).await;
-                        drop(landing);
-                        tell.send_replace(Some(outcome));
-                    });
-                    outcome
-                }
-            }
+        let Some(mut outcome) = Self::begin(this, wanted, group) else {
+            return Some(Outcome::Busy);
         };
         let outcome = outcome.wait_for(Option::is_some).await.ok()?;
         outcome.clone()
+    }
+
+    /// Where the outcome of a question will be that is under way, or is begun; none if there are too many.
+    pub(super) fn begin(
+        this: &Arc<Self>,
+        wanted: &Wanted,
+        group: &Arc<str>,
+    ) -> Option<watch::Receiver<Option<Outcome>>> {
+        let mut flights = lock(&this.flights.0);
+        let full = flights.len() >= UNDER_WAY;
+        match flights.entry(*wanted) {
+            Entry::Occupied(flight) => Some(flight.get().clone()),
+            Entry::Vacant(_) if full => None,
+            Entry::Vacant(vacant) => {
+                let (tell, outcome) = watch::channel(None);
+                vacant.insert(outcome.clone());
+                let landing = Landing {
+                    service: Arc::clone(this),
+                    wanted: *wanted,
+                };
+                let group = Arc::clone(group);
+                // Of its own, so that it goes on if this client does not wait any longer.
+                tokio::spawn(async move {
+                    let outcome = landing.service.resolve(&landing.wanted, &group).await;
+                    drop(landing);
+                    tell.send_replace(Some(outcome));
+                });
+                Some(outcome)
+            }
+        }
     }
 
     async fn resolve(self: &Arc<Self>, wanted: &Wanted, group: &Arc<str>) -> Outcome {
@@ -79,6 +88,8 @@ impl Service {
             tokio::spawn(Arc::clone(self).probe(upstream, *wanted));
         }
         let mut asked = JoinSet::new();
+        // Some upstream was not asked for want of something here, which may be over in a moment.
+        let mut scarce = false;
         loop {
             let now_ms = self.clock.now_ms();
             let step = race.step(&lock(&self.upstreams), now_ms);
@@ -96,7 +107,12 @@ impl Service {
                     self.failed(upstream, TIMEOUT, Upstreams::failed);
                     continue;
                 }
-                Step::GiveUp => return Outcome::Failed,
+                Step::GiveUp => {
+                    if !scarce {
+                        lock(&self.failures).note(wanted, now_ms);
+                    }
+                    return Outcome::Failed;
+                }
                 Step::Wait(until) => until,
             };
             let done = tokio::select! {
@@ -123,6 +139,7 @@ impl Service {
                 }
                 Exchanged::Failed(failure) => {
                     race.failed(upstream);
+                    scarce |= matches!(failure, Failure::Here(_));
                     self.metrics.mismatch(failure.reason(), group);
                     self.unusable(upstream, &failure, Upstreams::failed);
                 }

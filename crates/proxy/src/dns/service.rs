@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use ::dns::accept::{Accepted, Scrub, Wanted};
 use ::dns::cache::Mark;
+use ::dns::failures::{Failed, Failures};
 use ::dns::kind::Kinds;
 use ::dns::limit::{Limiter, Shares};
 use ::dns::reply::{self, Extended, ExtendedCode};
@@ -32,6 +33,8 @@ const CLIENTS: usize = 65_536;
 const WAITING: usize = 8_192;
 /// One client's may be this part of those that yet may.
 const WAITING_PART: usize = 8;
+/// Questions that failed lately and are remembered.
+const FAILED: usize = 16_384;
 /// For how long an upstream is waited for where there is an answer that has expired (RFC 8767 section 5).
 const STALE_AFTER: Duration = Duration::from_millis(1_800);
 
@@ -49,6 +52,7 @@ pub(super) struct Service {
     granting: Arc<dyn Granting>,
     kinds: Kinds,
     caches: Vec<Mutex<Cache>>,
+    pub(super) failures: Mutex<Failures>,
     limiter: Mutex<Limiter>,
     waiting: Arc<Mutex<Shares>>,
     /// The label of clients that no group has.
@@ -93,6 +97,17 @@ struct Ask {
     limit: Option<usize>,
     /// There is an answer that has expired.
     stale: bool,
+}
+
+/// What is done where there is an answer that has expired.
+enum Expired {
+    /// Upstreams are asked, and waited for.
+    Ask,
+    /// It is served at once.
+    Serve {
+        /// Upstreams are asked meanwhile.
+        ask_behind: bool,
+    },
 }
 
 /// How a client is answered.
@@ -148,6 +163,7 @@ impl Service {
             caches: (0..SHARDS)
                 .map(|_| Mutex::new(Cache::new(settings.cache_bytes / SHARDS)))
                 .collect(),
+            failures: Mutex::new(Failures::new(FAILED)),
             limiter: Mutex::new(Limiter::new(
                 CLIENTS,
                 settings.client_queries_per_second,
@@ -173,7 +189,7 @@ impl Service {
 
     /// Works on a client's message as far as that goes without waiting; `out` gets the answer.
     pub(super) fn handle(
-        &self,
+        self: &Arc<Self>,
         message: &[u8],
         client: IpAddr,
         by: By,
@@ -226,45 +242,73 @@ impl Service {
         let limit = (by == By::Datagram).then(|| query.udp_limit());
         let tag = tag(&policy, decision.group, self.granting.epoch());
         let mut cache = lock(self.shard(&wanted));
+        let mut waits = None;
         let mut stale = false;
         if let Some(found) = cache.lookup(&wanted, now_ms) {
-            match found.age {
-                Age::Seconds(_) => {
-                    found
-                        .stored
-                        .render(&query, found.age, limit.unwrap_or(usize::MAX), out);
-                    let known = found.mark.tag == tag && now_ms < found.mark.until_ms;
-                    let unknown = (!known).then(|| (addresses(found.stored), found.fresh_ms));
-                    drop(cache);
-                    self.metrics.hits_fresh.inc();
-                    self.count_answer(out, group, decision.would_deny);
-                    let Some((addresses, fresh_ms)) = unknown else {
-                        return Handled::Answered;
-                    };
-                    let told = Told {
-                        group,
-                        client,
-                        name: text,
-                        addresses: &addresses,
-                        ttl_s: u32::try_from(fresh_ms.div_ceil(1_000)).unwrap_or(u32::MAX),
-                    };
-                    let granted = self.grant(&told);
-                    if let Some(granted) = granted.wait {
-                        return self.later(&query, client, group, out, |out| Work::Tell {
-                            answer: std::mem::take(out),
-                            granted,
-                        });
-                    }
-                    let until_ms = now_ms.saturating_add(granted.for_ms);
-                    let mark = Mark { tag, until_ms };
-                    lock(self.shard(&wanted)).mark(&wanted, now_ms + fresh_ms, mark);
-                    return Handled::Answered;
+            let mut behind = false;
+            if found.age == Age::Stale {
+                stale = true;
+                match self.expired(&wanted, now_ms) {
+                    Expired::Serve { ask_behind } => behind = ask_behind,
+                    // Without room to wait for a newer one it is better than none.
+                    Expired::Ask => waits = Held::take(&self.waiting, client),
                 }
-                Age::Stale => stale = true,
+            }
+            if waits.is_none() {
+                found
+                    .stored
+                    .render(&query, found.age, limit.unwrap_or(usize::MAX), out);
+                let known = found.mark.tag == tag && now_ms < found.mark.until_ms;
+                let fresh_until_ms = found.fresh_until_ms;
+                let unknown = (!known).then(|| (addresses(found.stored), found.fresh_ms));
+                drop(cache);
+                match stale {
+                    true => self.metrics.hits_stale.inc(),
+                    false => self.metrics.hits_fresh.inc(),
+                };
+                self.count_answer(out, group, decision.would_deny);
+                if behind {
+                    // Nobody waits for it.
+                    let _ = Self::begin(self, &wanted, group);
+                }
+                let Some((addresses, fresh_ms)) = unknown else {
+                    return Handled::Answered;
+                };
+                let told = Told {
+                    group,
+                    client,
+                    name: text,
+                    addresses: &addresses,
+                    ttl_s: match stale {
+                        true => STALE_TTL_S,
+                        false => u32::try_from(fresh_ms.div_ceil(1_000)).unwrap_or(u32::MAX),
+                    },
+                };
+                let granted = self.grant(&told);
+                if let Some(granted) = granted.wait {
+                    let waits = Held::take(&self.waiting, client);
+                    return self.later(waits, &query, group, out, |out| Work::Tell {
+                        answer: std::mem::take(out),
+                        granted,
+                    });
+                }
+                let until_ms = now_ms.saturating_add(granted.for_ms);
+                let mark = Mark { tag, until_ms };
+                lock(self.shard(&wanted)).mark(&wanted, fresh_until_ms, mark);
+                return Handled::Answered;
             }
         }
         drop(cache);
-        self.later(&query, client, group, out, |_out| {
+        if !stale {
+            if lock(&self.failures).lookup(&wanted, now_ms) == Some(Failed::Lately) {
+                let text = "no upstream gave a usable answer a moment ago";
+                self.fail(&query, ExtendedCode::CachedError, text, out);
+                self.metrics.query("error", "cached_failure", group);
+                return Handled::Answered;
+            }
+            waits = Held::take(&self.waiting, client);
+        }
+        self.later(waits, &query, group, out, |_out| {
             Work::Ask(Box::new(Ask {
                 message: message.to_vec(),
                 client,
@@ -278,17 +322,34 @@ impl Service {
         })
     }
 
+    /// Whether upstreams are waited for although there is an answer, which has expired.
+    fn expired(&self, wanted: &Wanted, now_ms: u64) -> Expired {
+        let failed = lock(&self.failures).lookup(wanted, now_ms);
+        let ask_behind = match failed {
+            Some(Failed::Lately) => false,
+            Some(Failed::Before) => true,
+            None if lock(&self.upstreams).all_suspect() => true,
+            None => return Expired::Ask,
+        };
+        if ask_behind {
+            // By this one alone.
+            lock(&self.failures).note(wanted, now_ms);
+        }
+        Expired::Serve { ask_behind }
+    }
+
     /// Has a query wait, if there is room.
     fn later(
         &self,
+        waits: Option<Held>,
         query: &Query<'_>,
-        client: IpAddr,
         group: &Arc<str>,
         out: &mut Vec<u8>,
         work: impl FnOnce(&mut Vec<u8>) -> Work,
     ) -> Handled {
-        let Some(waits) = Held::take(&self.waiting, client) else {
-            self.fail(query, "too many queries are waiting", out);
+        let Some(waits) = waits else {
+            let text = "too many queries are waiting";
+            self.fail(query, ExtendedCode::NotReady, text, out);
             self.metrics.query("error", "overload", group);
             return Handled::Answered;
         };
@@ -327,10 +388,13 @@ impl Service {
         let begun = Instant::now();
         let answer = Self::join(self, &ask.wanted, &ask.group);
         let outcome = match ask.stale {
-            true => tokio::time::timeout(STALE_AFTER, answer)
-                .await
-                .ok()
-                .flatten(),
+            true => match tokio::time::timeout(STALE_AFTER, answer).await {
+                Ok(outcome) => outcome,
+                Err(_) => {
+                    lock(&self.failures).note(&ask.wanted, self.clock.now_ms());
+                    None
+                }
+            },
             false => answer.await,
         };
         let waited = begun.elapsed();
@@ -357,11 +421,19 @@ impl Service {
                 let mut cache = lock(self.shard(&ask.wanted));
                 let Some(found) = cache.lookup(&ask.wanted, self.clock.now_ms()) else {
                     drop(cache);
-                    let (reason, text) = match failed {
-                        Some(Outcome::Busy) => ("overload", "too many questions are under way"),
-                        _ => ("upstream", "no upstream gave a usable answer"),
+                    let (reason, code, text) = match failed {
+                        Some(Outcome::Busy) => (
+                            "overload",
+                            ExtendedCode::NotReady,
+                            "too many questions are under way",
+                        ),
+                        _ => (
+                            "upstream",
+                            ExtendedCode::NoReachableAuthority,
+                            "no upstream gave a usable answer",
+                        ),
                     };
-                    self.fail(&query, text, out);
+                    self.fail(&query, code, text, out);
                     return self.metrics.query("error", reason, &ask.group);
                 };
                 found.stored.render(&query, found.age, limit, out);
@@ -394,6 +466,7 @@ impl Service {
         for (_, special) in &accepted.filtered {
             self.metrics.filtered(special.as_str());
         }
+        lock(&self.failures).forget(wanted);
         let now_ms = self.clock.now_ms();
         let mut cache = lock(self.shard(wanted));
         let before = (cache.len(), cache.used_bytes());
@@ -444,11 +517,8 @@ impl Service {
         reply::denied(query, self.settings.denial, reason, out);
     }
 
-    fn fail(&self, query: &Query<'_>, text: &str, out: &mut Vec<u8>) {
-        let reason = Extended {
-            code: ExtendedCode::NoReachableAuthority,
-            text,
-        };
+    fn fail(&self, query: &Query<'_>, code: ExtendedCode, text: &str, out: &mut Vec<u8>) {
+        let reason = Extended { code, text };
         reply::error(query, Rcode::ServFail, reason, out);
     }
 

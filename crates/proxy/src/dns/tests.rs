@@ -290,6 +290,69 @@ async fn the_next_upstream_is_asked_when_one_is_silent_or_fails() {
     scene.counted(r#"dns_upstream_mismatch_total{reason="timeout",source_group="web"} 1"#);
 }
 
+/// An answer that expires after a second.
+pub(super) fn short_lived(query: &[u8]) -> Vec<u8> {
+    let mut out = answer(query, [192, 0, 2, 1], 1);
+    let ttl = out.len() - 7;
+    out[ttl] = 1;
+    out
+}
+
+#[tokio::test]
+async fn what_has_expired_is_served_at_once_after_a_failure_and_asked_for_behind() {
+    let once = |q: &[u8], before| match before {
+        0 => vec![short_lived(q)],
+        1 => vec![],
+        _ => vec![answer(q, [192, 0, 2, 1], 2)],
+    };
+    let upstream = Server::start(once, |_| vec![], Duration::ZERO).await;
+    let scene = Scene::start(&[&upstream], |s| {
+        s.upstream_timeout = Duration::from_millis(300);
+    });
+    let asked = query("www.example.com", 1);
+    assert_eq!(answers(&scene.udp(&asked).await.unwrap()), 1);
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    // The first waits for the upstream, the others for nothing.
+    for _ in 0..50 {
+        let got = scene.udp(&asked).await.unwrap();
+        assert_eq!((rcode(&got), answers(&got)), (0, 1));
+    }
+    assert_eq!(upstream.asked(), 2);
+    scene.counted(r#"neuwerk_dns_wait_seconds_count{stage="upstream"} 2"#);
+    scene.counted(r#"neuwerk_dns_cache_hits_total{state="stale"} 50"#);
+    let newer = async {
+        while answers(&scene.udp(&asked).await.unwrap()) == 1 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let newer = tokio::time::timeout(Duration::from_secs(30), newer).await;
+    assert!(newer.is_ok(), "it is not asked for again");
+    scene.counted(r#"neuwerk_dns_wait_seconds_count{stage="upstream"} 2"#);
+}
+
+#[tokio::test]
+async fn a_question_that_failed_is_not_asked_again_at_once() {
+    let failing = |q: &[u8], _| {
+        let mut failed = answer(q, [0; 4], 0);
+        failed[3] |= 2;
+        vec![failed]
+    };
+    let upstream = Server::start(failing, |_| vec![], Duration::ZERO).await;
+    let scene = Scene::start(&[&upstream], |_| ());
+    let mut asked = query("www.example.com", 1);
+    asked[11] = 1;
+    asked.extend([0, 0, 41, 4, 208, 0, 0, 0, 0, 0, 0]);
+    let first = scene.udp(&asked).await.unwrap();
+    let second = scene.udp(&asked).await.unwrap();
+    assert_eq!((rcode(&first), rcode(&second)), (2, 2));
+    assert_eq!(upstream.asked(), 1);
+    let extended = |got: &[u8], code: u8| got.windows(6).any(|w| w[..2] == [0, 15] && w[4..] == [0, code]);
+    assert!(extended(&first, 22) && extended(&second, 13), "{first:?} {second:?}");
+    // Another type of the same name is another question.
+    scene.udp(&query("www.example.com", 28)).await.unwrap();
+    assert_eq!(upstream.asked(), 2);
+}
+
 /// One that swallows three questions is asked behind the other one, until it answers one that it gets by the way.
 #[tokio::test]
 async fn an_upstream_that_is_overtaken_is_passed_over_until_it_answers_again() {
