@@ -144,6 +144,9 @@ pub fn start(config: Config, log: RecentLog, received: Received) -> anyhow::Resu
     let proxy = crate::dns::proxy(&config, dataplane.dataplane(), &grants, metrics.registry())?;
     let app = http::App::new(Arc::clone(&readiness), metrics.http());
     app.set_dataplane(dataplane.dataplane());
+    if let Some(proxy) = &proxy {
+        app.set_names(proxy.metrics().clone());
+    }
     control_runtime.spawn(Arc::clone(dataplane.dataplane()).keep_surveying());
     app.set_support(Arc::clone(&config), log);
     app.set_backups(Arc::new(Backups::new(&config.cluster.backup)));

@@ -88,6 +88,7 @@ pub struct App {
     archives: Semaphore,
     support: OnceLock<(Arc<Config>, RecentLog)>,
     registry: OnceLock<Weak<Registry>>,
+    names: OnceLock<proxy::dns::Metrics>,
     backups: ArcSwap<Backups>,
     rejoin: ArcSwapOption<mpsc::Sender<Rejoin>>,
     links: ArcSwapOption<Links>,
@@ -170,6 +171,7 @@ impl App {
             archives: Semaphore::new(ARCHIVES_AT_ONCE),
             support: OnceLock::new(),
             registry: OnceLock::new(),
+            names: OnceLock::new(),
             backups: ArcSwap::default(),
             rejoin: ArcSwapOption::empty(),
             links: ArcSwapOption::empty(),
@@ -272,6 +274,11 @@ impl App {
     /// Turns at making a support archive.
     pub(crate) fn archives(&self) -> &Semaphore {
         &self.archives
+    }
+
+    /// What the DNS proxy counts; without one the statistics say 0.
+    pub(crate) fn set_names(&self, metrics: proxy::dns::Metrics) {
+        let _ = self.names.set(metrics);
     }
 
     /// Sets where metrics are read. The listener owns them.

@@ -31,7 +31,7 @@ use tokio::net::{TcpListener, UdpSocket};
 use tokio_util::sync::CancellationToken;
 
 pub use granting::{Granted, Granting, NoGrants, Told};
-pub use metrics::{FAMILIES, Metrics};
+pub use metrics::{FAMILIES, Metrics, Totals};
 use service::Service;
 
 /// What the proxy goes by.
@@ -102,6 +102,12 @@ impl Proxy {
         Self {
             service: Arc::new(Service::new(settings, policy, granting, metrics)),
         }
+    }
+
+    /// What it counts.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        &self.service.metrics
     }
 
     /// Listens on an address, over UDP and TCP, until `stop`. Must be called within a tokio runtime;

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use api::stats::{
-    ClusterNodeCatchup, ClusterStats, DataplaneStats, DecisionCounters, DhcpStats, PortAddresses,
-    StatsSnapshot,
+    ClusterNodeCatchup, ClusterStats, DataplaneStats, DecisionCounters, DhcpStats, DnsStats,
+    PortAddresses, StatsSnapshot,
 };
 use axum::Json;
 use axum::extract::State;
@@ -34,11 +34,22 @@ impl App {
     pub(crate) fn stats(&self, node: &Node) -> StatsSnapshot {
         StatsSnapshot {
             dataplane: traffic(&self.counters.load()),
+            dns: self.names.get().map_or_else(DnsStats::default, names),
             dhcp: dhcp(&self.acquired()),
             cluster: cluster(node),
             backup: self.backups().stats(),
             ..StatsSnapshot::default()
         }
+    }
+}
+
+fn names(metrics: &proxy::dns::Metrics) -> DnsStats {
+    let totals = metrics.totals();
+    DnsStats {
+        queries_allow: totals.allowed,
+        queries_deny: totals.denied,
+        nxdomain_policy: totals.nxdomain_policy,
+        nxdomain_upstream: totals.nxdomain_upstream,
     }
 }
 
@@ -216,5 +227,66 @@ fn catchup(
             .filter(|text| !text.is_empty()),
         clock_offset_ms: member.clock_offset_ms,
         name: member.name.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use policy::{Compiled, Document};
+    use prometheus_client::registry::Registry;
+    use proxy::dns::{NoGrants, Proxy, Settings};
+    use tokio::net::UdpSocket;
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+
+    const POLICY: &str = r#"{"source_groups":[{"id":"web","mode":"enforce","sources":{"cidrs":["127.0.0.0/8"]},
+        "rules":[{"id":"ok","action":"allow","match":{"dns_names":["a.net"]}}]}]}"#;
+
+    /// An allowed name, though there is no resolver to ask, and two that are denied.
+    #[tokio::test]
+    async fn queries_are_counted() {
+        let document = Document::parse_json(POLICY.as_bytes()).unwrap();
+        let policy = Arc::new(Compiled::compile(&document, 1).unwrap());
+        let settings = Settings {
+            upstreams: vec![],
+            upstream_timeout: std::time::Duration::from_secs(1),
+            allow_private_answers: vec![],
+            own_addresses: Arc::new(Vec::new),
+            allow_ech: false,
+            more_kinds: vec![],
+            denial: dns::reply::Denial::NxDomain,
+            cache_bytes: 1 << 20,
+            client_queries_per_second: 0,
+            client_burst: 0,
+        };
+        let proxy = Proxy::new(
+            settings,
+            Box::new(move || Arc::clone(&policy)),
+            Arc::new(NoGrants),
+            &mut Registry::default(),
+        );
+        let stop = CancellationToken::new();
+        let address = proxy
+            .listen((Ipv4Addr::LOCALHOST, 0).into(), 1, &stop)
+            .unwrap();
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        // ANY is answered at once (RFC 8482).
+        for (name, kind) in [(b'a', 255), (b'b', 1), (b'c', 255)] {
+            let mut query = vec![0, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+            query.extend([1, name, 3, b'n', b'e', b't', 0, 0, kind, 0, 1]);
+            socket.send_to(&query, address).await.unwrap();
+            socket.recv(&mut [0; 512]).await.unwrap();
+        }
+        let expected = DnsStats {
+            queries_allow: 1,
+            queries_deny: 2,
+            nxdomain_policy: 2,
+            nxdomain_upstream: 0,
+        };
+        assert_eq!(names(proxy.metrics()), expected);
+        stop.cancel();
     }
 }

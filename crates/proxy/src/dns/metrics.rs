@@ -2,7 +2,7 @@
 
 use std::io::ErrorKind;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -169,10 +169,25 @@ pub(super) struct OfUpstream {
     pub(super) rtt: Histogram,
 }
 
+/// Queries since the proxy started, over all groups.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Allowed.
+    pub allowed: u64,
+    /// Denied.
+    pub denied: u64,
+    /// Answered by policy that the name does not exist.
+    pub nxdomain_policy: u64,
+    /// Answered so by upstreams.
+    pub nxdomain_upstream: u64,
+}
+
 /// The proxy's metrics.
 #[derive(Debug, Clone)]
 pub struct Metrics {
     queries: Family<Outcome, Counter>,
+    allowed: Arc<AtomicU64>,
+    denied: Arc<AtomicU64>,
     rtt: Family<Group, Histogram, fn() -> Histogram>,
     nxdomain: Family<Source, Counter>,
     mismatch: Family<Mismatch, Counter>,
@@ -228,6 +243,8 @@ impl Metrics {
             upstreams: upstreams.iter().map(of_upstream).collect(),
             upstream_failures: Family::default(),
             queries: Family::default(),
+            allowed: Arc::default(),
+            denied: Arc::default(),
             rtt: Family::new_with_constructor(histogram),
             nxdomain: Family::default(),
             mismatch: Family::default(),
@@ -283,7 +300,27 @@ impl Metrics {
         metrics
     }
 
+    /// The sums that the statistics have.
+    #[must_use]
+    pub fn totals(&self) -> Totals {
+        let nxdomain = |source| self.nxdomain.get_or_create(&Source { source }).get();
+        Totals {
+            allowed: self.allowed.load(Ordering::Relaxed),
+            denied: self.denied.load(Ordering::Relaxed),
+            nxdomain_policy: nxdomain("policy"),
+            nxdomain_upstream: nxdomain("upstream"),
+        }
+    }
+
     pub(super) fn query(&self, result: &'static str, reason: &'static str, group: &Arc<str>) {
+        let total = match result {
+            "allow" => Some(&self.allowed),
+            "deny" => Some(&self.denied),
+            _ => None,
+        };
+        if let Some(total) = total {
+            total.fetch_add(1, Ordering::Relaxed);
+        }
         let outcome = Outcome {
             result,
             reason,
