@@ -1,5 +1,6 @@
 //! The DNS proxy as this node runs it: by which settings, and where it listens.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,7 +14,7 @@ use rustix::process::Resource;
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::config::{Config, DeniedAnswer, Dns};
 use crate::dataplane::Dataplane;
@@ -29,6 +30,8 @@ pub(crate) const THREADS: u32 = 2;
 const PEERS_WAIT: Duration = Duration::from_secs(2);
 /// How often an address that cannot be listened on yet is tried again.
 const RETRY: Duration = Duration::from_secs(1);
+/// How often the addresses of the management interface are looked at where all are listened on.
+const LOOK: Duration = Duration::from_secs(5);
 /// For how long what the host said of its addresses is believed.
 const HOST_FOR: Duration = Duration::from_secs(1);
 
@@ -165,70 +168,102 @@ pub(crate) struct Listener {
 }
 
 impl Listener {
-    /// Listens on the management address and on those that clients inside ask, each as soon as it is there, until it is to
-    /// stop; then queries that were read are answered still.
+    /// Listens on the management addresses and on those that clients inside ask, each as soon as and as long as it is
+    /// there, until it is to stop; then queries that were read are answered still.
     pub(crate) async fn run(self) {
         // Whoever is answered may connect through any node.
         let in_touch = tokio::time::timeout(PEERS_WAIT, self.grants.in_touch());
         let _ = self.stop.run_until_cancelled(in_touch).await;
-        let mut missing: Vec<Option<IpAddr>> = vec![None];
-        missing.extend(self.config.dns.served().iter().copied().map(Some));
-        let mut open = Vec::new();
+        let mut served = Served {
+            proxy: self.proxy,
+            sockets: self.sockets,
+            stop: self.stop,
+            port: PORT,
+            open: BTreeMap::new(),
+            told: BTreeSet::new(),
+        };
+        let interface = self.config.bootstrap.management_interface.as_str();
+        let mut management = Vec::new();
         let mut told = false;
-        while !self.stop.is_cancelled() {
-            missing.retain(|address| match self.open(*address, &mut open) {
-                Ok(address) => {
+        while !served.stop.is_cancelled() {
+            match interfaces::global_addresses(interface) {
+                Ok(addresses) => management = addresses,
+                // The last known ones are better than none.
+                Err(error) => tracing::warn!(%error, "the host does not say its addresses"),
+            }
+            if management.is_empty() && !told {
+                told = true;
+                tracing::warn!(interface, "the DNS proxy finds no global address yet; trying on");
+            }
+            let inside = self.config.dns.served().iter();
+            let wanted = management.iter().chain(inside).copied().collect();
+            let complete = served.follow(&wanted) && !management.is_empty();
+            let pause = if complete { LOOK } else { RETRY };
+            let pause = tokio::time::sleep(pause);
+            served.stop.run_until_cancelled(pause).await;
+        }
+        served.proxy.stopped().await;
+        drop(served.open);
+    }
+}
+
+/// Where the proxy listens.
+struct Served {
+    proxy: Proxy,
+    sockets: Sockets,
+    stop: CancellationToken,
+    port: u16,
+    open: BTreeMap<IpAddr, Open>,
+    /// Addresses that cannot be listened on, which the log has.
+    told: BTreeSet<IpAddr>,
+}
+
+/// The sockets of one address. Their tasks end with it.
+struct Open {
+    _listening: Vec<Listening>,
+    _stop: DropGuard,
+}
+
+impl Served {
+    /// Listens on these addresses alone. Whether it does on all of them.
+    fn follow(&mut self, wanted: &BTreeSet<IpAddr>) -> bool {
+        self.told.retain(|address| wanted.contains(address));
+        self.open.retain(|address, _| {
+            let stays = wanted.contains(address);
+            if !stays {
+                tracing::info!(%address, "the DNS proxy listens no more");
+            }
+            stays
+        });
+        for address in wanted {
+            if self.open.contains_key(address) {
+                continue;
+            }
+            match self.open(SocketAddr::new(*address, self.port)) {
+                Ok(open) => {
                     tracing::info!(%address, "the DNS proxy listens");
-                    false
+                    self.told.remove(address);
+                    self.open.insert(*address, open);
                 }
                 Err(error) => {
-                    if !told {
-                        let error = format!("{error:#}");
-                        tracing::warn!(error, "the DNS proxy cannot listen yet; trying on");
+                    if self.told.insert(*address) {
+                        tracing::warn!(%address, %error, "the DNS proxy cannot listen yet; trying on");
                     }
-                    true
                 }
-            });
-            told = true;
-            if missing.is_empty() {
-                self.stop.cancelled().await;
-            }
-            tokio::select! {
-                () = self.stop.cancelled() => {}
-                () = tokio::time::sleep(RETRY) => {}
             }
         }
-        self.proxy.stopped().await;
-        drop(open);
+        self.told.is_empty()
     }
 
-    /// Listens on an address, or on that of the management interface.
-    fn open(
-        &self,
-        address: Option<IpAddr>,
-        open: &mut Vec<Listening>,
-    ) -> anyhow::Result<SocketAddr> {
-        let management = self.config.bootstrap.management_interface.as_str();
-        let address = match address {
-            Some(address) => address,
-            None => interfaces::management_address(management)?
-                .with_context(|| format!("{management} has no global address"))?,
-        };
-        let address = SocketAddr::new(address, PORT);
-        let listening = self.serve(address);
-        open.extend(listening.with_context(|| format!("cannot listen on {address}"))?);
-        Ok(address)
-    }
-
-    fn serve(&self, address: SocketAddr) -> std::io::Result<Vec<Listening>> {
+    /// Binds all sockets of an address, and only then has them served: what is served holds its port.
+    fn open(&self, address: SocketAddr) -> std::io::Result<Open> {
         let ip = address.ip();
         let (listener, listening) = self.sockets.open(
             &format!("dns-tcp-{ip}"),
             |socket: &TcpListener| matches!(socket.local_addr(), Ok(at) if at == address),
             || bind_tcp(address),
         )?;
-        let mut all = vec![listening];
-        self.proxy.serve_tcp(listener, &self.stop)?;
+        let (mut all, mut sockets) = (vec![listening], Vec::new());
         for number in 0..THREADS {
             let (socket, listening) = self.sockets.open(
                 &format!("dns-udp-{ip}-{number}"),
@@ -236,9 +271,18 @@ impl Listener {
                 || bind_udp(address),
             )?;
             all.push(listening);
-            self.proxy.serve_udp(socket, &self.stop)?;
+            sockets.push(socket);
         }
-        Ok(all)
+        let stop = self.stop.child_token();
+        let open = Open {
+            _listening: all,
+            _stop: stop.clone().drop_guard(),
+        };
+        self.proxy.serve_tcp(listener, &stop)?;
+        for socket in sockets {
+            self.proxy.serve_udp(socket, &stop)?;
+        }
+        Ok(open)
     }
 }
 

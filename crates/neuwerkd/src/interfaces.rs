@@ -6,7 +6,12 @@ use std::net::{IpAddr, Ipv6Addr};
 /// The address that management listeners bind: the interface's first global IPv4 address, else its
 /// first global IPv6 address; none while the interface has neither (DHCP may still be at work).
 pub fn management_address(interface: &str) -> io::Result<Option<IpAddr>> {
-    let addresses: Vec<IpAddr> = nix::ifaddrs::getifaddrs()?
+    Ok(first_global(&global_addresses(interface)?))
+}
+
+/// All addresses of an interface that are global.
+pub fn global_addresses(interface: &str) -> io::Result<Vec<IpAddr>> {
+    let addresses = nix::ifaddrs::getifaddrs()?
         .filter(|entry| entry.interface_name == interface)
         .filter_map(|entry| {
             let address = entry.address?;
@@ -15,8 +20,8 @@ pub fn management_address(interface: &str) -> io::Result<Option<IpAddr>> {
                 .map(|v4| IpAddr::V4(v4.ip()))
                 .or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
         })
-        .collect();
-    Ok(first_global(&addresses))
+        .filter(is_global);
+    Ok(addresses.collect())
 }
 
 /// The addresses of all interfaces.
@@ -56,13 +61,17 @@ pub fn mtu_of(address: IpAddr) -> Option<(String, usize)> {
 }
 
 fn first_global(addresses: &[IpAddr]) -> Option<IpAddr> {
-    let global = |address: &&IpAddr| match address {
+    let global = || addresses.iter().filter(|address| is_global(address));
+    let v4 = global().find(|address| address.is_ipv4());
+    let v6 = global().find(|address| address.is_ipv6());
+    v4.or(v6).copied()
+}
+
+fn is_global(address: &IpAddr) -> bool {
+    match address {
         IpAddr::V4(v4) => !v4.is_link_local() && !v4.is_unspecified(),
         IpAddr::V6(v6) => !is_link_local(v6) && !v6.is_unspecified(),
-    };
-    let v4 = addresses.iter().filter(global).find(|a| a.is_ipv4());
-    let v6 = addresses.iter().filter(global).find(|a| a.is_ipv6());
-    v4.or(v6).copied()
+    }
 }
 
 fn is_link_local(address: &Ipv6Addr) -> bool {

@@ -16,7 +16,7 @@ section! {
     Dns, Part::Dns;
 
     /// Addresses that clients inside ask; packets to their port 53 are handed to the proxy. None: it answers at the management
-    /// address alone.
+    /// addresses alone.
     target_ips: Vec<IpAddr> = Vec::new(), flag("dns-target-ip"), flag_alias("dns-target-ips");
     /// Resolvers that the proxy asks, in this order: over UDP and TCP as `9.9.9.9:53`, over TLS (RFC 7858) as
     /// `tls://9.9.9.9:853#dns.quad9.net`. `#` and the name that its certificate has to have may be left out, if that has the

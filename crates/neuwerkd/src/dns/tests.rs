@@ -88,3 +88,76 @@ fn certificates_are_needed_for_tls_alone() {
     std::fs::write(&ca, key.cert.pem()).unwrap();
     assert_eq!(over("tls://9.9.9.9"), Ok(true));
 }
+
+fn served(port: u16) -> Served {
+    let config = Config::parse(
+        Some(
+            "version: 1\nbootstrap: {management_interface: lo, data_interface: eth1}\n\
+             dns: {upstreams: ['192.0.2.53:53']}",
+        ),
+        &crate::config::Flags::default(),
+    )
+    .unwrap();
+    let grants = crate::grants::Grants::nothing();
+    let proxy = proxy(&config, &dataplane(vec![]), &grants, &mut Registry::default());
+    Served {
+        proxy: proxy.unwrap().unwrap(),
+        sockets: Sockets::default(),
+        stop: CancellationToken::new(),
+        port,
+        open: BTreeMap::new(),
+        told: BTreeSet::new(),
+    }
+}
+
+/// A port that is free over UDP, which the returned socket holds.
+fn held() -> (UdpSocket, u16) {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let port = socket.local_addr().unwrap().port();
+    (socket, port)
+}
+
+/// Whether a denied name is answered as such.
+async fn answers(server: SocketAddr) -> bool {
+    let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let query = b"\x00\x07\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x01a\x03net\x00\x00\x01\x00\x01";
+    socket.send_to(query, server).await.unwrap();
+    let mut answer = [0; 512];
+    let read = tokio::time::timeout(Duration::from_secs(2), socket.recv(&mut answer)).await;
+    matches!(read, Ok(Ok(_)) if answer[3] & 0xf == 3)
+}
+
+#[tokio::test]
+async fn an_address_that_is_held_over_udp_is_listened_on_once_it_is_free() {
+    let (holds, port) = held();
+    let mut served = served(port);
+    let wanted = BTreeSet::from([IpAddr::from([127, 0, 0, 1])]);
+    for _ in 0..2 {
+        assert!(!served.follow(&wanted));
+        // Its port over TCP is free again.
+        drop(TcpListener::bind(("127.0.0.1", port)).unwrap());
+    }
+    drop(holds);
+    assert!(served.follow(&wanted));
+    assert!(answers(SocketAddr::from(([127, 0, 0, 1], port))).await);
+}
+
+#[tokio::test]
+async fn addresses_are_listened_on_while_they_are_there() {
+    let (holds, port) = held();
+    drop(holds);
+    let mut served = served(port);
+    let [a, b] = [1, 2].map(|last| IpAddr::from([127, 0, 0, last]));
+    assert!(served.follow(&BTreeSet::from([a])));
+    assert!(served.follow(&BTreeSet::from([a, b])));
+    assert!(answers(SocketAddr::new(a, port)).await && answers(SocketAddr::new(b, port)).await);
+    assert!(served.follow(&BTreeSet::from([b])));
+    let free = async {
+        while TcpListener::bind((a, port)).is_err() || UdpSocket::bind((a, port)).is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let free = tokio::time::timeout(Duration::from_secs(10), free).await;
+    assert!(free.is_ok(), "its sockets stay open");
+    assert!(answers(SocketAddr::new(b, port)).await);
+}
