@@ -114,6 +114,7 @@ impl Server {
 pub(super) struct Scene {
     pub(super) address: SocketAddr,
     registry: Registry,
+    proxy: Proxy,
     _stop: tokio_util::sync::DropGuard,
 }
 
@@ -163,6 +164,7 @@ impl Scene {
         Self {
             address,
             registry,
+            proxy,
             _stop: stop.drop_guard(),
         }
     }
@@ -175,6 +177,10 @@ impl Scene {
         let read = tokio::time::timeout(Duration::from_secs(5), socket.recv(&mut buffer)).await??;
         buffer.truncate(read);
         Ok(buffer)
+    }
+
+    pub(super) fn service(&self) -> Arc<Service> {
+        Arc::clone(&self.proxy.service)
     }
 
     pub(super) fn metrics(&self) -> String {

@@ -5,8 +5,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::net::sockopt;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::UdpSocket;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::service::{By, Handled, Service};
@@ -15,11 +17,13 @@ use super::service::{By, Handled, Service};
 pub(super) const QUERY_BYTES: usize = 4_096;
 /// Queries that are worked on before other tasks have their turn.
 const BURST: usize = 64;
-/// What the kernel may keep for a socket whose task is busy, in bytes; it takes less if it is not allowed
-/// more.
+/// What the kernel may keep for a socket whose task is busy, in bytes. Without CAP_NET_ADMIN it takes no more
+/// than the host's limits (`net.core.rmem_max`, `wmem_max`).
 const BUFFER_BYTES: usize = 4 << 20;
 /// How long an answer waits for room in the socket's buffer.
 const SEND_WAIT: Duration = Duration::from_millis(20);
+/// Answers that were at hand and may wait so at a time, for each socket.
+const WAITING: usize = 256;
 /// Pause after an error of the socket that says nothing of a message.
 const PAUSE: Duration = Duration::from_millis(10);
 
@@ -34,8 +38,12 @@ pub(super) fn bind(address: SocketAddr) -> io::Result<std::net::UdpSocket> {
         socket.set_only_v6(true)?;
     }
     socket.set_reuse_port(true)?;
-    socket.set_recv_buffer_size(BUFFER_BYTES)?;
-    socket.set_send_buffer_size(BUFFER_BYTES)?;
+    if sockopt::set_socket_recv_buffer_size_force(&socket, BUFFER_BYTES).is_err() {
+        socket.set_recv_buffer_size(BUFFER_BYTES)?;
+    }
+    if sockopt::set_socket_send_buffer_size_force(&socket, BUFFER_BYTES).is_err() {
+        socket.set_send_buffer_size(BUFFER_BYTES)?;
+    }
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     Ok(socket.into())
@@ -43,7 +51,8 @@ pub(super) fn bind(address: SocketAddr) -> io::Result<std::net::UdpSocket> {
 
 /// Answers queries until `stop`; what has been read by then is answered still.
 pub(super) async fn serve(service: Arc<Service>, socket: UdpSocket, stop: CancellationToken) {
-    let socket = Arc::new(socket);
+    let outlet = Outlet::new(service, socket);
+    let (service, socket) = (&outlet.service, &outlet.socket);
     let mut buffer = vec![0; QUERY_BYTES];
     let (mut text, mut out) = (String::new(), Vec::with_capacity(QUERY_BYTES));
     loop {
@@ -65,9 +74,9 @@ pub(super) async fn serve(service: Arc<Service>, socket: UdpSocket, stop: Cancel
             let message = &buffer[..read];
             match service.handle(message, client.ip(), By::Datagram, &mut text, &mut out) {
                 Handled::Silent => {}
-                Handled::Answered => send(&service, &socket, &out, client).await,
+                Handled::Answered => outlet.send(&mut out, client),
                 Handled::Later(later) => {
-                    let (service, socket) = (Arc::clone(&service), Arc::clone(&socket));
+                    let (service, socket) = (Arc::clone(service), Arc::clone(socket));
                     service.tasks.clone().spawn(async move {
                         let mut out = Vec::new();
                         Arc::clone(&service).finish(later, &mut out).await;
@@ -84,6 +93,50 @@ pub(super) async fn serve(service: Arc<Service>, socket: UdpSocket, stop: Cancel
     }
 }
 
+/// The way out of a socket.
+struct Outlet {
+    service: Arc<Service>,
+    socket: Arc<UdpSocket>,
+    waiting: Arc<Semaphore>,
+}
+
+impl Outlet {
+    fn new(service: Arc<Service>, socket: UdpSocket) -> Self {
+        Self {
+            service,
+            socket: Arc::new(socket),
+            waiting: Arc::new(Semaphore::new(WAITING)),
+        }
+    }
+
+    /// Sends an answer, or has it wait for room in the socket's buffer while its task goes on reading.
+    fn send(&self, answer: &mut Vec<u8>, client: SocketAddr) {
+        match self.socket.try_send_to(answer, client) {
+            Ok(_) => return,
+            Err(error) if again(&error) => {}
+            Err(error) => return self.service.unsent(&error),
+        }
+        match Arc::clone(&self.waiting).try_acquire_owned() {
+            Ok(place) => {
+                let (service, socket) = (Arc::clone(&self.service), Arc::clone(&self.socket));
+                let answer = std::mem::take(answer);
+                self.service.tasks.spawn(async move {
+                    send(&service, &socket, &answer, client).await;
+                    drop(place);
+                });
+            }
+            Err(_) => self.service.unsent(&io::ErrorKind::WouldBlock.into()),
+        }
+    }
+}
+
+impl Service {
+    fn unsent(&self, error: &io::Error) {
+        self.metrics.unsent(error.kind());
+        tracing::debug!(%error, "an answer cannot be sent");
+    }
+}
+
 /// Sends an answer. One that cannot be sent is counted and forgotten, as it may be lost on its way.
 async fn send(service: &Service, socket: &UdpSocket, answer: &[u8], client: SocketAddr) {
     if answer.is_empty() {
@@ -91,9 +144,15 @@ async fn send(service: &Service, socket: &UdpSocket, answer: &[u8], client: Sock
     }
     let attempt = || socket.try_send_to(answer, client);
     if let Err(error) = sent(attempt, || socket.writable()).await {
-        service.metrics.unsent(error.kind());
-        tracing::debug!(%error, "an answer cannot be sent");
+        service.unsent(&error);
     }
+}
+
+fn again(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+    )
 }
 
 /// Sends by `attempt`, if need be once the socket is `writable`, for which it waits [`SEND_WAIT`] at most.
@@ -101,12 +160,6 @@ async fn sent<W: Future<Output = io::Result<()>>>(
     attempt: impl Fn() -> io::Result<usize>,
     writable: impl Fn() -> W,
 ) -> io::Result<()> {
-    let again = |error: &io::Error| {
-        matches!(
-            error.kind(),
-            io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
-        )
-    };
     match attempt() {
         Err(error) if again(&error) => {}
         done => return done.map(drop),
@@ -130,7 +183,40 @@ mod tests {
     use std::cell::Cell;
     use std::io::ErrorKind;
 
+    use super::super::tests::{Scene, Server};
     use super::*;
+
+    /// A socket that the runtime has not looked at yet takes nothing, as one whose buffer is full.
+    #[tokio::test]
+    async fn answers_wait_for_room_apart_and_no_more_than_so_many() {
+        let upstream = Server::silent().await;
+        let scene = Scene::start(&[&upstream], |_| ());
+        let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let to = client.local_addr().unwrap();
+        let socket = bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let outlet = Outlet::new(scene.service(), UdpSocket::from_std(socket).unwrap());
+        for _ in 0..WAITING + 3 {
+            outlet.send(&mut vec![7; 9], to);
+        }
+        scene.counted(r#"neuwerk_dns_unsent_answers_total{reason="blocked"} 3"#);
+        let mut buffer = [0; 16];
+        for _ in 0..WAITING {
+            let read = tokio::time::timeout(Duration::from_secs(10), client.recv(&mut buffer)).await;
+            assert_eq!(read.unwrap().unwrap(), 9);
+        }
+    }
+
+    #[test]
+    fn buffers_are_as_large_as_they_may_be() {
+        let size = |socket: &Socket| socket.recv_buffer_size().unwrap();
+        let forced = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
+        let may = sockopt::set_socket_recv_buffer_size_force(&forced, BUFFER_BYTES).is_ok();
+        let bound = Socket::from(bind("127.0.0.1:0".parse().unwrap()).unwrap());
+        match may {
+            true => assert!(size(&bound) >= BUFFER_BYTES && bound.send_buffer_size().unwrap() >= BUFFER_BYTES),
+            false => assert!(size(&bound) > 0),
+        }
+    }
 
     async fn after(blocked: usize, then: Result<usize, ErrorKind>) -> (Option<ErrorKind>, usize) {
         let attempts = Cell::new(0);
