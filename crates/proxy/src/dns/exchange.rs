@@ -87,12 +87,15 @@ async fn over_udp(
     let mut buffer = Vec::with_capacity(512);
     ask.emit(&mut buffer);
     socket.send(&buffer).await.map_err(Failure::Io)?;
-    buffer.resize(MAX_UDP_BYTES.into(), 0);
+    // One byte more than was asked for shows that there was more.
+    buffer.resize(usize::from(MAX_UDP_BYTES) + 1, 0);
     let mut mismatches = 0;
     loop {
         let read = socket.recv(&mut buffer).await.map_err(Failure::Io)?;
         let rejected = match ask.accept(&buffer[..read], Over::Datagram, &service.scrub()) {
             Ok(accepted) => return Ok(accepted),
+            // It is cut off here, as if the upstream had done so.
+            Err(Rejected::Malformed) if read == buffer.len() => Rejected::Truncated,
             Err(rejected) => rejected,
         };
         mismatches += 1;

@@ -419,12 +419,14 @@ async fn spoofed_answers_are_passed_over() {
 }
 
 #[tokio::test]
-async fn what_is_truncated_or_loses_its_letters_is_asked_over_tcp() {
-    for what in ["truncated", "letters"] {
+async fn what_is_truncated_or_too_long_or_loses_its_letters_is_asked_over_tcp() {
+    for what in ["truncated", "letters", "long"] {
         let udp = move |q: &[u8], _| {
             let mut out = answer(q, [198, 51, 100, 6], 1);
             match what {
                 "truncated" => out[2] |= 2,
+                // Beyond the size that was asked for.
+                "long" => out = answer(q, [198, 51, 100, 6], 80),
                 _ => out[12..].make_ascii_lowercase(),
             }
             vec![out]
