@@ -79,19 +79,19 @@ async fn connection(
 ) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let (mut reader, writer) = stream.into_split();
-    let writer = Arc::new(tokio::sync::Mutex::new(writer));
+    let writer = Arc::new(Writer::new(writer, stop.child_token()));
     let waiting = Arc::new(Semaphore::new(WAITING));
     let (mut text, mut out) = (String::new(), Vec::new());
     loop {
         let reading = tokio::time::timeout(IDLE, pool::read(&mut reader, QUERY_BYTES));
-        let Some(message) = stop.run_until_cancelled(reading).await else {
+        let Some(message) = writer.end.run_until_cancelled(reading).await else {
             return Ok(());
         };
         let message = message??;
         match service.handle(&message, client, By::Stream, &mut text, &mut out) {
             // Nothing can be answered, so nothing sensible will follow.
             Handled::Silent => return Ok(()),
-            Handled::Answered => answer(&writer, &out).await?,
+            Handled::Answered => writer.answer(&out, IDLE).await?,
             Handled::Later(later) => {
                 let Ok(permit) = Arc::clone(&waiting).acquire_owned().await else {
                     return Ok(());
@@ -100,8 +100,8 @@ async fn connection(
                 service.tasks.clone().spawn(async move {
                     let mut out = Vec::new();
                     service.finish(later, &mut out).await;
-                    // The reader notices when the connection has ended.
-                    let _ = answer(&writer, &out).await;
+                    // If it fails, no more queries are read.
+                    let _ = writer.answer(&out, IDLE).await;
                     drop(permit);
                 });
             }
@@ -109,7 +109,67 @@ async fn connection(
     }
 }
 
-async fn answer(writer: &tokio::sync::Mutex<OwnedWriteHalf>, answer: &[u8]) -> io::Result<()> {
-    let mut writer = writer.lock().await;
-    tokio::time::timeout(IDLE, pool::write(&mut *writer, answer)).await?
+/// The way back to a client. It is shut after an answer that was not written whole, since the client could not tell
+/// where the next one begins.
+struct Writer {
+    half: tokio::sync::Mutex<Option<OwnedWriteHalf>>,
+    /// Ends when it is shut.
+    end: CancellationToken,
+}
+
+impl Writer {
+    fn new(half: OwnedWriteHalf, end: CancellationToken) -> Self {
+        Self {
+            half: tokio::sync::Mutex::new(Some(half)),
+            end,
+        }
+    }
+
+    async fn answer(&self, answer: &[u8], limit: Duration) -> io::Result<()> {
+        let mut half = self.half.lock().await;
+        let writer = half.as_mut().ok_or(io::ErrorKind::BrokenPipe)?;
+        let written = match tokio::time::timeout(limit, pool::write(writer, answer)).await {
+            Ok(written) => written,
+            Err(elapsed) => Err(elapsed.into()),
+        };
+        if written.is_err() {
+            *half = None;
+            self.end.cancel();
+        }
+        written
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt;
+
+    use super::*;
+
+    /// A client that reads nothing until an answer has been cut off.
+    #[tokio::test]
+    async fn nothing_follows_an_answer_that_was_cut_off() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap())
+            .await
+            .unwrap();
+        let (_reader, half) = listener.accept().await.unwrap().0.into_split();
+        let writer = Writer::new(half, CancellationToken::new());
+        let answer = vec![7; 50_000];
+        let mut whole = 0;
+        while writer.answer(&answer, Duration::from_millis(200)).await.is_ok() {
+            assert!(!writer.end.is_cancelled());
+            whole += 1;
+        }
+        assert!(writer.end.is_cancelled());
+        let mut first = vec![0; 40_000];
+        client.read_exact(&mut first).await.unwrap();
+        // Though there is room again.
+        assert!(writer.answer(&answer, IDLE).await.is_err());
+        let mut rest = Vec::new();
+        client.read_to_end(&mut rest).await.unwrap();
+        let came = first.len() + rest.len();
+        let each = 2 + answer.len();
+        assert!((whole * each..(whole + 1) * each).contains(&came), "{came}");
+    }
 }
