@@ -98,9 +98,11 @@ impl Proxy {
         granting: Arc<dyn Granting>,
         registry: &mut Registry,
     ) -> Self {
-        let metrics = Metrics::register(registry, &settings.upstreams);
+        let caches = service::caches(settings.cache_bytes);
+        let metrics = Metrics::register(registry, &settings.upstreams, &caches);
+        let service = Service::new(settings, policy, granting, caches, metrics);
         Self {
-            service: Arc::new(Service::new(settings, policy, granting, metrics)),
+            service: Arc::new(service),
         }
     }
 

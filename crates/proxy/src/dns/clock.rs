@@ -12,7 +12,12 @@ impl Clock {
     }
 
     pub(super) fn now_ms(self) -> u64 {
-        u64::try_from(self.0.elapsed().as_millis()).unwrap_or(u64::MAX)
+        self.ms(Instant::now())
+    }
+
+    pub(super) fn ms(self, at: Instant) -> u64 {
+        let since = at.saturating_duration_since(self.0);
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
     }
 
     pub(super) fn at(self, ms: u64) -> tokio::time::Instant {

@@ -1,18 +1,22 @@
 //! What the proxy counts. Groups are labels; clients and names are not.
 
 use std::io::ErrorKind;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
-use prometheus_client::encoding::EncodeLabelSet;
+use ::dns::Cache;
+use prometheus_client::encoding::{EncodeLabelSet, EncodeMetric, MetricEncoder};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Metric, Registry};
 
+use super::service::lock;
+
 /// Name as it is scraped, kind, labels, help.
-pub const FAMILIES: [(&str, &str, &str, &str); 16] = [
+pub const FAMILIES: [(&str, &str, &str, &str); 17] = [
     (
         "dns_queries_total",
         "counter",
@@ -84,6 +88,12 @@ pub const FAMILIES: [(&str, &str, &str, &str); 16] = [
         "histogram",
         "stage",
         "How long queries that waited did so: upstream (for an answer, however many resolvers were asked), peers (until they had taken in what is granted)",
+    ),
+    (
+        "neuwerk_dns_work_seconds",
+        "histogram",
+        "stage",
+        "How long the proxy itself worked: cache (from a query to its answer from the cache, for one in 64), grant (on granting what an answer tells)",
     ),
     (
         "neuwerk_dns_upstream_questions_total",
@@ -195,14 +205,14 @@ pub struct Metrics {
     filtered: Family<Reason, Counter>,
     unsent: Family<Reason, Counter>,
     pub(super) refused_connections: Counter<u64, AtomicU64>,
-    pub(super) entries: Gauge,
-    pub(super) bytes: Gauge,
     pub(super) waiting: Gauge<i64, std::sync::atomic::AtomicI64>,
     pub(super) hits_fresh: Counter<u64, AtomicU64>,
     pub(super) hits_stale: Counter<u64, AtomicU64>,
     pub(super) waited_upstream: Histogram,
     pub(super) waited_peers: Histogram,
     waited: Family<Stage, Histogram, fn() -> Histogram>,
+    pub(super) worked_cache: Histogram,
+    pub(super) worked_grant: Histogram,
     /// In the order in which they are configured.
     pub(super) upstreams: Vec<OfUpstream>,
     upstream_failures: Family<Failure, Counter>,
@@ -213,9 +223,36 @@ const BUCKETS_S: [f64; 12] = [
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
 ];
 
+/// What the proxy takes for its own work: from a few microseconds on, in seconds.
+const WORK_BUCKETS_S: [f64; 10] = [
+    0.000_001, 0.000_002, 0.000_005, 0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_5, 0.001, 0.01,
+];
+
+/// The parts of the cache.
+pub(super) type Caches = Arc<[Mutex<Cache>]>;
+
+/// The sum of something over the cache, as it is when it is asked for.
+#[derive(Debug)]
+struct Kept(Caches, fn(&Cache) -> usize);
+
+impl EncodeMetric for Kept {
+    fn encode(&self, encoder: MetricEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let sum: usize = self.0.iter().map(|cache| (self.1)(&lock(cache))).sum();
+        ConstGauge::new(i64::try_from(sum).unwrap_or(i64::MAX)).encode(encoder)
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Gauge
+    }
+}
+
 impl Metrics {
-    /// Registers all of [`FAMILIES`], for these upstreams.
-    pub fn register(registry: &mut Registry, upstreams: &[super::Upstream]) -> Self {
+    /// Registers all of [`FAMILIES`], for these upstreams and parts of the cache.
+    pub(super) fn register(
+        registry: &mut Registry,
+        upstreams: &[super::Upstream],
+        caches: &Caches,
+    ) -> Self {
         let hits = Family::<State, Counter>::default();
         let state = |state| hits.get_or_create(&State { state }).clone();
         let (hits_fresh, hits_stale) = (state("fresh"), state("stale"));
@@ -223,6 +260,10 @@ impl Metrics {
         let waited = Family::<Stage, Histogram, fn() -> Histogram>::new_with_constructor(histogram);
         let stage = |stage| waited.get_or_create(&Stage { stage }).clone();
         let (waited_upstream, waited_peers) = (stage("upstream"), stage("peers"));
+        let work: fn() -> Histogram = || Histogram::new(WORK_BUCKETS_S);
+        let worked = Family::<Stage, Histogram, fn() -> Histogram>::new_with_constructor(work);
+        let [worked_cache, worked_grant] = ["cache", "grant"]
+            .map(|stage| worked.get_or_create_owned(&Stage { stage }));
         let questions = Family::<Upstream, Counter>::default();
         let suspect = Family::<Upstream, Gauge>::default();
         let upstream_rtt =
@@ -252,14 +293,14 @@ impl Metrics {
             filtered: Family::default(),
             unsent: Family::default(),
             refused_connections: Counter::default(),
-            entries: Gauge::default(),
-            bytes: Gauge::default(),
             waiting: Gauge::default(),
             hits_fresh,
             hits_stale,
             waited_upstream,
             waited_peers,
             waited,
+            worked_cache,
+            worked_grant,
         };
         let [
             queries,
@@ -274,6 +315,7 @@ impl Metrics {
             unsent,
             refused_connections,
             waited,
+            work,
             upstream_questions,
             upstream_failures,
             upstream_suspect,
@@ -284,14 +326,15 @@ impl Metrics {
         register(registry, nxdomain, metrics.nxdomain.clone());
         register(registry, mismatch, metrics.mismatch.clone());
         register(registry, hits, metrics.hits.clone());
-        register(registry, entries, metrics.entries.clone());
-        register(registry, bytes, metrics.bytes.clone());
+        register(registry, entries, Kept(Arc::clone(caches), Cache::len));
+        register(registry, bytes, Kept(Arc::clone(caches), Cache::used_bytes));
         register(registry, filtered, metrics.filtered.clone());
         register(registry, waiting, metrics.waiting.clone());
         register(registry, unsent, metrics.unsent.clone());
         let refused = metrics.refused_connections.clone();
         register(registry, refused_connections, refused);
         register(registry, waited, metrics.waited.clone());
+        register(registry, work, worked);
         register(registry, upstream_questions, questions);
         let failures = metrics.upstream_failures.clone();
         register(registry, upstream_failures, failures);

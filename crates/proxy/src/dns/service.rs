@@ -11,7 +11,7 @@ use ::dns::cache::Mark;
 use ::dns::failures::{Failed, Failures};
 use ::dns::kind::Kinds;
 use ::dns::limit::{Limiter, Shares};
-use ::dns::reply::{self, Extended, ExtendedCode};
+use ::dns::reply::{self, Denial, Extended, ExtendedCode};
 use ::dns::special::Addresses;
 use ::dns::stored::{Age, STALE_TTL_S};
 use ::dns::{Cache, Kind, Query, Rcode, Stored, Unfit, Upstreams};
@@ -20,7 +20,7 @@ use tokio_util::task::TaskTracker;
 
 use super::clock::Clock;
 use super::granting::{Granted, Granting, Told};
-use super::metrics::Metrics;
+use super::metrics::{Caches, Metrics};
 use super::pool::Pool;
 use super::resolve::{Flights, Outcome};
 use super::{InForce, Settings};
@@ -33,6 +33,8 @@ const CLIENTS: usize = 65_536;
 const WAITING: usize = 8_192;
 /// One client's may be this part of those that yet may.
 const WAITING_PART: usize = 8;
+/// One in so many answers from the cache is timed.
+const SAMPLED: u16 = 64;
 /// Questions that failed lately and are remembered.
 const FAILED: usize = 16_384;
 /// For how long an upstream is waited for where there is an answer that has expired (RFC 8767 section 5).
@@ -51,7 +53,7 @@ pub(super) struct Service {
     policy: InForce,
     granting: Arc<dyn Granting>,
     kinds: Kinds,
-    caches: Vec<Mutex<Cache>>,
+    caches: Caches,
     pub(super) failures: Mutex<Failures>,
     limiter: Mutex<Limiter>,
     waiting: Arc<Mutex<Shares>>,
@@ -138,6 +140,13 @@ impl Drop for Held {
     }
 }
 
+/// An empty cache that takes so many bytes, in its parts.
+pub(super) fn caches(bytes: usize) -> Caches {
+    (0..SHARDS)
+        .map(|_| Mutex::new(Cache::new(bytes / SHARDS)))
+        .collect()
+}
+
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // What panicked has at worst left a cache or a statistic short of an entry.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -148,6 +157,7 @@ impl Service {
         settings: Settings,
         policy: InForce,
         granting: Arc<dyn Granting>,
+        caches: Caches,
         metrics: Metrics,
     ) -> Self {
         let timeout_ms = u64::try_from(settings.upstream_timeout.as_millis()).unwrap_or(u64::MAX);
@@ -160,9 +170,7 @@ impl Service {
             policy,
             granting,
             kinds: Kinds::new(&settings.more_kinds),
-            caches: (0..SHARDS)
-                .map(|_| Mutex::new(Cache::new(settings.cache_bytes / SHARDS)))
-                .collect(),
+            caches,
             failures: Mutex::new(Failures::new(FAILED)),
             limiter: Mutex::new(Limiter::new(
                 CLIENTS,
@@ -197,7 +205,8 @@ impl Service {
         out: &mut Vec<u8>,
     ) -> Handled {
         let client = client.to_canonical();
-        let now_ms = self.clock.now_ms();
+        let begun = Instant::now();
+        let now_ms = self.clock.ms(begun);
         if !lock(&self.limiter).take(client, now_ms) {
             self.metrics.query("drop", "rate_limit", &self.no_group);
             return Handled::Silent;
@@ -221,7 +230,9 @@ impl Service {
         if !decision.allow {
             self.deny(&query, &policy, decision, text, out);
             self.metrics.query("deny", "policy", group);
-            self.metrics.nxdomain("policy");
+            if self.settings.denial == Denial::NxDomain {
+                self.metrics.nxdomain("policy");
+            }
             return Handled::Answered;
         }
         if query.kind == Kind::ANY {
@@ -267,6 +278,11 @@ impl Service {
                     false => self.metrics.hits_fresh.inc(),
                 };
                 self.count_answer(out, group, decision.would_deny);
+                // Clients choose the id; one that always takes the same costs a little more.
+                if query.id % SAMPLED == 0 {
+                    let worked = begun.elapsed();
+                    self.metrics.worked_cache.observe(worked.as_secs_f64());
+                }
                 if behind {
                     // Nobody waits for it.
                     let _ = Self::begin(self, &wanted, group);
@@ -366,7 +382,11 @@ impl Service {
                 wait: None,
             };
         }
-        self.granting.grant(told)
+        let begun = Instant::now();
+        let granted = self.granting.grant(told);
+        let worked = begun.elapsed();
+        self.metrics.worked_grant.observe(worked.as_secs_f64());
+        granted
     }
 
     /// Waits for what a query needs, and writes the client's answer.
@@ -469,13 +489,7 @@ impl Service {
         lock(&self.failures).forget(wanted);
         let now_ms = self.clock.now_ms();
         let mut cache = lock(self.shard(wanted));
-        let before = (cache.len(), cache.used_bytes());
         cache.insert(wanted, accepted.stored.clone(), accepted.ttl_s, now_ms);
-        let after = (cache.len(), cache.used_bytes());
-        drop(cache);
-        let grown = |before: usize, after: usize| after as i64 - before as i64;
-        self.metrics.entries.inc_by(grown(before.0, after.0));
-        self.metrics.bytes.inc_by(grown(before.1, after.1));
     }
 
     fn shard(&self, wanted: &Wanted) -> &Mutex<Cache> {
@@ -489,6 +503,13 @@ impl Service {
                 mix.wrapping_mul(31).wrapping_add(u32::from(*byte))
             });
         &self.caches[(mix ^ mix >> 8) as usize % SHARDS]
+    }
+
+    /// Looks an answer up when it has been stale for long.
+    #[cfg(test)]
+    pub(super) fn outlive(&self, wanted: &Wanted) {
+        let found = lock(self.shard(wanted)).lookup(wanted, u64::MAX).is_some();
+        assert!(!found, "it is kept for ever");
     }
 
     fn deny(

@@ -238,6 +238,29 @@ async fn denied_names_never_reach_an_upstream() {
         rcode(&refusing.udp(&query("example.org", 1)).await.unwrap()),
         5
     );
+    // A refusal does not say that there is no such name.
+    let nxdomain = r#"dns_nxdomain_total{source="policy"} "#;
+    assert!(!refusing.metrics().contains(nxdomain));
+}
+
+/// The cache drops an answer that is too old even to be served when none is to be had, and counts it no more.
+#[tokio::test]
+async fn what_the_cache_holds_is_what_is_told() {
+    let upstream = Server::sound(Duration::ZERO).await;
+    let scene = Scene::start(&[&upstream], |_| ());
+    let mut asked = query("www.example.com", 1);
+    for id in [1, 64, 2, 128] {
+        asked[..2].copy_from_slice(&u16::to_be_bytes(id));
+        scene.udp(&asked).await.unwrap();
+    }
+    scene.counted("neuwerk_dns_cache_entries 1\n");
+    assert!(!scene.metrics().contains("neuwerk_dns_cache_bytes 0\n"));
+    scene.counted(r#"neuwerk_dns_work_seconds_count{stage="cache"} 2"#);
+    scene.counted(r#"neuwerk_dns_work_seconds_count{stage="grant"} 2"#);
+    let query = ::dns::Query::parse(&asked).unwrap();
+    scene.service().outlive(&::dns::accept::Wanted::of(&query));
+    scene.counted("neuwerk_dns_cache_entries 0\n");
+    scene.counted("neuwerk_dns_cache_bytes 0\n");
 }
 
 #[tokio::test]
