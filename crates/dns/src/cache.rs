@@ -62,7 +62,7 @@ pub struct Found<'c> {
     pub age: Age,
     /// For how long it is fresh, in milliseconds; 0 if it is stale.
     pub fresh_ms: u64,
-    /// Until when it is, in milliseconds: no other answer to the question has the same.
+    /// Until when it is, in milliseconds, which tells it from answers of other times.
     pub fresh_until_ms: u64,
     /// What is remembered of it.
     pub mark: Mark,

@@ -193,7 +193,10 @@ impl Listener {
             }
             if management.is_empty() && !told {
                 told = true;
-                tracing::warn!(interface, "the DNS proxy finds no global address yet; trying on");
+                tracing::warn!(
+                    interface,
+                    "the DNS proxy finds no global address yet; trying on"
+                );
             }
             let inside = self.config.dns.served().iter();
             let wanted = management.iter().chain(inside).copied().collect();

@@ -99,7 +99,12 @@ fn served(port: u16) -> Served {
     )
     .unwrap();
     let grants = crate::grants::Grants::nothing();
-    let proxy = proxy(&config, &dataplane(vec![]), &grants, &mut Registry::default());
+    let proxy = proxy(
+        &config,
+        &dataplane(vec![self::port(&["10.0.0.1/24"])]),
+        &grants,
+        &mut Registry::default(),
+    );
     Served {
         proxy: proxy.unwrap().unwrap(),
         sockets: Sockets::default(),

@@ -112,7 +112,10 @@ async fn without_room_to_wait_an_expired_answer_is_served() {
     tokio::time::sleep(Duration::from_millis(1_100)).await;
     let got = scene.udp(&asked).await.unwrap();
     assert_eq!((rcode(&got), answers(&got)), (0, 1));
-    assert_eq!(rcode(&scene.udp(&query("new.example.com", 1)).await.unwrap()), 2);
+    assert_eq!(
+        rcode(&scene.udp(&query("new.example.com", 1)).await.unwrap()),
+        2
+    );
     scene.counted(r#"neuwerk_dns_cache_hits_total{state="stale"} 1"#);
 }
 

@@ -262,8 +262,8 @@ impl Metrics {
         let (waited_upstream, waited_peers) = (stage("upstream"), stage("peers"));
         let work: fn() -> Histogram = || Histogram::new(WORK_BUCKETS_S);
         let worked = Family::<Stage, Histogram, fn() -> Histogram>::new_with_constructor(work);
-        let [worked_cache, worked_grant] = ["cache", "grant"]
-            .map(|stage| worked.get_or_create_owned(&Stage { stage }));
+        let [worked_cache, worked_grant] =
+            ["cache", "grant"].map(|stage| worked.get_or_create_owned(&Stage { stage }));
         let questions = Family::<Upstream, Counter>::default();
         let suspect = Family::<Upstream, Gauge>::default();
         let upstream_rtt =

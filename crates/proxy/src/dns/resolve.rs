@@ -5,8 +5,8 @@ use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use ::dns::accept::{Accepted, Wanted};
 use ::dns::Upstreams;
+use ::dns::accept::{Accepted, Wanted};
 use ::dns::upstream::Step;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -180,9 +180,7 @@ impl Service {
         let mut upstreams = lock(&self.upstreams);
         note(&mut upstreams, upstream, self.clock.now_ms());
         let suspect = upstreams.health(upstream).is_some_and(|h| h.is_suspect());
-        self.metrics.upstreams[upstream]
-            .suspect
-            .set(suspect.into());
+        self.metrics.upstreams[upstream].suspect.set(suspect.into());
     }
 
     /// Notes an exchange that brought no answer that counts.

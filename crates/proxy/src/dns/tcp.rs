@@ -157,7 +157,11 @@ mod tests {
         let writer = Writer::new(half, CancellationToken::new());
         let answer = vec![7; 50_000];
         let mut whole = 0;
-        while writer.answer(&answer, Duration::from_millis(200)).await.is_ok() {
+        while writer
+            .answer(&answer, Duration::from_millis(200))
+            .await
+            .is_ok()
+        {
             assert!(!writer.end.is_cancelled());
             whole += 1;
         }

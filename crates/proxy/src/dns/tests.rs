@@ -375,8 +375,14 @@ async fn a_question_that_failed_is_not_asked_again_at_once() {
     let second = scene.udp(&asked).await.unwrap();
     assert_eq!((rcode(&first), rcode(&second)), (2, 2));
     assert_eq!(upstream.asked(), 1);
-    let extended = |got: &[u8], code: u8| got.windows(6).any(|w| w[..2] == [0, 15] && w[4..] == [0, code]);
-    assert!(extended(&first, 22) && extended(&second, 13), "{first:?} {second:?}");
+    let extended = |got: &[u8], code: u8| {
+        got.windows(6)
+            .any(|w| w[..2] == [0, 15] && w[4..] == [0, code])
+    };
+    assert!(
+        extended(&first, 22) && extended(&second, 13),
+        "{first:?} {second:?}"
+    );
     // Another type of the same name is another question.
     scene.udp(&query("www.example.com", 28)).await.unwrap();
     assert_eq!(upstream.asked(), 2);

@@ -201,7 +201,8 @@ mod tests {
         scene.counted(r#"neuwerk_dns_unsent_answers_total{reason="blocked"} 3"#);
         let mut buffer = [0; 16];
         for _ in 0..WAITING {
-            let read = tokio::time::timeout(Duration::from_secs(10), client.recv(&mut buffer)).await;
+            let read =
+                tokio::time::timeout(Duration::from_secs(10), client.recv(&mut buffer)).await;
             assert_eq!(read.unwrap().unwrap(), 9);
         }
     }
@@ -213,7 +214,9 @@ mod tests {
         let may = sockopt::set_socket_recv_buffer_size_force(&forced, BUFFER_BYTES).is_ok();
         let bound = Socket::from(bind("127.0.0.1:0".parse().unwrap()).unwrap());
         match may {
-            true => assert!(size(&bound) >= BUFFER_BYTES && bound.send_buffer_size().unwrap() >= BUFFER_BYTES),
+            true => assert!(
+                size(&bound) >= BUFFER_BYTES && bound.send_buffer_size().unwrap() >= BUFFER_BYTES
+            ),
             false => assert!(size(&bound) > 0),
         }
     }
