@@ -475,6 +475,9 @@ impl Tcp {
         };
         let has = |flag| flags & flag != 0;
         let peer = 1 - from;
+        if from == 1 && self.state == TcpState::SynSent && !has(SYN) && !has(RST) {
+            return;
+        }
         if has(RST) {
             self.state = TcpState::Reset;
             return;

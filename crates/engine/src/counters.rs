@@ -92,7 +92,8 @@ pub enum CloseReason {
     Policy,
     /// It gave way to a new flow in a full table.
     Evicted,
-    /// The client began a new connection from the same port.
+    /// Its TCP connection was over, and another one took its place: from the same client port, or, with no NAT port free
+    /// any more, from its NAT port.
     Reused,
     /// It was translated to an address that the node has no longer.
     AddressLost,

@@ -31,7 +31,7 @@ pub(crate) const NO_GROUP: u16 = u16::MAX;
 pub(crate) const NO_RULE: u32 = u32::MAX;
 
 /// The place of a flow in the table. Used again after the flow is gone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct FlowId(u32);
 
 /// What is known about where a flow is before it is looked up.
@@ -302,9 +302,14 @@ impl FlowTable {
         Some((FlowId(found), from?))
     }
 
+    /// The same where nothing is known about where it is.
+    pub(crate) fn find_key(&self, key: &Key) -> Option<(FlowId, End)> {
+        self.find_by_hash(key, self.hash(key))
+    }
+
     /// Whether packets with this key belong to a flow.
     pub(crate) fn contains(&self, key: &Key) -> bool {
-        self.find_by_hash(key, self.hash(key)).is_some()
+        self.find_key(key).is_some()
     }
 
     pub(crate) fn get(&self, id: FlowId) -> Flow {

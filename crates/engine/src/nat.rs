@@ -13,13 +13,22 @@ pub(crate) use prefix::PrefixPair;
 
 use crate::DropReason;
 use crate::address::Addr;
+use crate::clock::Tick;
 use crate::flow::key::Random;
-use crate::flow::{FlowTable, Key};
+use crate::flow::{FlowId, FlowTable, Key};
+use crate::tcp::{End, State};
 use crate::wire::proto;
 
 /// Ports tried on one address before it counts as exhausted. With 98 % of the ports towards one
 /// destination in use, this many tries all fail once in thirty thousand.
 const PROBES: u32 = 512;
+/// Ports tried before that of a connection that is over is as good as a free one, and all that are tried towards a
+/// destination for which none was free a moment ago.
+const FEW_PROBES: u32 = 32;
+/// How long such a moment is, in ticks: about 270 ms.
+const MOMENT: u32 = 4;
+/// Ticks for which a reset must have stood undisputed: about a second. A forged one is disputed by the next segment.
+const RESET_STANDS: u32 = 15;
 /// Addresses of a pool tried for one flow.
 const ADDRESSES: usize = 4;
 /// Ports below are kept where a client uses them, but never chosen.
@@ -48,27 +57,79 @@ impl Partition {
 pub(crate) struct Binding {
     pub(crate) address: Addr,
     pub(crate) port: u16,
-    /// Ports tried, this one included.
-    pub(crate) probes: u32,
+    /// The flow that has it still, whose connection is over: it is to be closed.
+    pub(crate) instead_of: Option<FlowId>,
 }
 
-/// Finds a free binding for a client's flow: the client's own among `mappings`, if there are to be
-/// any. `addresses` is not empty.
+/// What a binding is looked for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted<'a> {
+    /// The key of the client's packets.
+    pub(crate) client: &'a Key,
+    /// The sequence number of its SYN, if it opens a TCP connection.
+    pub(crate) syn: Option<u32>,
+    /// Not empty.
+    pub(crate) addresses: &'a [Addr],
+    pub(crate) now: Tick,
+}
+
+/// Destinations for which ports were sought in vain of late, by hash: each further flow to one of them must not cost as
+/// long a search.
+#[derive(Debug)]
+pub(crate) struct Exhausted([Option<(u64, Tick)>; 64]);
+
+impl Exhausted {
+    pub(crate) fn new() -> Exhausted {
+        Exhausted([None; 64])
+    }
+
+    fn note(&mut self, hash: u64, now: Tick) {
+        self.0[hash as usize % self.0.len()] = Some((hash, now));
+    }
+
+    fn has(&self, hash: u64, now: Tick) -> bool {
+        self.0[hash as usize % self.0.len()]
+            .is_some_and(|(noted, at)| noted == hash && now.since(at) < MOMENT)
+    }
+}
+
+/// What a port is at the moment.
+enum Port {
+    Free,
+    /// A connection has it that is over.
+    Over(Over),
+    Taken,
+}
+
+/// A connection that is over, and how well it can be spared: the greatest best.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Over {
+    /// A server that waits with it (TIME_WAIT) takes the new connection in its place, since this begins behind all that
+    /// was sent in it (RFC 9293 §3.6.1, RFC 6191 §2).
+    is_followed: bool,
+    /// Ticks for which it has been over.
+    idle: u32,
+    id: FlowId,
+}
+
+/// Finds a binding for a client's flow: the client's own among `mappings`, if there are to be any, else a free one. Where
+/// none is found, that of a TCP connection that is over is taken away from it (RFC 6888, REQ-8 A lets us do so at once).
 pub(crate) fn bind(
     flows: &FlowTable,
     mappings: Option<&Mappings>,
-    addresses: &[Addr],
-    client: &Key,
+    wanted: Wanted<'_>,
     partition: Partition,
     random: &mut Random,
+    exhausted: &mut Exhausted,
+    probes: &mut u64,
 ) -> Result<Binding, DropReason> {
-    let mut probes = 0;
+    let Wanted {
+        client,
+        addresses,
+        now,
+        ..
+    } = wanted;
     let mappings = mappings.filter(|_| has_ports(client.proto));
-    let mut is_free = |address: Addr, port: u16| {
-        probes += 1;
-        !flows.contains(&client.answer_to(address, port))
-            && !mappings.is_some_and(|m| m.is_taken(flows, address, port, client))
-    };
     if let Some((address, port)) = mappings.and_then(|m| m.shown(flows, client))
         && addresses.contains(&address)
     {
@@ -77,7 +138,7 @@ pub(crate) fn bind(
             false => Ok(Binding {
                 address,
                 port,
-                probes: 1,
+                instead_of: None,
             }),
         };
     }
@@ -85,37 +146,98 @@ pub(crate) fn bind(
     let home = flows.hasher().hash_address(client.src) as usize % addresses.len();
     for i in 0..addresses.len().min(ADDRESSES) {
         let address = addresses[(home + i) % addresses.len()];
-        if !has_ports(client.proto) {
-            if is_free(address, 0) {
-                return Ok(Binding {
-                    address,
-                    port: 0,
-                    probes,
-                });
+        let mut over: Option<Over> = None;
+        let mut try_port = |port, over: &mut Option<Over>| {
+            *probes += 1;
+            match look_at(flows, mappings, &wanted, address, port) {
+                Port::Free => return Some(port),
+                Port::Over(found) => *over = (*over).max(Some(found)),
+                Port::Taken => {}
             }
-            continue;
+            None
+        };
+        let free = |port| Binding {
+            address,
+            port,
+            instead_of: None,
+        };
+        if !has_ports(client.proto) {
+            match try_port(0, &mut over) {
+                Some(port) => return Ok(free(port)),
+                None => continue,
+            }
         }
         let kept = client.src_port;
-        if kept != 0 && partition.owns(kept) && is_free(address, kept) {
-            return Ok(Binding {
-                address,
-                port: kept,
-                probes,
-            });
+        if kept != 0
+            && partition.owns(kept)
+            && let Some(port) = try_port(kept, &mut over)
+        {
+            return Ok(free(port));
         }
+        let destination = flows.hash(&client.answer_to(address, 0));
+        let most = match exhausted.has(destination, now) {
+            true => FEW_PROBES,
+            false => PROBES,
+        };
         let mut port = first_owned(random.next(), partition);
-        for _ in 0..PROBES {
-            if is_free(address, port) {
-                return Ok(Binding {
-                    address,
-                    port,
-                    probes,
-                });
+        for n in 1..=most {
+            if let Some(port) = try_port(port, &mut over) {
+                return Ok(free(port));
+            }
+            if n >= FEW_PROBES && over.is_some_and(|over| over.is_followed) {
+                break;
+            }
+            if n == PROBES {
+                exhausted.note(destination, now);
             }
             port = next_owned(port, partition);
         }
+        if let Some(over) = over {
+            return Ok(Binding {
+                address,
+                port: flows.get(over.id).nat_port,
+                instead_of: Some(over.id),
+            });
+        }
     }
     Err(DropReason::NatPortsExhausted)
+}
+
+/// What a port of an address is to a client.
+fn look_at(
+    flows: &FlowTable,
+    mappings: Option<&Mappings>,
+    wanted: &Wanted<'_>,
+    address: Addr,
+    port: u16,
+) -> Port {
+    let client = wanted.client;
+    let shown_by = mappings.map_or(0, |m| m.shown_by(flows, address, port, client));
+    match flows.find_key(&client.answer_to(address, port)) {
+        None if shown_by == 0 => Port::Free,
+        // The port is given up with the one flow that shows it.
+        Some((id, End::Server)) if shown_by <= 1 => match wanted.syn {
+            Some(seq) => look_at_flow(flows, id, seq, wanted.now).map_or(Port::Taken, Port::Over),
+            None => Port::Taken,
+        },
+        _ => Port::Taken,
+    }
+}
+
+/// Whether the connection of a flow is over, and what that is worth to one that begins with this sequence number.
+fn look_at_flow(flows: &FlowTable, id: FlowId, seq: u32, now: Tick) -> Option<Over> {
+    let tcp = &flows.body(id).tcp;
+    let idle = now.since(flows.head(id).last_seen);
+    let is_over = match tcp.state {
+        State::TimeWait => true,
+        State::Reset => idle >= RESET_STANDS,
+        _ => false,
+    };
+    is_over.then(|| Over {
+        is_followed: tcp.is_followed_by(seq),
+        idle,
+        id,
+    })
 }
 
 /// Whether flows of a protocol are told apart by more than addresses.
@@ -165,6 +287,32 @@ mod tests {
         FlowTable::new(16, 1).unwrap()
     }
 
+    fn bind_in(
+        flows: &FlowTable,
+        addresses: &[Addr],
+        client: &Key,
+        partition: Partition,
+    ) -> Binding {
+        let wanted = Wanted {
+            client,
+            syn: None,
+            addresses,
+            now: Tick(0),
+        };
+        let mut random = Random::new(3);
+        let exhausted = &mut Exhausted::new();
+        bind(
+            flows,
+            None,
+            wanted,
+            partition,
+            &mut random,
+            exhausted,
+            &mut 0,
+        )
+        .unwrap()
+    }
+
     proptest! {
         #[test]
         fn chosen_ports_belong_to_their_worker(random: u64, count in 1u16..=1024, index in 0u16..1024) {
@@ -186,15 +334,7 @@ mod tests {
                 ..CLIENT
             };
             let address = [Addr::v4(0xc000_0201)];
-            let bound = bind(
-                &table(),
-                None,
-                &address,
-                &client,
-                partition,
-                &mut Random::new(3),
-            )
-            .unwrap();
+            let bound = bind_in(&table(), &address, &client, partition);
             assert_eq!(bound.port == port, kept, "{index} {port}");
             assert_eq!(partition.owner(bound.port), index);
         }
@@ -215,9 +355,7 @@ mod tests {
                 src_port: port,
                 ..CLIENT
             };
-            bind(&table(), None, &pool, &key, one, &mut Random::new(3))
-                .unwrap()
-                .address
+            bind_in(&table(), &pool, &key, one).address
         };
         for client in 1..50 {
             assert_eq!(address(client, 1), address(client, 2));

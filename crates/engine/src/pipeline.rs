@@ -46,7 +46,7 @@ use crate::fragment::{Fragments, Identifications, Whole};
 use crate::grant::{self, UseId};
 use crate::limit::TokenBucket;
 use crate::look::Desk;
-use crate::nat::{self, Mappings, Partition};
+use crate::nat::{self, Exhausted, Mappings, Partition};
 use crate::neighbor::{NeighborId, NeighborTable};
 use crate::outbox::{Link, Outbox};
 use crate::overlay::Tunnels;
@@ -161,6 +161,7 @@ pub(crate) struct Pipeline {
     underway: Option<Underway>,
     nat_active: u32,
     mappings: Mappings,
+    exhausted: Exhausted,
     probes: probe::Responder,
     icmp_limit: TokenBucket,
     reset_limit: TokenBucket,
@@ -236,6 +237,7 @@ impl Pipeline {
             underway: None,
             nat_active: 0,
             mappings: Mappings::new(config.flow_capacity)?,
+            exhausted: Exhausted::new(),
             probes,
             icmp_limit: TokenBucket::full(),
             reset_limit: TokenBucket::full(),
@@ -701,7 +703,7 @@ impl Pipeline {
             return Err(DropReason::FlowTableFull);
         }
         if turns_back || snapshot.destination_side(hop.port, key.dst) == Side::Outside {
-            let translated = self.translate_outgoing(&mut flow);
+            let translated = self.translate_outgoing(&mut flow, p);
             if translated == Err(DropReason::PrefixTranslation) {
                 self.send_icmp_error(now, port, frame, p, (icmp::UNREACHABLE6, 0), 0);
             }
@@ -766,7 +768,7 @@ impl Pipeline {
     }
 
     /// Gives a new flow the address and port that the server will see.
-    fn translate_outgoing(&mut self, flow: &mut Flow) -> Result<(), DropReason> {
+    fn translate_outgoing(&mut self, flow: &mut Flow, p: &Parsed) -> Result<(), DropReason> {
         let prefix = self.snapshot.translate_prefix(flow.client);
         let addresses = self.snapshot.nat_addresses(flow.client.is_v4());
         if prefix.is_none() && addresses.is_empty() {
@@ -788,15 +790,27 @@ impl Pipeline {
         }
         let client = flow.client_key();
         let mapping = self.snapshot.settings().nat_mapping;
+        let wanted = nat::Wanted {
+            client: &client,
+            syn: p.segment.is_initial().then_some(p.segment.seq),
+            addresses,
+            now: flow.last_seen,
+        };
+        let mut probes = 0;
         let bound = nat::bind(
             &self.flows,
             (mapping == NatMapping::EndpointIndependent).then_some(&self.mappings),
-            addresses,
-            &client,
+            wanted,
             self.partition,
             &mut self.random,
-        )?;
-        self.counters.nat_port_probes.add(u64::from(bound.probes));
+            &mut self.exhausted,
+            &mut probes,
+        );
+        self.counters.nat_port_probes.add(probes);
+        let bound = bound?;
+        if let Some(over) = bound.instead_of {
+            self.close(over, CloseReason::Reused);
+        }
         if bound.port == flow.client_port {
             self.counters.nat_ports_kept.inc();
         }

@@ -141,6 +141,12 @@ impl Connection {
             || self.state == State::Closing && self.flags & both == both
     }
 
+    /// Whether a connection that the client opens with this sequence number begins behind all that it sent in this one.
+    pub(crate) fn is_followed_by(&self, seq: u32) -> bool {
+        let end = self.next_of(End::Client);
+        end.is_none_or(|end| !before(seq, end))
+    }
+
     /// Takes in a segment from one end.
     ///
     /// A client that has forgotten the connection, since it was started anew, asks for another one on the same ports,
@@ -165,6 +171,11 @@ impl Connection {
         }
         if from == End::Client && !s.has(SYN) {
             self.flags &= !ASKED_ANEW;
+        }
+        if self.state == State::SynSent && from == End::Server && !s.has(SYN | RST) {
+            // A straggler of the connection that had these ports before, or a challenge because of it (RFC 9293
+            // §3.10.7.4): the client is to see it, but it says nothing about this connection.
+            return Ok(());
         }
         if s.has(RST) {
             self.state = State::Reset;

@@ -104,10 +104,11 @@ impl Mappings {
         Some((mapping.nat, mapping.nat_port))
     }
 
-    /// Whether a client shows this address and port to the servers that `client` can reach.
-    pub(crate) fn is_taken(&self, flows: &FlowTable, nat: Addr, port: u16, client: &Key) -> bool {
+    /// How many flows of another client show this address and port to the servers that `client` can reach.
+    pub(crate) fn shown_by(&self, flows: &FlowTable, nat: Addr, port: u16, client: &Key) -> u32 {
         let key = outer_key(nat, port, client.proto, client.tunnel);
-        self.find(flows, &key).is_some()
+        let place = self.find(flows, &key);
+        place.map_or(0, |place| self.places[place as usize].flows)
     }
 
     /// Takes in that a translated flow has been opened. Without room for its mapping, the next

@@ -151,11 +151,28 @@ impl Bench {
         Bench::with_ports(policy, settings, 1024, ports, lane)
     }
 
-    /// With as many of `ports` as the settings have.
+    /// The first of `count` workers, alone.
+    pub(crate) fn one_of(policy: &str, settings: Settings, count: u16) -> Bench {
+        let ports = MACS.map(|mac| MemoryPort::new(mac, 1500));
+        let lane = MemoryPort::new([0; 6], 65_535);
+        Bench::with_share(policy, settings, (1024, count), ports, lane)
+    }
+
     fn with_ports(
         policy: &str,
         settings: Settings,
         flow_capacity: u32,
+        ports: [MemoryPort; 2],
+        lane: MemoryPort,
+    ) -> Bench {
+        Bench::with_share(policy, settings, (flow_capacity, 1), ports, lane)
+    }
+
+    /// With as many of `ports` as the settings have.
+    fn with_share(
+        policy: &str,
+        settings: Settings,
+        (flow_capacity, count): (u32, u16),
         ports: [MemoryPort; 2],
         lane: MemoryPort,
     ) -> Bench {
@@ -168,7 +185,7 @@ impl Bench {
         let (sender, events) = sync_channel(1024);
         let config = WorkerConfig {
             index: 0,
-            count: 1,
+            count,
             peers: None,
             seed: 7,
             flow_capacity,

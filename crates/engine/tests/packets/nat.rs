@@ -8,7 +8,7 @@ use engine::DropReason;
 use engine::port::{Checksum, Gso, GsoKind, Meta, Packet};
 use engine::snapshot::{NatMapping, Nptv6, Settings, Snat};
 use proptest::prelude::*;
-use sim::frame::{ACK, Body, Frame, SYN};
+use sim::frame::{ACK, Body, FIN, Frame, RST, SYN};
 
 fn source(frame: &Frame) -> SocketAddr {
     match frame.body {
@@ -367,6 +367,130 @@ fn outside_addresses_on_the_inside_are_not_believed() {
         Frame::udp(at("198.51.100.1:53"), source(&out), b""),
         DropReason::Martian,
     );
+}
+
+/// Ports that each of 1024 workers has.
+const SHARE: u16 = 63;
+
+/// A worker with a few ports, to which all that a client opens is for one server.
+fn few_ports() -> Bench {
+    Bench::one_of(&allow_all(), two_arms(), 1024)
+}
+
+fn client(n: u16) -> SocketAddr {
+    (ip(&format!("10.0.0.{}", 60 + n)), 5001).into()
+}
+
+/// Opens a connection of this client, if a port is left, and returns what it shows.
+fn connect(bench: &mut Bench, n: u16, seq: u32) -> Option<SocketAddr> {
+    let (server, client) = (at("198.51.100.1:80"), client(n));
+    let syn = Frame::tcp(client, server, SYN, seq, 0, b"");
+    let shown = source(&bench.send(INSIDE, syn).first()?.1);
+    bench.one(
+        OUTSIDE,
+        Frame::tcp(server, shown, SYN | ACK, 500, seq + 1, b""),
+    );
+    bench.one(INSIDE, Frame::tcp(client, server, ACK, seq + 1, 501, b""));
+    Some(shown)
+}
+
+/// Closes it from both ends.
+fn disconnect(bench: &mut Bench, n: u16, seq: u32, shown: SocketAddr) {
+    let (server, client) = (at("198.51.100.1:80"), client(n));
+    bench.one(
+        INSIDE,
+        Frame::tcp(client, server, FIN | ACK, seq + 1, 501, b""),
+    );
+    bench.one(
+        OUTSIDE,
+        Frame::tcp(server, shown, FIN | ACK, 501, seq + 2, b""),
+    );
+    bench.one(INSIDE, Frame::tcp(client, server, ACK, seq + 2, 502, b""));
+}
+
+#[test]
+fn connections_that_are_over_give_their_ports_to_new_ones() {
+    let mut bench = few_ports();
+    bench.reconfigure(|s| s.tcp_window_check = true);
+    // All have sent more than a connection that begins with 1000, except for one.
+    let first = |n| if n == 7 { 100 } else { 2000 };
+    let shown: Vec<_> = (0..SHARE)
+        .map(|n| connect(&mut bench, n, first(n)).expect("there are ports"))
+        .collect();
+    assert_eq!(shown.iter().collect::<HashSet<_>>().len(), shown.len());
+    for n in (1..SHARE).step_by(2) {
+        disconnect(&mut bench, n, first(n), shown[usize::from(n)]);
+    }
+    bench.moved();
+    // The one that the server can tell from the new one goes first.
+    let old = Frame::tcp(client(7), at("198.51.100.1:80"), ACK, 102, 502, b"");
+    let (_, again) = bench.one(INSIDE, old);
+    let shown = connect(&mut bench, 100, 1000).expect("a port is given up");
+    assert_eq!(shown, source(&again));
+    let moved = bench.moved();
+    assert!(moved.contains(&"closed reused +1".to_string()), "{moved:?}");
+    // What the server still sends of the old one does no harm to the new one.
+    disconnect(&mut bench, 100, 1000, shown);
+    let (server, next) = (at("198.51.100.1:80"), client(101));
+    let (_, syn) = bench.one(INSIDE, Frame::tcp(next, server, SYN, 9000, 0, b""));
+    let shown = source(&syn);
+    bench.one(
+        OUTSIDE,
+        Frame::tcp(server, shown, FIN | ACK, 501, 1002, b""),
+    );
+    bench.one(
+        OUTSIDE,
+        Frame::tcp(server, shown, SYN | ACK, 70_000_000, 9001, b""),
+    );
+    bench.one(INSIDE, Frame::tcp(next, server, ACK, 9001, 70_000_001, b""));
+    // Then the others; those that live never.
+    let next = |bench: &mut Bench, n| {
+        bench.pass(std::time::Duration::from_secs(1));
+        connect(bench, n, 1000)
+    };
+    let given = (102..190).map_while(|n| next(&mut bench, n)).count();
+    assert_eq!(given, usize::from(SHARE / 2) - 1);
+    let refused = bench.counters.dropped(DropReason::NatPortsExhausted);
+    assert_eq!(refused.packets.get(), 1);
+    bench.one(INSIDE, Frame::tcp(client(0), server, ACK, 2001, 501, b"x"));
+}
+
+#[test]
+fn a_reset_gives_its_port_up_only_when_nobody_disputes_it() {
+    let mut bench = few_ports();
+    let server = at("198.51.100.1:80");
+    for n in 0..SHARE {
+        let shown = connect(&mut bench, n, 100).expect("there are ports");
+        if n < 2 {
+            bench.one(OUTSIDE, Frame::tcp(server, shown, RST, 501, 0, b""));
+        }
+    }
+    assert_eq!(connect(&mut bench, 100, 1000), None);
+    // One of the two was forged.
+    bench.one(INSIDE, Frame::tcp(client(0), server, ACK, 101, 501, b"x"));
+    bench.pass(std::time::Duration::from_secs(2));
+    assert!(connect(&mut bench, 100, 1000).is_some());
+    assert_eq!(connect(&mut bench, 101, 1000), None);
+    bench.one(INSIDE, Frame::tcp(client(0), server, ACK, 102, 501, b"x"));
+}
+
+#[test]
+fn with_no_port_left_a_flow_costs_few_looks() {
+    let mut bench = few_ports();
+    for n in 0..SHARE {
+        connect(&mut bench, n, 100).expect("there are ports");
+    }
+    let looks = |bench: &mut Bench, n| {
+        let before = bench.counters.nat_port_probes.get();
+        assert_eq!(connect(bench, n, 1000), None);
+        bench.counters.nat_port_probes.get() - before
+    };
+    assert!(looks(&mut bench, 100) > 500, "a thorough search");
+    for n in 101..140 {
+        assert!(looks(&mut bench, n) <= 33);
+    }
+    bench.pass(std::time::Duration::from_secs(1));
+    assert!(looks(&mut bench, 140) > 500);
 }
 
 proptest! {
