@@ -78,6 +78,12 @@ impl Addr {
         }
     }
 
+    /// An address of one link alone, which no router forwards packets from or to: 169.254.0.0/16 (RFC 3927 §7) or fe80::/10
+    /// (RFC 4291 §2.5.6).
+    pub(crate) fn is_link_local(self) -> bool {
+        self.is_link_local6() || self.is_v4() && self.low32() >> 16 == 0xa9fe
+    }
+
     /// fe80::/10.
     pub(crate) fn is_link_local6(self) -> bool {
         self.0 >> 118 == 0xfe80 >> 6
@@ -216,5 +222,14 @@ mod tests {
         }
         assert!(addr("fe80::1").is_link_local6());
         assert!(!addr("2001:db8::").is_link_local6());
+        for (a, expected) in [
+            ("fe80::1", true),
+            ("169.254.0.0", true),
+            ("169.254.255.255", true),
+            ("169.253.255.255", false),
+            ("::a9fe:a9fe", false),
+        ] {
+            assert_eq!(addr(a).is_link_local(), expected, "{a}");
+        }
     }
 }

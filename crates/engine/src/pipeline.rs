@@ -614,7 +614,7 @@ impl Pipeline {
             *direction = Direction::Inbound;
             return Err(DropReason::FromOutside);
         }
-        if snapshot.is_ours(key.src) || key.src.is_link_local6() || key.dst.is_link_local6() {
+        if snapshot.is_ours(key.src) || key.src.is_link_local() || key.dst.is_link_local() {
             return Err(DropReason::Martian);
         }
         // RFC 3704: answers would leave by the other port, and untranslated.

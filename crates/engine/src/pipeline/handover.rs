@@ -210,6 +210,7 @@ impl Pipeline {
             && translated_as_now
             && has_room
             && !snapshot.is_ours(flow.client)
+            && ![flow.client, flow.server].iter().any(|a| a.is_link_local())
             && !self.flows.contains(&flow.client_key())
             && !self.flows.contains(&flow.server_key())
     }

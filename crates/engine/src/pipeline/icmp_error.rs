@@ -46,6 +46,9 @@ impl Pipeline {
         if sum != 0 {
             return Err(DropReason::BadChecksum);
         }
+        if p.key.src.is_link_local() {
+            return Err(DropReason::Martian);
+        }
         let quoted = parse_quoted(frame.bytes(), p)?;
         // The quoted packet went the other way: its answers would have the reversed key.
         let key = quoted.key.reversed();

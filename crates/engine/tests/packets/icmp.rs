@@ -72,6 +72,20 @@ fn errors_about_a_flow_are_translated_both_ways() {
 }
 
 #[test]
+fn errors_of_one_link_are_not_passed_on() {
+    for (client, server, router) in [
+        ("10.0.0.2:5000", "198.51.100.1:53", "169.254.1.9"),
+        ("[fd00::2]:5000", "[2001:db8:1::1]:53", "fe80::9"),
+    ] {
+        let mut bench = Bench::new(&allow_all(), two_arms());
+        let (_, out) = bench.one(INSIDE, Frame::udp(at(client), at(server), b"question"));
+        let t = if out.src.is_ipv6() { 3 } else { 11 };
+        let error = Frame::icmp(ip(router), out.src, t, 0, 0, &quoted(&out));
+        bench.dropped(OUTSIDE, error, DropReason::Martian);
+    }
+}
+
+#[test]
 fn errors_about_an_echo_are_translated() {
     let mut bench = Bench::new(&allow_all(), two_arms());
     let echo = Frame::echo(ip("10.0.0.2"), ip("198.51.100.1"), false, 7, 1);

@@ -160,6 +160,16 @@ fn verdicts() {
         Err(DropReason::Martian),
         &["drop martian +1"],
     );
+    // What is of one link stays there, whatever the policy allows: so do the metadata of clouds.
+    for (client, server) in [
+        ("10.0.0.2:53", "169.254.169.254:80"),
+        ("169.254.7.7:53", "198.51.100.1:1"),
+        ("169.254.7.7:53", "10.0.0.3:1"),
+    ] {
+        let martian = Err(DropReason::Martian);
+        let moved = ["drop martian +1"];
+        check(&allow, INSIDE, client, server, martian, &moved);
+    }
     check(
         &allow,
         INSIDE,
@@ -291,6 +301,27 @@ fn services_are_handed_to_the_host_and_back() {
         bench.counters.dropped(DropReason::LaneSource).packets.get(),
         2
     );
+}
+
+#[test]
+fn a_link_without_addresses_of_its_own_has_services_all_the_same() {
+    let mut settings = two_arms();
+    let link: ipnet::IpNet = "169.254.0.1/16".parse().expect("a constant");
+    settings.ports[INSIDE].addresses.push(link);
+    let mut bench = Bench::new(&allow_all(), settings);
+    let query = Frame::udp(at("169.254.7.7:5000"), at("10.0.0.53:53"), b"query");
+    let (port, _) = bench.one(INSIDE, query);
+    assert_eq!(port, LANE);
+    let answer = Frame::udp(at("10.0.0.53:53"), at("169.254.7.7:5000"), b"answer");
+    let sent = bench.send_bytes(LANE, answer.clone().emit());
+    assert_eq!(sent, [(INSIDE, answer.between(MACS[INSIDE], PEER))]);
+    let echo = Frame::echo(ip("169.254.7.7"), ip("169.254.0.1"), false, 1, 1);
+    let (port, answer) = bench.one(INSIDE, echo);
+    assert_eq!((port, answer.src), (INSIDE, ip("169.254.0.1")));
+    for dst in ["169.254.7.8:5000", "198.51.100.1:5000"] {
+        let frame = Frame::udp(at("169.254.7.7:5000"), at(dst), b"");
+        bench.dropped(INSIDE, frame, DropReason::Martian);
+    }
 }
 
 #[test]
