@@ -260,7 +260,7 @@ pub struct WorkerCounters {
     pub nat_port_probes: Counter,
     /// Flows that kept their source port through NAT.
     pub nat_ports_kept: Counter,
-    /// Flows judged again because the snapshot changed.
+    /// Flows judged again because the policy, or an address that they may be translated to, changed.
     pub rejudged: Counter,
     /// Flows that a policy in audit mode would have denied.
     pub would_deny: Counter,

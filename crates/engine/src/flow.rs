@@ -128,8 +128,8 @@ pub(crate) struct Flow {
     pub(crate) bytes: [u64; 2],
     /// Packets from either end; a super-packet counts once.
     pub(crate) packets: [u32; 2],
-    /// Low half of the generation of the snapshot that judged it last.
-    pub(crate) generation: u32,
+    /// Low half of the epoch in which it was judged last.
+    pub(crate) epoch: u32,
     /// Low half of the policy revision that judged it last.
     pub(crate) revision: u32,
     pub(crate) rule: u32,

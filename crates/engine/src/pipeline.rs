@@ -3,8 +3,8 @@
 //! A packet's life in [`Pipeline::process`]:
 //! 1. Its kind was parsed: ARP, neighbour discovery, an ICMP error, or a packet of a flow. A fragment is kept until
 //!    its datagram is whole, which then is the packet ([`Pipeline::handle_fragment`]).
-//! 2. The flow is looked up by the key as on the wire ([`Pipeline::find_live`]). A flow judged under
-//!    an older snapshot is judged again, by the facts of its first packet.
+//! 2. The flow is looked up by the key as on the wire ([`Pipeline::find_live`]). A flow judged in
+//!    an older epoch is judged again, by the facts of its first packet.
 //! 3. Without a flow: for one of our own addresses it is answered or handed to the host
 //!    ([`Pipeline::handle_local`]); from inside it may open a flow, if the policy allows it and NAT
 //!    finds a port ([`Pipeline::open`]); from outside it is dropped.
@@ -529,7 +529,7 @@ impl Pipeline {
         Ok(Some((id, from)))
     }
 
-    /// Judges a flow again if the snapshot has changed since it was judged.
+    /// Judges a flow again if what it was judged by has changed since.
     #[inline(always)]
     fn rejudge_if_stale<K: Packet>(
         &mut self,
@@ -539,7 +539,7 @@ impl Pipeline {
         p: &Parsed,
         from: End,
     ) -> Result<(), DropReason> {
-        if self.flows.head(id).generation == self.snapshot.generation() as u32 {
+        if self.flows.head(id).epoch == self.snapshot.epoch() as u32 {
             return Ok(());
         }
         self.rejudge(now, id, frame.bytes(), p, from)
@@ -570,7 +570,7 @@ impl Pipeline {
             self.leave_grant(flow.grant);
             flow.grant = grant;
         }
-        flow.generation = snapshot.generation() as u32;
+        flow.epoch = snapshot.epoch() as u32;
         flow.revision = snapshot.policy().revision() as u32;
         flow.group = decision.group.map_or(NO_GROUP, |g| g as u16);
         flow.rule = decision.rule.unwrap_or(NO_RULE);
@@ -666,7 +666,7 @@ impl Pipeline {
             last_seen: now.tick(),
             bytes: [0; 2],
             packets: [0; 2],
-            generation: snapshot.generation() as u32,
+            epoch: snapshot.epoch() as u32,
             revision: snapshot.policy().revision() as u32,
             rule: decision.rule.unwrap_or(NO_RULE),
             group: decision.group.map_or(NO_GROUP, |g| g as u16),

@@ -340,6 +340,8 @@ struct Network {
 #[derive(Debug)]
 pub struct Snapshot {
     generation: u64,
+    /// The generation under which something changed last that the verdict on a flow depends on.
+    epoch: u64,
     policy: Arc<Compiled>,
     /// Whether source groups tell inside from outside, for IPv4 and IPv6. A policy for everyone
     /// does not.
@@ -361,7 +363,12 @@ impl Snapshot {
     ) -> Result<Snapshot, SettingsError> {
         let network = Arc::new(Network::new(settings)?);
         let grants = Arc::new(ArcSwap::from_pointee(grant::Table::default()));
-        Ok(Snapshot::assemble(generation, policy, network, grants))
+        Ok(Snapshot::assemble(
+            (generation, generation),
+            policy,
+            network,
+            grants,
+        ))
     }
 
     /// The same settings under another policy, with these grants, which are for its rules; cheap.
@@ -372,11 +379,12 @@ impl Snapshot {
         grants: grant::Table,
     ) -> Snapshot {
         let grants = Arc::new(ArcSwap::from_pointee(grants));
-        Snapshot::assemble(generation, policy, Arc::clone(&self.network), grants)
+        let network = Arc::clone(&self.network);
+        Snapshot::assemble((generation, generation), policy, network, grants)
     }
 
     fn assemble(
-        generation: u64,
+        (generation, epoch): (u64, u64),
         policy: Arc<Compiled>,
         network: Arc<Network>,
         grants: Arc<ArcSwap<grant::Table>>,
@@ -391,6 +399,7 @@ impl Snapshot {
         let groups_tell = [!everyone(v4), !everyone(v6)];
         Snapshot {
             generation,
+            epoch,
             policy,
             groups_tell,
             network,
@@ -398,7 +407,8 @@ impl Snapshot {
         }
     }
 
-    /// The same policy under other settings.
+    /// The same policy under other settings. Flows are judged again only if the settings differ in what their translation
+    /// depends on.
     pub fn with_settings(
         &self,
         generation: u64,
@@ -406,13 +416,23 @@ impl Snapshot {
     ) -> Result<Snapshot, SettingsError> {
         let network = Arc::new(Network::new(settings)?);
         let (policy, grants) = (Arc::clone(&self.policy), Arc::clone(&self.grants));
-        Ok(Snapshot::assemble(generation, policy, network, grants))
+        let epoch = match network.translates_like(&self.network) {
+            true => self.epoch,
+            false => generation,
+        };
+        Ok(Snapshot::assemble(
+            (generation, epoch),
+            policy,
+            network,
+            grants,
+        ))
     }
 
     /// The same, published once more.
     pub fn with_generation(&self, generation: u64) -> Snapshot {
         let (policy, grants) = (Arc::clone(&self.policy), Arc::clone(&self.grants));
-        Snapshot::assemble(generation, policy, Arc::clone(&self.network), grants)
+        let network = Arc::clone(&self.network);
+        Snapshot::assemble((generation, self.epoch), policy, network, grants)
     }
 
     /// The same, refusing new flows and keeping old ones, or taking new ones again.
@@ -426,6 +446,12 @@ impl Snapshot {
     /// The generation it was published under.
     pub fn generation(&self) -> u64 {
         self.generation
+    }
+
+    /// Tells flows that were judged by what is in force here from others: as long as it stays the same, so do the policy
+    /// and all that [`still_translates`](Self::still_translates) and [`lacks_nat_address`](Self::lacks_nat_address) say.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch
     }
 
     /// The policy.
@@ -612,6 +638,16 @@ impl Snapshot {
 }
 
 impl Network {
+    /// Whether everything that a flow's translation is checked by is the same here.
+    fn translates_like(&self, other: &Network) -> bool {
+        let own = |n: &Network| n.own.iter().map(|o| o.address).collect::<Vec<_>>();
+        let services = |n: &Network| n.services.iter().map(|(a, _)| *a).collect::<Vec<_>>();
+        (&self.nat4, &self.nat6, self.nat_missing) == (&other.nat4, &other.nat6, other.nat_missing)
+            && self.settings.nptv6 == other.settings.nptv6
+            && own(self) == own(other)
+            && services(self) == services(other)
+    }
+
     fn new(settings: Settings) -> Result<Network, SettingsError> {
         if !(1..=2).contains(&settings.ports.len()) {
             return Err(SettingsError::PortCount(settings.ports.len()));

@@ -337,7 +337,7 @@ mod tests {
             last_seen: Tick(0),
             bytes: [0; 2],
             packets: [0; 2],
-            generation: 0,
+            epoch: 0,
             revision: 0,
             rule: NO_RULE,
             group,

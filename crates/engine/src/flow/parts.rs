@@ -27,7 +27,7 @@ pub(crate) struct Head {
     tunnel: u16,
     tally: u16,
     pub(crate) last_seen: Tick,
-    pub(crate) generation: u32,
+    pub(crate) epoch: u32,
 }
 
 /// What packets add to, and what was decided: a cache line.
@@ -242,7 +242,7 @@ impl Parts {
             last_seen: head.last_seen,
             bytes: body.bytes,
             packets: body.packets,
-            generation: head.generation,
+            epoch: head.epoch,
             revision: body.revision,
             rule: body.rule,
             group: body.group,
@@ -290,7 +290,7 @@ fn apart(flow: &Flow) -> (Head, Body) {
         tunnel: flow.tunnel,
         tally: flow.tally,
         last_seen: flow.last_seen,
-        generation: flow.generation,
+        epoch: flow.epoch,
     };
     let body = Body {
         bytes: flow.bytes,

@@ -19,7 +19,7 @@
 //!
 //! A later version may put fields behind; a reader takes those that it knows, and zeros for those that an earlier one did
 //! not have, down to [`MIN_LEN`]. Neither the hash of a flow nor its place
-//! travels, nor the generation or the grant: whoever takes it judges it anew.
+//! travels, nor the epoch or the grant: whoever takes it judges it anew.
 
 use super::{Flow, Key, Sides};
 use crate::address::Addr;
@@ -115,7 +115,7 @@ pub(crate) fn emit(
 }
 
 /// Reads a record that was written `elapsed_ns` ago, and the network that its flow is in. None if it describes no flow, or
-/// one of long ago. The ports that lead to the ends, the number of the network, and the generation are the reader's to
+/// one of long ago. The ports that lead to the ends, the number of the network, and the epoch are the reader's to
 /// fill in.
 pub(crate) fn parse(bytes: &[u8], now: Now, elapsed_ns: u64) -> Option<(Flow, Option<Network>)> {
     let known = bytes.len().min(LEN);
@@ -147,7 +147,7 @@ pub(crate) fn parse(bytes: &[u8], now: Now, elapsed_ns: u64) -> Option<(Flow, Op
         last_seen: Tick(now.tick().0.wrapping_sub(age)),
         bytes: [u64_at(88), u64_at(96)],
         packets: [u32_at(104), u32_at(108)],
-        generation: 0,
+        epoch: 0,
         revision: u32_at(112),
         rule: u32_at(116),
         group: u16_at(120),

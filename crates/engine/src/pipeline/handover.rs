@@ -2,7 +2,7 @@
 //!
 //! A chunk is a `u16` (little-endian), the length of its records, and records ([`record`]). What is read is checked
 //! against the settings in force here, which may be others than before: a flow that could not be opened like this today
-//! is not taken. The policy judges each when its next packet comes, since its generation is none.
+//! is not taken. The policy judges each when its next packet comes, since its epoch is none.
 
 use std::io;
 use std::ops::AddAssign;

@@ -192,7 +192,7 @@ impl Pipeline {
         let hit = found.zip(flow).map(|((_, from), flow)| Hit {
             from_client: from == End::Client,
             state: FlowState::of(&flow),
-            stale: flow.generation != self.snapshot.generation() as u32,
+            stale: flow.epoch != self.snapshot.epoch() as u32,
         });
         let mut meant = [false; MAX_TAPS];
         for (meant, tap) in meant.iter_mut().zip(&self.taps.list) {

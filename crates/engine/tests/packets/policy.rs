@@ -46,6 +46,45 @@ fn a_flow_that_stays_allowed_goes_on() {
 }
 
 #[test]
+fn what_no_verdict_depends_on_judges_no_flow_again() {
+    let mut bench = Bench::new(&allow_all(), two_arms());
+    super::tcp::establish(&mut bench, 5000);
+    bench.moved();
+    let mut seq = 101;
+    let mut moved = |bench: &mut Bench| {
+        let (client, server) = (at("10.0.0.2:5000"), at("198.51.100.1:80"));
+        bench.one(INSIDE, Frame::tcp(client, server, ACK, seq, 501, b"x"));
+        seq += 1;
+        bench.moved()
+    };
+    bench.reconfigure(|s| s.draining = true);
+    bench.reconfigure(|s| s.probes = engine::snapshot::Probes::Ready);
+    bench.reconfigure(|s| s.ports[OUTSIDE].gateways = vec![ip("192.0.2.253")]);
+    bench.reconfigure(|s| s.ports[INSIDE].mtu = Some(1400));
+    assert_eq!(moved(&mut bench), ["allow out tcp +1"]);
+    assert_eq!(bench.counters.generation(), 5);
+    // Translations, and so everything that they are checked by, count; and so does a policy that is published again.
+    type Change = fn(&mut engine::snapshot::Settings);
+    let changes: [Change; 4] = [
+        |s| s.snat = engine::snapshot::Snat::None,
+        |s| s.snat = engine::snapshot::Snat::Pool(vec![ip("192.0.2.1"), ip("192.0.2.9")]),
+        |s| s.services.clear(),
+        |s| {
+            s.ports[INSIDE]
+                .addresses
+                .push("10.9.0.1/24".parse().expect("a constant"))
+        },
+    ];
+    for change in changes {
+        bench.reconfigure(change);
+        assert_eq!(moved(&mut bench), ["allow out tcp +1", "rejudged +1"]);
+        assert_eq!(moved(&mut bench), ["allow out tcp +1"]);
+    }
+    bench.publish(&allow_all());
+    assert_eq!(moved(&mut bench), ["allow out tcp +1", "rejudged +1"]);
+}
+
+#[test]
 fn a_flow_that_is_now_denied_is_dropped() {
     let mut bench = Bench::new(&web("drop", 80), two_arms());
     super::tcp::establish(&mut bench, 5000);

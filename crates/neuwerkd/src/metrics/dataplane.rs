@@ -67,7 +67,7 @@ const COUNTERS: &[(&str, &str, Read)] = &[
     ("neuwerk_dp_resets_sent",           "TCP resets originated",                                 |w| w.resets_sent.get()),
     ("neuwerk_dp_icmp_errors_sent",      "ICMP errors originated",                                |w| w.icmp_errors_sent.get()),
     ("neuwerk_dp_icmp_errors_translated","ICMP errors translated and passed on",                  |w| w.icmp_errors_translated.get()),
-    ("neuwerk_dp_flows_rejudged",        "Flows judged again because the policy changed",         |w| w.rejudged.get()),
+    ("neuwerk_dp_flows_rejudged",        "Flows judged again because the policy or a translation address changed", |w| w.rejudged.get()),
     ("neuwerk_dp_flows_picked_up",       "TCP connections picked up in the middle",               |w| w.picked_up.get()),
     ("neuwerk_dp_flows_taken_over",      "Flows taken over from the process before this one",     |w| w.taken_over.get()),
     ("neuwerk_dp_would_deny",            "Flows that a policy in audit mode would have denied",   |w| w.would_deny.get()),
