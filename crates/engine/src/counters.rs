@@ -242,8 +242,10 @@ pub struct WorkerCounters {
     pub local: Volume,
     /// Frames handed over to the workers that own their flows.
     pub handed_over: Volume,
-    /// Frames consumed and answered by the engine itself.
+    /// Frames answered by the engine itself.
     pub replied: Counter,
+    /// Frames for the engine itself that it took in without an answer.
+    pub consumed: Counter,
     /// Flows opened.
     pub flows_opened: Counter,
     /// Gauge: flows in the table now.
@@ -324,6 +326,7 @@ impl Default for WorkerCounters {
             local: Volume::default(),
             handed_over: Volume::default(),
             replied: Counter::default(),
+            consumed: Counter::default(),
             flows_opened: Counter::default(),
             flows_active: Counter::default(),
             flow_capacity: Counter::default(),

@@ -82,7 +82,9 @@ pub(crate) enum Step {
     Whole,
     /// Nowhere yet: what its destination is granted to may be on its way.
     Hold,
-    /// Nowhere: it was answered or learned from.
+    /// Nowhere: it was answered.
+    Answered,
+    /// Nowhere: it was learned from, kept, or understood.
     Consumed,
     /// Nowhere.
     Drop(DropReason),
@@ -93,7 +95,8 @@ impl Step {
         match self {
             Step::Send(port) | Step::Await(port, _) | Step::Cut(port) => Verdict::Forward(port),
             Step::Lane | Step::Whole => Verdict::Local,
-            Step::Hold | Step::Consumed | Step::WholeFor(_) | Step::TurnFor(..) => Verdict::Reply,
+            Step::Answered | Step::Consumed => Verdict::Reply,
+            Step::Hold | Step::WholeFor(_) | Step::TurnFor(..) => Verdict::Reply,
             Step::Drop(reason) => Verdict::Drop(reason),
         }
     }
@@ -393,12 +396,22 @@ impl Pipeline {
             return Step::Hold;
         }
         let step = step.unwrap_or_else(Step::Drop);
-        // One that has turned back is counted where its fate is known.
-        if !matches!(step, Step::TurnFor(..)) {
-            self.counters
-                .count_verdict(step.verdict(), direction, p.key.proto, bytes);
-        }
+        self.count(step, direction, p.key.proto, bytes);
         step
+    }
+
+    /// Counts the fate of a frame.
+    fn count(&mut self, step: Step, direction: Direction, proto: u8, bytes: usize) {
+        match step {
+            // One that has turned back is counted where its fate is known.
+            Step::TurnFor(..) => {}
+            Step::Consumed => self.counters.consumed.inc(),
+            step => {
+                let verdict = step.verdict();
+                self.counters
+                    .count_verdict(verdict, direction, proto, bytes);
+            }
+        }
     }
 
     /// What is neither a packet of a flow nor a part of one.

@@ -171,8 +171,7 @@ impl Pipeline {
         }
         for cut in &whole.cuts {
             let bytes = whole.head + usize::from(*cut);
-            self.counters
-                .count_verdict(step.verdict(), direction, protocol, bytes);
+            self.count(step, direction, protocol, bytes);
         }
         if let Step::Drop(DropReason::Fragment) = step {
             self.counters.fragments.add(whole.cuts.len() as u64);
@@ -285,7 +284,7 @@ impl Pipeline {
         put16(b, l4 + icmp::CHECKSUM, sum);
         let id = self.identifications.take(p.key.src);
         self.cut_whole(whole, port, None, Some(id));
-        Ok(Step::Consumed)
+        Ok(Step::Answered)
     }
 
     /// Sends an IPv4 packet that may be cut in as large pieces as the link behind its port carries.

@@ -121,8 +121,7 @@ impl Pipeline {
         let step = self
             .handle_turned(now, out, frame, p, &mut direction)
             .unwrap_or_else(Step::Drop);
-        self.counters
-            .count_verdict(step.verdict(), direction, p.key.proto, bytes);
+        self.count(step, direction, p.key.proto, bytes);
         step
     }
 }

@@ -85,7 +85,7 @@ impl Pipeline {
             target: arp.sender,
         };
         self.outbox.arp(link, reply);
-        Ok(Step::Consumed)
+        Ok(Step::Answered)
     }
 
     pub(super) fn handle_neighbor(
@@ -150,6 +150,7 @@ impl Pipeline {
                 };
                 self.outbox
                     .neighbor(Link::new(port, mac, dst), target, to, reply);
+                return Ok(Step::Answered);
             }
             Message::Advertisement {
                 target,

@@ -54,7 +54,7 @@ impl Pipeline {
         }
         let link = self.back(port, frame);
         self.outbox.echo_reply(link, p.key.dst, p.key.src, message);
-        Ok(Step::Consumed)
+        Ok(Step::Answered)
     }
 
     /// Decides on a frame from the host, and rewrites it.
@@ -72,8 +72,7 @@ impl Pipeline {
         let step = self
             .send_from_lane(now, frame, p)
             .unwrap_or_else(Step::Drop);
-        self.counters
-            .count_verdict(step.verdict(), Direction::Inbound, p.key.proto, bytes);
+        self.count(step, Direction::Inbound, p.key.proto, bytes);
         step
     }
 

@@ -91,7 +91,7 @@ impl Pipeline {
         } else if segment.len > 0 {
             // Nobody is there to read it.
             self.refuse_segment(now, port, frame, p);
-            return Some(Ok(Step::Consumed));
+            return Some(Ok(Step::Answered));
         } else if segment.has(FIN) && self.probes.limit.take(now, RATE_PER_S) {
             answer(segment.ack, FIN | ACK)
         } else {
@@ -99,7 +99,7 @@ impl Pipeline {
         };
         let link = self.back(port, frame);
         self.outbox.tcp(link, key.dst, key.src, &answer);
-        Some(Ok(Step::Consumed))
+        Some(Ok(Step::Answered))
     }
 }
 

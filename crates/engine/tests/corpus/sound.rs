@@ -94,7 +94,7 @@ fn sound(input: &[u8]) {
     // A fragment gets its own when its others have not come.
     worker.poll(Now(60_000_000_000));
 
-    let mut verdicts = counters.replied.get();
+    let mut verdicts = counters.replied.get() + counters.consumed.get();
     verdicts += DropReason::ALL
         .iter()
         .map(|r| counters.dropped(*r).packets.get())

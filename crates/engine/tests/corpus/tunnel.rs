@@ -83,7 +83,7 @@ fn sound_in_tunnel(body: &[u8]) {
         while let Some(sent) = worker.ports_mut()[0].tx.pop_front() {
             assert!(sent.bytes().len() >= 14, "a frame");
         }
-        let mut verdicts = counters.replied.get();
+        let mut verdicts = counters.replied.get() + counters.consumed.get();
         for reason in DropReason::ALL {
             verdicts += counters.dropped(*reason).packets.get();
         }

@@ -53,6 +53,23 @@ fn arp_is_answered_for_our_addresses_only() {
 }
 
 #[test]
+fn only_what_is_answered_counts_as_a_reply() {
+    let mut bench = Bench::new(&allow_all(), two_arms());
+    let counted = |bench: &Bench| (bench.counters.replied.get(), bench.counters.consumed.get());
+    let before = counted(&bench);
+    raw(&mut bench, INSIDE, arp_request([10, 0, 0, 1]));
+    assert_eq!(counted(&bench), (before.0 + 1, before.1));
+    // An answer, which nobody answers.
+    let mut answer = arp_request([10, 0, 0, 1]);
+    answer[21] = 2;
+    raw(&mut bench, INSIDE, answer);
+    assert_eq!(counted(&bench), (before.0 + 1, before.1 + 1));
+    let echo = Frame::echo(ip("10.0.0.2"), ip("10.0.0.1"), false, 1, 1);
+    bench.one(INSIDE, echo);
+    assert_eq!(counted(&bench), (before.0 + 2, before.1 + 1));
+}
+
+#[test]
 fn a_solicitation_is_answered() {
     let mut bench = Bench::new(&allow_all(), two_arms());
     let ours: std::net::Ipv6Addr = "fd00::1".parse().unwrap();

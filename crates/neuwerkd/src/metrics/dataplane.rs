@@ -63,6 +63,7 @@ const COUNTERS: &[(&str, &str, Read)] = &[
     ("neuwerk_dp_local_packets",         "Frames handed to the host",                             |w| w.local.packets.get()),
     ("neuwerk_dp_handed_over",           "Frames handed over to the workers that own their flows", |w| w.handed_over.packets.get()),
     ("neuwerk_dp_replies",               "Frames answered by the engine itself",                  |w| w.replied.get()),
+    ("neuwerk_dp_consumed",              "Frames for the engine itself that it took in without an answer", |w| w.consumed.get()),
     ("neuwerk_dp_replies_limited",       "ICMP errors and resets withheld by the rate limit",     |w| w.replies_limited.get()),
     ("neuwerk_dp_resets_sent",           "TCP resets originated",                                 |w| w.resets_sent.get()),
     ("neuwerk_dp_icmp_errors_sent",      "ICMP errors originated",                                |w| w.icmp_errors_sent.get()),
