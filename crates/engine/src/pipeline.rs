@@ -102,6 +102,13 @@ impl Step {
     }
 }
 
+/// What a frame is to be counted as, once it is known whether it leaves.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Uncounted {
+    direction: Direction,
+    proto: u8,
+}
+
 /// Where a packet goes next.
 #[derive(Clone, Copy, Debug)]
 struct NextHop {
@@ -162,6 +169,8 @@ pub(crate) struct Pipeline {
     tunnels: Tunnels,
     /// Set while a packet from a tunnel is processed.
     underway: Option<Underway>,
+    /// Of the frame in hand, if it waits, or is for the host.
+    uncounted: Uncounted,
     nat_active: u32,
     mappings: Mappings,
     exhausted: Exhausted,
@@ -238,6 +247,10 @@ impl Pipeline {
             },
             tunnels: Tunnels::default(),
             underway: None,
+            uncounted: Uncounted {
+                direction: Direction::Outbound,
+                proto: 0,
+            },
             nat_active: 0,
             mappings: Mappings::new(config.flow_capacity)?,
             exhausted: Exhausted::new(),
@@ -400,11 +413,15 @@ impl Pipeline {
         step
     }
 
-    /// Counts the fate of a frame.
+    /// Counts the fate of a frame, if it is known by now.
     fn count(&mut self, step: Step, direction: Direction, proto: u8, bytes: usize) {
         match step {
             // One that has turned back is counted where its fate is known.
             Step::TurnFor(..) => {}
+            // It may find no room yet, or no neighbour.
+            Step::Await(..) | Step::Lane | Step::Whole => {
+                self.uncounted = Uncounted { direction, proto };
+            }
             Step::Consumed => self.counters.consumed.inc(),
             step => {
                 let verdict = step.verdict();
@@ -412,6 +429,24 @@ impl Pipeline {
                     .count_verdict(verdict, direction, proto, bytes);
             }
         }
+    }
+
+    /// What the frame is to be counted as that was decided on last, if that was to have it wait, or to hand it to the host.
+    pub(crate) fn uncounted(&self) -> Uncounted {
+        self.uncounted
+    }
+
+    /// Counts a frame that has waited, and leaves now.
+    pub(crate) fn count_sent(&self, uncounted: Uncounted, bytes: usize) {
+        let Uncounted { direction, proto } = uncounted;
+        self.counters.count_forwarded(direction, proto, bytes);
+    }
+
+    /// Counts the frame that was decided on last, and has been handed to the host.
+    pub(crate) fn count_local(&self, bytes: usize) {
+        let Uncounted { direction, proto } = self.uncounted;
+        self.counters
+            .count_verdict(Verdict::Local, direction, proto, bytes);
     }
 
     /// What is neither a packet of a flow nor a part of one.

@@ -19,7 +19,7 @@ use crate::mesh::{As, Handed, Peers};
 use crate::neighbor::NeighborId;
 use crate::overlay::Envelope;
 use crate::parse::{Content, Parsed, Station, parse, parse_into};
-use crate::pipeline::{Pipeline, Step};
+use crate::pipeline::{Pipeline, Step, Uncounted};
 use crate::port::{GsoKind, Idle, Link, Packet, Port, PortId};
 use crate::rewrite;
 use crate::steer::Owner;
@@ -81,6 +81,16 @@ impl Known {
     };
 }
 
+/// A frame that waits for its next hop.
+#[derive(Debug)]
+struct Waiting<K> {
+    port: PortId,
+    id: NeighborId,
+    frame: K,
+    /// What it is counted as when it leaves; none for what the engine has made itself.
+    uncounted: Option<Uncounted>,
+}
+
 /// One packet worker over ports `P` and a host lane `L`. Owned by one thread.
 #[derive(Debug)]
 pub struct Worker<P: Port, L: Port> {
@@ -97,7 +107,7 @@ pub struct Worker<P: Port, L: Port> {
     /// Frames to send, by port.
     tx: Vec<Vec<P::Packet>>,
     lane_tx: Vec<L::Packet>,
-    waiting: VecDeque<(PortId, NeighborId, P::Packet)>,
+    waiting: VecDeque<Waiting<P::Packet>>,
     /// Frames that wait for what their destinations are granted to, and until when.
     held: VecDeque<(Now, PortId, P::Packet)>,
     /// When it is looked at them next.
@@ -372,7 +382,9 @@ impl<P: Port, L: Port> Worker<P, L> {
             Step::Send(out) => self.tx[usize::from(out.0)].push(frame),
             Step::Await(out, id) => wait(&mut self.waiting, &mut self.pipeline, out, id, frame),
             Step::Lane => {
-                if !hand_over(&frame, self.lane.as_mut(), &mut self.lane_tx) {
+                if hand_over(&frame, self.lane.as_mut(), &mut self.lane_tx) {
+                    self.pipeline.count_local(frame.bytes().len());
+                } else {
                     self.pipeline
                         .refuse(Some(port), DropReason::LaneUnavailable, frame.bytes());
                 }
@@ -403,9 +415,8 @@ impl<P: Port, L: Port> Worker<P, L> {
         match step {
             Step::Whole => {
                 let whole = self.pipeline.whole();
-                if !hand_over(whole, self.lane.as_mut(), &mut self.lane_tx) {
-                    self.pipeline.refuse_lane_whole(port);
-                }
+                let handed = hand_over(whole, self.lane.as_mut(), &mut self.lane_tx);
+                self.pipeline.count_lane_whole(port, handed);
             }
             Step::WholeFor(owner) => {
                 let whole = self.pipeline.whole();
@@ -549,13 +560,18 @@ impl<P: Port, L: Port> Worker<P, L> {
     fn release_settled(&mut self) {
         while let Some((id, known)) = self.pipeline.settled().pop() {
             for _ in 0..self.waiting.len() {
-                let Some((port, waits_for, mut frame)) = self.waiting.pop_front() else {
+                let Some(mut waiting) = self.waiting.pop_front() else {
                     break;
                 };
-                if waits_for != id {
-                    self.waiting.push_back((port, waits_for, frame));
+                let frame = &mut waiting.frame;
+                if waiting.id != id {
+                    self.waiting.push_back(waiting);
                 } else if known && self.pipeline.address(id, frame.bytes_mut()) {
-                    self.tx[usize::from(port.0)].push(frame);
+                    if let Some(uncounted) = waiting.uncounted {
+                        let bytes = frame.bytes().len();
+                        self.pipeline.count_sent(uncounted, bytes);
+                    }
+                    self.tx[usize::from(waiting.port.0)].push(waiting.frame);
                 } else {
                     self.pipeline
                         .refuse(None, DropReason::NeighborUnreachable, frame.bytes());
@@ -580,7 +596,12 @@ impl<P: Port, L: Port> Worker<P, L> {
             match originated.waits_for {
                 None => self.tx[i].push(frame),
                 Some(id) if self.waiting.len() < MAX_WAITING => {
-                    self.waiting.push_back((originated.port, id, frame));
+                    self.waiting.push_back(Waiting {
+                        port: originated.port,
+                        id,
+                        frame,
+                        uncounted: None,
+                    });
                 }
                 Some(_) => no_buffer += 1,
             }
@@ -715,19 +736,24 @@ fn trim<K: Packet>(frame: &mut K, p: &Parsed) {
     }
 }
 
-/// Queues a frame until its next hop is known.
+/// Queues the frame that was decided on last until its next hop is known.
 fn wait<K: Packet>(
-    waiting: &mut VecDeque<(PortId, NeighborId, K)>,
+    waiting: &mut VecDeque<Waiting<K>>,
     pipeline: &mut Pipeline,
     port: PortId,
     id: NeighborId,
     frame: K,
 ) {
-    let same = waiting.iter().filter(|(_, other, _)| *other == id).count();
+    let same = waiting.iter().filter(|other| other.id == id).count();
     if waiting.len() >= MAX_WAITING || same >= MAX_WAITING_PER_NEIGHBOR {
         pipeline.refuse(None, DropReason::NeighborQueueFull, frame.bytes());
     } else {
-        waiting.push_back((port, id, frame));
+        waiting.push_back(Waiting {
+            port,
+            id,
+            frame,
+            uncounted: Some(pipeline.uncounted()),
+        });
     }
 }
 

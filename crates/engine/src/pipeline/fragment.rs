@@ -2,6 +2,7 @@
 
 use super::acquire::ALL_STATIONS;
 use super::{Pipeline, Step};
+use crate::DropReason;
 use crate::clock::Now;
 use crate::counters::Direction;
 use crate::flow::Lookup;
@@ -13,7 +14,6 @@ use crate::rewrite;
 use crate::steer::Owner;
 use crate::wire::checksum::{self, Delta};
 use crate::wire::{ethernet, get16, icmp, proto, put16, tcp, udp};
-use crate::{DropReason, Verdict};
 
 impl Pipeline {
     /// Keeps a fragment until its datagram is whole, which then goes the way of every packet. All pieces are counted
@@ -107,13 +107,19 @@ impl Pipeline {
         self.count_lost(reason, Lost { packets, bytes });
     }
 
-    /// Counts a datagram for the host that could not be handed over after all.
-    pub(crate) fn refuse_lane_whole(&mut self, port: PortId) {
+    /// Counts the pieces of the datagram that is whole and for the host: whether it could be handed over.
+    pub(crate) fn count_lane_whole(&mut self, port: PortId, is_handed: bool) {
         let reason = DropReason::LaneUnavailable;
-        self.note_whole_refused(port, reason);
-        let bytes = self.whole.bytes.len();
-        self.counters
-            .count_verdict(Verdict::Drop(reason), Direction::Outbound, 0, bytes);
+        if !is_handed {
+            self.note_whole_refused(port, reason);
+        }
+        for cut in &self.whole.cuts {
+            let bytes = self.whole.head + usize::from(*cut);
+            match is_handed {
+                true => self.count_local(bytes),
+                false => self.counters.count_dropped(reason, 1, bytes as u64),
+            }
+        }
     }
 
     fn note_whole_refused(&mut self, port: PortId, reason: DropReason) {

@@ -91,8 +91,10 @@ fn sound(input: &[u8]) {
         .push_back(MemoryPacket::new(frame));
     worker.poll(Now(100));
     sent += 1;
-    // A fragment gets its own when its others have not come.
-    worker.poll(Now(60_000_000_000));
+    // A fragment gets its own when its others have not come, and a frame when its next hop has not answered.
+    for second in 60..64 {
+        worker.poll(Now(second * 1_000_000_000));
+    }
 
     let mut verdicts = counters.replied.get() + counters.consumed.get();
     verdicts += DropReason::ALL

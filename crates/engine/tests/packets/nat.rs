@@ -320,6 +320,7 @@ fn a_port_that_cannot_segment_gets_no_super_packets() {
     let packet = with_meta(INSIDE, datagrams, meta);
     assert!(bench.send_packet(INSIDE, packet).is_empty());
     assert_eq!(dropped(&bench, DropReason::LaneUnavailable), 1);
+    assert_eq!(bench.counters.local.packets.get(), 0, "counted once");
 }
 
 #[test]
