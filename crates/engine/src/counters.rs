@@ -90,7 +90,7 @@ pub enum CloseReason {
     Finished,
     /// A newer policy denies it.
     Policy,
-    /// It gave way to a new flow in a full table.
+    /// It gave way to a new flow in a full table, or its NAT binding did at the limit on those.
     Evicted,
     /// Its TCP connection was over, and another one took its place: from the same client port, or, with no NAT port free
     /// any more, from its NAT port.

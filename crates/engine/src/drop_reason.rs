@@ -83,7 +83,7 @@ drop_reasons! {
     SourceFull = "source_full",
     /// The source opens flows faster than one may.
     SourceRate = "source_rate",
-    /// The limit on NAT bindings is reached.
+    /// The limit on NAT bindings is reached, and no flow that has one could give way.
     NatTableFull = "nat_table_full",
     /// No free port is left for this destination.
     NatPortsExhausted = "nat_ports_exhausted",

@@ -443,16 +443,20 @@ impl FlowTable {
         (seen, seen.plus(self.allowed_idle(place, t)))
     }
 
-    /// A flow that can best be spared, found in a bounded search: one that was never answered,
+    /// A flow of the `wanted` ones that can best be spared, found in a bounded search: one that was never answered,
     /// else one whose connection is over, else the longest idle one that is not TCP.
-    pub(crate) fn find_victim(&mut self, now: Tick) -> Option<FlowId> {
+    pub(crate) fn find_victim(
+        &mut self,
+        now: Tick,
+        wanted: impl Fn(&Flow) -> bool,
+    ) -> Option<FlowId> {
         const SEARCH: u32 = 64;
         let mut best: Option<(u32, u32)> = None;
         let len = self.flows.len() as u32;
         for _ in 0..SEARCH.min(len) {
             self.hand = (self.hand + 1) % len;
             let flow = self.flows.get(self.hand);
-            if !flow.is_live() {
+            if !flow.is_live() || !wanted(&flow) {
                 continue;
             }
             let idle = now.since(flow.last_seen);

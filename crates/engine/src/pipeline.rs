@@ -747,7 +747,7 @@ impl Pipeline {
         flow.tally = self.tally.place(flow.group);
         self.tally.admit(now, &flow, limits)?;
         let full = self.flows.active() >= limits.max_flows || self.flows.is_full();
-        if full && !self.evict(now.tick()) {
+        if full && !self.evict(now.tick(), |_| true) {
             return Err(DropReason::FlowTableFull);
         }
         if turns_back || snapshot.destination_side(hop.port, key.dst) == Side::Outside {
@@ -817,15 +817,17 @@ impl Pipeline {
 
     /// Gives a new flow the address and port that the server will see.
     fn translate_outgoing(&mut self, flow: &mut Flow, p: &Parsed) -> Result<(), DropReason> {
-        let prefix = self.snapshot.translate_prefix(flow.client);
-        let addresses = self.snapshot.nat_addresses(flow.client.is_v4());
+        let snapshot = Arc::clone(&self.snapshot);
+        let prefix = snapshot.translate_prefix(flow.client);
+        let addresses = snapshot.nat_addresses(flow.client.is_v4());
         if prefix.is_none() && addresses.is_empty() {
             return match self.snapshot.lacks_nat_address(flow.client.is_v4()) {
                 true => Err(DropReason::NoNatAddress),
                 false => Ok(()),
             };
         }
-        if self.nat_active >= self.snapshot.settings().limits.max_nat_bindings {
+        let is_full = self.nat_active >= self.snapshot.settings().limits.max_nat_bindings;
+        if is_full && !self.evict(flow.last_seen, Flow::is_translated) {
             return Err(DropReason::NatTableFull);
         }
         if let Some(translated) = prefix {
@@ -1160,8 +1162,8 @@ impl Pipeline {
         all.into_iter().flatten().min()
     }
 
-    fn evict(&mut self, now: Tick) -> bool {
-        let Some(id) = self.flows.find_victim(now) else {
+    fn evict(&mut self, now: Tick, wanted: impl Fn(&Flow) -> bool) -> bool {
+        let Some(id) = self.flows.find_victim(now, wanted) else {
             return false;
         };
         self.close(id, CloseReason::Evicted);

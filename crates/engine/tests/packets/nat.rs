@@ -339,21 +339,25 @@ fn segments_larger_than_the_link_are_too_big_for_a_super_packet_too() {
 }
 
 #[test]
-fn the_limit_on_bindings_holds() {
+fn the_limit_on_bindings_holds_and_flows_that_were_never_answered_make_room() {
     let mut bench = Bench::new(&allow_all(), two_arms());
     bench.reconfigure(|s| s.limits.max_nat_bindings = 2);
+    // One that has no binding makes no room.
+    let inside = Frame::udp(at("10.0.0.2:5000"), at("10.0.0.9:53"), b"");
+    bench.one(INSIDE, inside.clone());
     for port in [5000, 5001] {
-        bench.one(
-            INSIDE,
-            Frame::udp((ip("10.0.0.2"), port).into(), at("198.51.100.1:53"), b""),
-        );
+        super::tcp::establish(&mut bench, port);
     }
     let third = Frame::udp(at("10.0.0.2:5002"), at("198.51.100.1:53"), b"");
-    bench.dropped(INSIDE, third, DropReason::NatTableFull);
-    bench.one(
-        INSIDE,
-        Frame::udp(at("10.0.0.2:5002"), at("10.0.0.9:53"), b""),
-    );
+    bench.dropped(INSIDE, third.clone(), DropReason::NatTableFull);
+    bench.one(INSIDE, inside);
+    bench.reconfigure(|s| s.limits.max_nat_bindings = 3);
+    bench.one(INSIDE, third);
+    bench.moved();
+    let fourth = Frame::udp(at("10.0.0.2:5003"), at("198.51.100.1:53"), b"");
+    bench.one(INSIDE, fourth);
+    let moved = ["allow out udp +1", "closed evicted +1", "opened +1"];
+    assert_eq!(bench.moved(), moved);
 }
 
 #[test]
