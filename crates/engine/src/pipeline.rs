@@ -147,6 +147,7 @@ pub(crate) struct Pipeline {
     acquire: Option<Box<acquire::Acquire>>,
     /// When a claim to one of our addresses is answered again.
     defend_after: Now,
+    announcing: [link::Announcing; 2],
     hops: Vec<CachedHop>,
     epoch: u32,
     outbox: Outbox,
@@ -232,6 +233,7 @@ impl Pipeline {
             ports,
             acquire: None,
             defend_after: Now(0),
+            announcing: Default::default(),
             hops: vec![nowhere; HOP_CACHE],
             epoch: 1,
             outbox: Outbox::new(),
@@ -278,12 +280,12 @@ impl Pipeline {
             self.started = true;
             self.flows.start(now.tick());
             self.install(Arc::clone(snapshot));
-            self.announce(&[]);
+            self.announce(now, &[]);
             self.counters.set_generation(snapshot.generation());
         } else if !Arc::ptr_eq(&self.snapshot, snapshot) {
             let before = Arc::clone(&self.snapshot);
             self.install(Arc::clone(snapshot));
-            self.announce(before.own_addresses());
+            self.announce(now, before.announced());
             drop(before);
             // Whoever waits for this may free what was published before: it is not held here any more.
             self.counters.set_generation(snapshot.generation());
@@ -1150,6 +1152,7 @@ impl Pipeline {
         }
         self.expire_fragments(now);
         self.ask_neighbors(now);
+        self.repeat_announcements(now);
         self.ask_for_addresses(now);
     }
 
@@ -1158,7 +1161,12 @@ impl Pipeline {
         let waiting = self.flows.active() > 0 || !self.fragments.is_empty();
         let flows = waiting.then(|| now + std::time::Duration::from_millis(250));
         let asking = self.acquire.as_ref().map(|acquire| acquire.deadline());
-        let all = [flows, self.neighbors.next_deadline(), asking];
+        let all = [
+            flows,
+            self.neighbors.next_deadline(),
+            self.next_announcement(),
+            asking,
+        ];
         all.into_iter().flatten().min()
     }
 

@@ -333,7 +333,12 @@ struct Network {
     nat_missing: [bool; 2],
     services: Vec<(Addr, Vec<u16>)>,
     two_arms: bool,
+    /// Addresses that stations of a link are told of.
+    announced: Vec<(PortId, Addr)>,
 }
+
+/// NAT addresses that links are told of at most: all at once have to find room in a burst.
+const MAX_ANNOUNCED: usize = 256;
 
 /// Policy and settings under one generation. Immutable; published through
 /// `Arc<arc_swap::ArcSwap<Snapshot>>`.
@@ -486,6 +491,12 @@ impl Snapshot {
     /// Our own addresses, translations and services not included.
     pub(crate) fn own_addresses(&self) -> &[OwnAddress] {
         &self.network.own
+    }
+
+    /// The addresses that stations of a link send to us for: our own, and those that sources are translated to, as far as
+    /// they are on a link.
+    pub(crate) fn announced(&self) -> &[(PortId, Addr)] {
+        &self.network.announced
     }
 
     /// Whether we answer for this address on some link: our own, a NAT address or a service.
@@ -815,6 +826,14 @@ impl Network {
             other: ticks(t.other),
             fragment: ticks(t.fragment),
         };
+        let mut announced: Vec<_> = own.iter().map(|o| (o.port, o.address)).collect();
+        let is_new = |a: &&Addr| !own.iter().any(|o| o.address == **a);
+        for a in nat4.iter().chain(&nat6).filter(is_new).take(MAX_ANNOUNCED) {
+            // What a router leads to is routed to us.
+            if let Some(hop) = routes.lookup(*a).filter(|hop| hop.neighbor == *a) {
+                announced.push((hop.port, *a));
+            }
+        }
         let internal = settings
             .internal
             .iter()
@@ -838,6 +857,7 @@ impl Network {
             nat_missing,
             services,
             two_arms,
+            announced,
         })
     }
 }

@@ -172,6 +172,7 @@ impl Pipeline {
 
     /// Notes whether a port can pass frames.
     pub(crate) fn note_link(&mut self, now: Now, port: PortId, up: bool) {
+        self.announce_on_link_up(now, port, up);
         if self.acquire.is_none() {
             return;
         }

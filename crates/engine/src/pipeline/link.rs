@@ -11,14 +11,27 @@ use crate::outbox::Link;
 use crate::parse::{Content, Parsed};
 use crate::port::PortId;
 use crate::route::Hop;
-use crate::snapshot::OwnAddress;
 use crate::wire::arp::{Arp, Operation};
 use crate::wire::ethernet;
 use crate::wire::ndp::{self, Message};
 use crate::wire::{checksum, proto, ra};
 
+/// How often addresses are announced when a link has come up, and the pause in between (RFC 5227 §1.1, ANNOUNCE_NUM and
+/// ANNOUNCE_INTERVAL; RFC 4861 §7.2.6 allows no more than three, a second apart).
+const ANNOUNCEMENTS: u8 = 2;
+const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(2);
 /// Pause between two defences (RFC 5227 §1.1).
 const DEFEND_INTERVAL: Duration = Duration::from_secs(10);
+
+/// When the addresses of a port are announced again.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Announcing {
+    /// How often.
+    rounds: u8,
+    /// Not before.
+    at: Now,
+    is_down: bool,
+}
 
 impl Pipeline {
     /// Learns from a frame that another worker has received and answered.
@@ -172,21 +185,70 @@ impl Pipeline {
         Ok(Step::Consumed)
     }
 
-    /// Tells the links which addresses are ours, those of `before` aside.
-    pub(super) fn announce(&mut self, before: &[OwnAddress]) {
+    /// Tells the links which addresses are ours, those of `before` aside, and again a little later.
+    pub(super) fn announce(&mut self, now: Now, before: &[(PortId, Addr)]) {
+        if self.partition.index > 0 {
+            return;
+        }
         let snapshot = self.snapshot.clone();
-        for own in snapshot.own_addresses() {
-            let is_new = !before
-                .iter()
-                .any(|b| (b.port, b.address) == (own.port, own.address));
-            if is_new
-                && usize::from(own.port.0) < self.ports.len()
-                && !self.capabilities(own.port).layer3
-            {
-                let mac = self.capabilities(own.port).mac;
-                self.outbox.announce(own.port, mac, own.address);
+        for (port, address) in snapshot.announced() {
+            if !before.contains(&(*port, *address)) && self.announce_one(*port, *address) {
+                let repeat = &mut self.announcing[usize::from(port.0)];
+                (repeat.rounds, repeat.at) = (1, now + ANNOUNCE_INTERVAL);
             }
         }
+    }
+
+    /// Takes in whether a link is up: one that has come back may lead to stations that have forgotten us, or to others.
+    pub(super) fn announce_on_link_up(&mut self, now: Now, port: PortId, up: bool) {
+        let repeat = &mut self.announcing[usize::from(port.0)];
+        let was_down = std::mem::replace(&mut repeat.is_down, !up);
+        if up && was_down && self.partition.index == 0 {
+            // What is due already keeps its time, so that a link that flaps is not flooded.
+            if repeat.rounds == 0 {
+                repeat.at = repeat.at.max(now);
+            }
+            repeat.rounds = ANNOUNCEMENTS;
+        }
+    }
+
+    /// Tells links once more which addresses are ours, where that is due.
+    pub(super) fn repeat_announcements(&mut self, now: Now) {
+        for place in 0..self.announcing.len() {
+            let repeat = &mut self.announcing[place];
+            if repeat.rounds == 0 || now < repeat.at || repeat.is_down {
+                continue;
+            }
+            repeat.rounds -= 1;
+            repeat.at = now + ANNOUNCE_INTERVAL;
+            let snapshot = self.snapshot.clone();
+            for (port, address) in snapshot.announced() {
+                if usize::from(port.0) == place {
+                    self.announce_one(*port, *address);
+                }
+            }
+        }
+    }
+
+    /// When that is due.
+    pub(super) fn next_announcement(&self) -> Option<Now> {
+        let due = self
+            .announcing
+            .iter()
+            .filter(|r| r.rounds > 0 && !r.is_down);
+        due.map(|repeat| repeat.at).min()
+    }
+
+    /// False where there are no stations to tell.
+    fn announce_one(&mut self, port: PortId, address: Addr) -> bool {
+        let Some(caps) = self.ports.get(usize::from(port.0)) else {
+            return false;
+        };
+        if caps.layer3 {
+            return false;
+        }
+        self.outbox.announce(port, caps.mac, address);
+        true
     }
 
     /// The neighbour that a packet to `to` goes to, asked for if it is new.

@@ -55,7 +55,7 @@ fn arp_is_answered_for_our_addresses_only() {
 #[test]
 fn a_frame_is_counted_once_whatever_becomes_of_it() {
     let mut bench = Bench::new(&allow_all(), two_arms());
-    let mut poll = |bench: &mut Bench, ms: u64| {
+    let poll = |bench: &mut Bench, ms: u64| {
         bench.now = bench.now + Duration::from_millis(ms);
         bench.worker.poll(bench.now);
         bench.worker.ports_mut()[OUTSIDE].tx.clear();
@@ -85,6 +85,64 @@ fn a_frame_is_counted_once_whatever_becomes_of_it() {
         Frame::udp(at("10.0.0.2:5000"), at("198.51.100.1:53"), b""),
     );
     assert_eq!(bench.moved(), ["allow out udp +1"]);
+}
+
+/// The addresses that are announced on the outside while time passes, at which times.
+fn announced(bench: &mut Bench, seconds: u64) -> Vec<(u64, String)> {
+    let mut all = Vec::new();
+    for ms in (0..seconds * 1000).step_by(250) {
+        bench.worker.poll(bench.now);
+        bench.worker.ports_mut()[INSIDE].tx.clear();
+        for packet in bench.worker.ports_mut()[OUTSIDE].tx.drain(..) {
+            let frame = packet.bytes();
+            let address = match frame[12..14] {
+                [8, 6] if frame[28..32] == frame[38..42] => {
+                    let raw: [u8; 4] = frame[28..32].try_into().expect("as long");
+                    std::net::IpAddr::from(raw).to_string()
+                }
+                [0x86, 0xdd] if frame[54] == 136 => {
+                    let raw: [u8; 16] = frame[62..78].try_into().expect("as long");
+                    std::net::IpAddr::from(raw).to_string()
+                }
+                _ => continue,
+            };
+            all.push((ms / 1000, address));
+        }
+        bench.now = bench.now + Duration::from_millis(250);
+    }
+    all
+}
+
+#[test]
+fn addresses_are_announced_when_they_are_new_and_when_the_link_comes_up() {
+    let at = |all: &[(u64, &str)]| -> Vec<(u64, String)> {
+        all.iter().map(|(s, a)| (*s, (*a).to_string())).collect()
+    };
+    let mut bench = Bench::new(&allow_all(), two_arms());
+    announced(&mut bench, 5);
+    // What sources are translated to counts, if it is on the link; once more a little later.
+    bench.reconfigure(|s| {
+        s.snat = engine::snapshot::Snat::Pool(vec![ip("192.0.2.77"), ip("203.0.113.7")]);
+    });
+    let own = ["192.0.2.1", "2001:db8::1", "192.0.2.77"];
+    let again = own.map(|a| (2, a));
+    let all = announced(&mut bench, 10);
+    assert_eq!(all, at(&[&[(0, "192.0.2.77")], &again[..]].concat()));
+
+    let link = |bench: &mut Bench, up| {
+        use engine::port::Link;
+        bench.worker.ports_mut()[OUTSIDE].link = if up { Link::Up } else { Link::Down };
+        announced(bench, 1)
+    };
+    assert_eq!(link(&mut bench, false), []);
+    let mut all = link(&mut bench, true);
+    all.extend(announced(&mut bench, 10));
+    let twice = [own.map(|a| (0, a)), own.map(|a| (1, a))].concat();
+    assert_eq!(all, at(&twice));
+    // A link that flaps is told no more often.
+    let flaps = (0..10).flat_map(|_| [link(&mut bench, false), link(&mut bench, true)]);
+    let told = flaps.flatten().count();
+    assert!((1..=10 * own.len()).contains(&told), "{told}");
 }
 
 #[test]
