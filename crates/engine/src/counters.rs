@@ -307,7 +307,7 @@ pub struct WorkerCounters {
     pub neighbors: Counter,
     /// Events lost because the ring to the control side was full.
     pub events_lost: Counter,
-    /// Frames that the engine wanted to originate but had no buffer for.
+    /// Frames that the engine wanted to originate but had no buffer for, or no next hop that answers.
     pub no_buffer: Counter,
     /// Turns of the worker's loop; stands still when the worker does.
     pub polls: Counter,

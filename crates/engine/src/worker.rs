@@ -208,7 +208,7 @@ impl<P: Port, L: Port> Worker<P, L> {
         taken += self.poll_lane(now);
         self.pipeline.handle_timeout(now);
         self.pipeline.handle_questions(now);
-        self.release_settled();
+        self.release_settled(now);
         self.send_originated();
         self.transmit();
         if let Some(peers) = &mut self.peers {
@@ -557,7 +557,7 @@ impl<P: Port, L: Port> Worker<P, L> {
     }
 
     /// Sends what waited for a next hop that has answered, and drops what waited in vain.
-    fn release_settled(&mut self) {
+    fn release_settled(&mut self, now: Now) {
         while let Some((id, known)) = self.pipeline.settled().pop() {
             for _ in 0..self.waiting.len() {
                 let Some(mut waiting) = self.waiting.pop_front() else {
@@ -572,9 +572,10 @@ impl<P: Port, L: Port> Worker<P, L> {
                         self.pipeline.count_sent(uncounted, bytes);
                     }
                     self.tx[usize::from(waiting.port.0)].push(waiting.frame);
+                } else if waiting.uncounted.is_some() {
+                    self.pipeline.refuse_unreachable(now, frame);
                 } else {
-                    self.pipeline
-                        .refuse(None, DropReason::NeighborUnreachable, frame.bytes());
+                    self.pipeline.counters().no_buffer.inc();
                 }
             }
         }

@@ -9,7 +9,7 @@ use crate::counters::Direction;
 use crate::flow::{Key, Lookup};
 use crate::parse::{Content, Parsed, Station, parse};
 use crate::port::{Packet, PortId};
-use crate::rewrite::{self, Which};
+use crate::rewrite::{self, Translation, Which};
 use crate::snapshot::Side;
 use crate::tcp::End;
 use crate::wire::checksum::{self, Delta};
@@ -143,11 +143,7 @@ impl Pipeline {
         if p.content == Content::IcmpError || self.snapshot.turns_back(p.key.src) {
             return;
         }
-        if !self
-            .icmp_limit
-            .take(now, self.snapshot.settings().limits.icmp_errors_per_s)
-        {
-            self.counters.replies_limited.inc();
+        if !self.may_send_error(now) {
             return;
         }
         let link = self.back(port, frame);
@@ -156,6 +152,64 @@ impl Pipeline {
             .outbox
             .icmp_error(link, src, p.key.src, error, rest, quoted)
         {
+            self.counters.icmp_errors_sent.inc();
+        }
+    }
+
+    fn may_send_error(&mut self, now: Now) -> bool {
+        let rate = self.snapshot.settings().limits.icmp_errors_per_s;
+        let may = self.icmp_limit.take(now, rate);
+        if !may {
+            self.counters.replies_limited.inc();
+        }
+        may
+    }
+
+    /// Drops a packet of a flow whose next hop does not answer, ready to leave as it is, and tells its sender (RFC 1812
+    /// §5.2.7.1, RFC 4443 §3.1), within the rate limit.
+    pub(crate) fn refuse_unreachable<K: Packet>(&mut self, now: Now, frame: &mut K) {
+        self.refuse(None, DropReason::NeighborUnreachable, frame.bytes());
+        let Ok(p) = parse(frame.bytes(), Station::Any, None) else {
+            return;
+        };
+        // Answers to it would have the reversed key.
+        let found = self.flows.find_key(&p.key.reversed());
+        let (Content::Flow, Some((id, to))) = (p.content, found) else {
+            return;
+        };
+        let flow = self.flows.get(id);
+        // The packet as its sender wrote it.
+        let (which, (address, port), sender) = match to {
+            End::Server => (Which::Source, (flow.client, flow.client_port), flow.client),
+            End::Client => (Which::Destination, (flow.nat, flow.nat_port), flow.server),
+        };
+        let translation = Translation {
+            which,
+            address,
+            port,
+        };
+        let Some(src) = self
+            .snapshot
+            .address_towards(flow.sides.of(to.other()), sender)
+        else {
+            return;
+        };
+        // One that has turned back has a sender that nobody has the address of.
+        if self.snapshot.turns_back(sender) || !self.may_send_error(now) {
+            return;
+        }
+        let meta = *frame.meta();
+        rewrite::translate(frame.bytes_mut(), &meta, &p, translation);
+        let Some(link) = self.link_to(now, sender) else {
+            return;
+        };
+        let error = if p.is_v4() {
+            (icmp::UNREACHABLE, 1)
+        } else {
+            (icmp::UNREACHABLE6, 3)
+        };
+        let quoted = &frame.bytes()[ethernet::LEN..p.end as usize];
+        if self.outbox.icmp_error(link, src, sender, error, 0, quoted) {
             self.counters.icmp_errors_sent.inc();
         }
     }

@@ -76,6 +76,20 @@ impl Pipeline {
         }
     }
 
+    /// The link by which an address is reached; none if there is no route.
+    pub(super) fn link_to(&mut self, now: Now, to: Addr) -> Option<Link> {
+        let hop = self.next_hop(to, now).ok()?;
+        let mac = hop
+            .neighbor
+            .map_or(Some(Mac::default()), |id| self.neighbors.use_mac(id));
+        Some(Link {
+            port: hop.port,
+            src: self.capabilities(hop.port).mac,
+            dst: mac.unwrap_or_default(),
+            waits_for: if mac.is_none() { hop.neighbor } else { None },
+        })
+    }
+
     /// Sends a reset with this key, in the name of its source.
     fn reset_one(&mut self, now: Now, key: Key, to: Addr, (seq, ack): (u32, u32), flags: u8) {
         let segment = Segment {
@@ -86,17 +100,8 @@ impl Pipeline {
             flags,
             ..Segment::default()
         };
-        let Ok(hop) = self.next_hop(to, now) else {
+        let Some(link) = self.link_to(now, to) else {
             return;
-        };
-        let mac = hop
-            .neighbor
-            .map_or(Some(Mac::default()), |id| self.neighbors.use_mac(id));
-        let link = Link {
-            port: hop.port,
-            src: self.capabilities(hop.port).mac,
-            dst: mac.unwrap_or_default(),
-            waits_for: if mac.is_none() { hop.neighbor } else { None },
         };
         if self.outbox.tcp(link, key.src, key.dst, &segment) {
             self.counters.resets_sent.inc();

@@ -71,6 +71,72 @@ fn errors_about_a_flow_are_translated_both_ways() {
     }
 }
 
+/// The frames that come out until a neighbour that nobody answers for has been given up.
+fn wait_in_vain(bench: &mut Bench, from: usize, frame: &Frame) -> Vec<(usize, Frame)> {
+    use engine::port::Packet;
+    let packet = MemoryPacket::new(frame.clone().between(PEER, MACS[from]).emit());
+    bench.worker.ports_mut()[from].rx.push_back(packet);
+    let mut sent = Vec::new();
+    for _ in 0..6 {
+        bench.worker.poll(bench.now);
+        for port in [INSIDE, OUTSIDE] {
+            let frames: Vec<_> = bench.worker.ports_mut()[port].tx.drain(..).collect();
+            for packet in frames {
+                match neighbor_answer(packet.bytes()) {
+                    // The sender's own link is there.
+                    Some(Some(answer)) if port == from => {
+                        let answer = MemoryPacket::new(answer);
+                        bench.worker.ports_mut()[port].rx.push_back(answer);
+                    }
+                    Some(_) => {}
+                    None => sent.push((port, Frame::parse(packet.bytes()).expect("sound"))),
+                }
+            }
+        }
+        bench.now = bench.now + std::time::Duration::from_secs(1);
+    }
+    for _ in 0..3 {
+        sent.extend(bench.exchange_frames());
+    }
+    sent
+}
+
+#[test]
+fn a_next_hop_that_does_not_answer_makes_the_sender_hear_of_it() {
+    for (client, server, error) in [
+        ("10.0.0.2:5000", "192.0.2.9:53", (3, 1)),
+        ("[fd00::2]:5000", "[2001:db8::9]:53", (1, 3)),
+    ] {
+        let mut settings = two_arms();
+        settings.nat66 = Some(engine::snapshot::Snat::Auto);
+        let mut bench = Bench::new(&allow_all(), settings);
+        let (c, s) = (at(client), at(server));
+        let question = Frame::udp(c, s, b"question");
+        let sent = wait_in_vain(&mut bench, INSIDE, &question);
+        let [(port, told)] = &sent[..] else {
+            panic!("{sent:?}")
+        };
+        assert_eq!((*port, told.dst, told.dst_mac), (INSIDE, c.ip(), PEER));
+        let Body::Icmp {
+            icmp_type,
+            code,
+            payload,
+            ..
+        } = &told.body
+        else {
+            panic!("{told:?}")
+        };
+        assert_eq!((*icmp_type, *code), error);
+        // As it was before it was translated.
+        let inner = read_quoted(payload, c.is_ipv6());
+        assert_eq!((inner.src, inner.dst), (c.ip(), s.ip()));
+        assert_eq!(inner.body, question.body);
+        let moved = bench.moved();
+        assert!(moved.contains(&"icmp_sent +1".to_string()), "{moved:?}");
+        assert!(moved.contains(&"drop neighbor_unreachable +1".to_string()));
+    }
+}
+
 #[test]
 fn errors_of_one_link_are_not_passed_on() {
     for (client, server, router) in [
