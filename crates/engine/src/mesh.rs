@@ -1,8 +1,8 @@
 //! The ways between the workers of a node: what one receives and another owns is handed over.
 //!
 //! One ring with a single producer and a single consumer for each ordered pair of workers, and beside it one on which
-//! empty buffers come back, so that nothing is allocated once the buffers have grown to what they carry. No lock, and no
-//! system call unless the other worker sleeps.
+//! empty buffers come back, so that nothing is allocated once the buffers have grown to what they carry, super-packets aside. No lock, and
+//! no system call unless the other worker sleeps.
 
 use std::fmt;
 use std::sync::Arc;
@@ -16,6 +16,8 @@ use crate::port::{Meta, Packet, PortId};
 
 /// Frames that may wait for one worker from one other.
 const DEPTH: usize = 512;
+/// Bytes that an empty buffer keeps room for.
+const KEPT: usize = 4096;
 
 /// A frame on its way to another worker.
 #[derive(Debug)]
@@ -190,6 +192,8 @@ impl Peers {
     /// Gives a buffer back to the worker that filled it.
     pub(crate) fn give_back(&mut self, from: usize, mut bytes: Vec<u8>) {
         bytes.clear();
+        // A super-packet's would keep 64 KiB for good, in every place of every ring.
+        bytes.shrink_to(KEPT);
         if let Some(Some(way)) = self.from.get_mut(from) {
             // It came out of as many, so it fits.
             let _ = way.empty.push(bytes);
@@ -273,6 +277,28 @@ mod tests {
             }
         }
         producer.join().unwrap();
+    }
+
+    #[test]
+    fn a_buffer_is_kept_for_frames_and_not_for_super_packets() {
+        let mut peers = mesh(vec![Box::new(|| ()), Box::new(|| ())]);
+        let (mut second, mut first) = (peers.pop().unwrap(), peers.pop().unwrap());
+        for len in [60, 1514, 60_000] {
+            let (_, parsed) = frame(0);
+            let packet = MemoryPacket::new(vec![0; len]);
+            assert!(first.hand_over(1, PortId(0), &packet, &parsed, As::Frame));
+            let mut taken = Vec::new();
+            second.take(1, &mut taken);
+            for (from, handed) in taken {
+                second.give_back(from, handed.bytes);
+            }
+        }
+        let way = first.to[1].as_mut().unwrap();
+        let capacities: Vec<usize> = std::iter::from_fn(|| way.empty.pop().ok())
+            .map(|bytes| bytes.capacity())
+            .collect();
+        assert!(capacities.iter().all(|c| *c <= KEPT), "{capacities:?}");
+        assert!(capacities.iter().any(|c| *c >= 1514), "{capacities:?}");
     }
 
     #[test]
