@@ -44,7 +44,7 @@ use crate::flow::key::Random;
 use crate::flow::{Flow, FlowId, FlowTable, Lookup, NO_GROUP, NO_RULE, Sides};
 use crate::fragment::{Fragments, Identifications, Whole};
 use crate::grant::{self, UseId};
-use crate::limit::TokenBucket;
+use crate::limit::SharedBucket;
 use crate::look::Desk;
 use crate::nat::{self, Exhausted, Mappings, Partition};
 use crate::neighbor::{NeighborId, NeighborTable};
@@ -176,8 +176,8 @@ pub(crate) struct Pipeline {
     mappings: Mappings,
     exhausted: Exhausted,
     probes: probe::Responder,
-    icmp_limit: TokenBucket,
-    reset_limit: TokenBucket,
+    icmp_limit: SharedBucket,
+    reset_limit: SharedBucket,
     started: bool,
     /// Where questions of the control side arrive, if there is one.
     desk: Option<Desk>,
@@ -257,8 +257,8 @@ impl Pipeline {
             mappings: Mappings::new(config.flow_capacity)?,
             exhausted: Exhausted::new(),
             probes,
-            icmp_limit: TokenBucket::full(),
-            reset_limit: TokenBucket::full(),
+            icmp_limit: SharedBucket::full(),
+            reset_limit: SharedBucket::full(),
             started: false,
             desk: None,
             taps: tap::Taps::new(),
@@ -1238,6 +1238,13 @@ impl Pipeline {
         {
             self.counters.events_lost.inc();
         }
+    }
+
+    /// The hash by which the limits on what is sent tell sources apart: hosts, or in IPv6 a /64.
+    fn source_hash(&self, source: Addr) -> u64 {
+        self.flows
+            .hasher()
+            .hash_address(crate::fragment::source(source))
     }
 
     /// The link back to the station that a frame came from.

@@ -178,9 +178,10 @@ pub struct Limits {
     pub new_flows_per_source_per_s: Option<u32>,
     /// Flows with a NAT binding.
     pub max_nat_bindings: u32,
-    /// ICMP errors per second that one worker originates.
+    /// ICMP errors per second that one worker originates. Each source is sure of a sixteenth, and has more where others
+    /// leave it.
     pub icmp_errors_per_s: u32,
-    /// TCP resets per second that one worker originates for unknown connections.
+    /// TCP resets per second that one worker originates for unknown connections; shared out in the same way.
     pub resets_per_s: u32,
 }
 

@@ -143,7 +143,7 @@ impl Pipeline {
         if p.content == Content::IcmpError || self.snapshot.turns_back(p.key.src) {
             return;
         }
-        if !self.may_send_error(now) {
+        if !self.may_send_error(now, p.key.src) {
             return;
         }
         let link = self.back(port, frame);
@@ -156,9 +156,9 @@ impl Pipeline {
         }
     }
 
-    fn may_send_error(&mut self, now: Now) -> bool {
+    fn may_send_error(&mut self, now: Now, to: Addr) -> bool {
         let rate = self.snapshot.settings().limits.icmp_errors_per_s;
-        let may = self.icmp_limit.take(now, rate);
+        let may = self.icmp_limit.take(now, self.source_hash(to), rate);
         if !may {
             self.counters.replies_limited.inc();
         }
@@ -195,7 +195,7 @@ impl Pipeline {
             return;
         };
         // One that has turned back has a sender that nobody has the address of.
-        if self.snapshot.turns_back(sender) || !self.may_send_error(now) {
+        if self.snapshot.turns_back(sender) || !self.may_send_error(now, sender) {
             return;
         }
         let meta = *frame.meta();

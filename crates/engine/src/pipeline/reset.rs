@@ -18,10 +18,11 @@ impl Pipeline {
         if p.segment.has(RST) {
             return;
         }
-        if !self
-            .reset_limit
-            .take(now, self.snapshot.settings().limits.resets_per_s)
-        {
+        let (source, rate) = (
+            self.source_hash(p.key.src),
+            self.snapshot.settings().limits.resets_per_s,
+        );
+        if !self.reset_limit.take(now, source, rate) {
             self.counters.replies_limited.inc();
             return;
         }
