@@ -31,6 +31,7 @@ bench: tools
 bench-dataplane: tools
 	@cargo bench -p io --bench engine
 	@cargo xtask bench forwarding
+	@cargo xtask bench attack
 
 bench-cluster: tools
 	@cargo xtask bench cluster $(if $(FULL),--full)

@@ -69,6 +69,8 @@ enum Task {
 enum Bench {
     /// Packets, beside the kernel's forwarding.
     Forwarding,
+    /// What others keep while somebody attacks, beside what they have otherwise.
+    Attack,
     /// The cluster, beside etcd.
     Cluster,
     /// The DNS proxy, beside dnsdist and unbound.
@@ -102,6 +104,19 @@ fn bench(what: Option<Bench>, options: &[String]) -> Result<()> {
     let wanted = |bench| what.is_none_or(|what| what == bench);
     if wanted(Bench::Forwarding) {
         let mut arguments = vec!["bench", "-p", "io", "--bench", "forwarding", "--"];
+        arguments.extend(options.iter().map(String::as_str));
+        cargo(&arguments, &[])?;
+    }
+    if wanted(Bench::Attack) {
+        let mut arguments = vec![
+            "bench",
+            "-p",
+            "io",
+            "--bench",
+            "forwarding",
+            "--",
+            "--attacks",
+        ];
         arguments.extend(options.iter().map(String::as_str));
         cargo(&arguments, &[])?;
     }

@@ -14,11 +14,16 @@
 //! engine has a core of its own; so the kernel is also measured with its part moved to that core
 //! (RPS). The ratio that is aimed at is the one to the kernel as it comes.
 //!
+//! `--attacks` measures something else: what others keep while somebody attacks (`forwarding/attack.rs`), by the first
+//! backend; `--rate N` is the attacks' rate, in packets per second (200,000). That result goes to `target/bench/attack.json`.
+//!
 //! `--seconds N` is the length of each measurement (3), `--repetitions N` their number (3), `--backend NAME` the only
 //! backend that is measured (all of them).
 //! The result goes to `target/bench/forwarding.json`.
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
+#[path = "forwarding/attack.rs"]
+mod attack;
 #[path = "forwarding/forwarder.rs"]
 mod forwarder;
 #[path = "engine/frame.rs"]
@@ -97,6 +102,9 @@ fn main() -> Result<()> {
     };
     traffic::install()?;
     let links = Links::lay()?;
+    if options.attacks {
+        return attack::run(&links, options.length, options.repetitions, options.rate);
+    }
     let mut turns: [Vec<Turn>; FORWARDERS] = Default::default();
     for repetition in 1..=options.repetitions {
         for turn in (0..FORWARDERS).filter(|turn| options.wants(*turn)) {
@@ -139,6 +147,8 @@ struct Options {
     length: Duration,
     repetitions: usize,
     backend: Option<String>,
+    attacks: bool,
+    rate: u64,
 }
 
 impl Options {
@@ -152,6 +162,8 @@ impl Options {
             length: Duration::from_secs(3),
             repetitions: 3,
             backend: None,
+            attacks: false,
+            rate: 200_000,
         };
         let mut wanted = false;
         let mut arguments = std::env::args().skip(1);
@@ -166,6 +178,8 @@ impl Options {
             };
             match argument.as_str() {
                 "--bench" => wanted = true,
+                "--attacks" => options.attacks = true,
+                "--rate" => options.rate = number()?.max(1),
                 "--seconds" => options.length = Duration::from_secs(number()?.max(1)),
                 "--repetitions" => options.repetitions = number()?.max(1) as usize,
                 other => bail!("unknown argument {other}"),
@@ -222,6 +236,12 @@ impl Links {
         })
     }
 
+    /// The engine, as the forwarder.
+    fn start_engine(&self, backend: Backend) -> Result<Engine> {
+        let state_dir = self.state.path().to_owned();
+        Engine::start(&self.forwarder, self.core, state_dir, backend)
+    }
+
     /// Measures one forwarder.
     fn measure(&self, turn: usize, length: Duration) -> Result<Turn> {
         let run = || -> Result<Turn> {
@@ -237,9 +257,7 @@ impl Links {
             let _kernel = Kernel::start(&self.forwarder, spread_to)?;
             return run();
         }
-        let state_dir = self.state.path().to_owned();
-        let backend = BACKENDS[turn - 2].1;
-        let engine = Engine::start(&self.forwarder, self.core, state_dir, backend)?;
+        let engine = self.start_engine(BACKENDS[turn - 2].1)?;
         let measured = run();
         let account = engine.stop()?;
         for (name, stats) in ["inside", "outside"].iter().zip(account.ports) {

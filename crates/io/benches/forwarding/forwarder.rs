@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use arc_swap::ArcSwap;
+use engine::counters::CloseReason;
 use engine::port::{Port, PortStats};
 use engine::snapshot::{PortSettings, Settings, Snat};
 use engine::{DropReason, Now, Snapshot, Worker, WorkerConfig, WorkerCounters};
@@ -78,6 +79,12 @@ pub(crate) struct Account {
     pub(crate) ports: [PortStats; 2],
     /// Packets that it did not forward, by reason, where there are any.
     pub(crate) drops: Vec<(DropReason, u64)>,
+    /// Flows that were opened.
+    pub(crate) opened: u64,
+    /// Flows at the end.
+    pub(crate) active: u64,
+    /// Flows that gave way to others.
+    pub(crate) evicted: u64,
 }
 
 /// What the engine's ports are made of.
@@ -156,6 +163,9 @@ impl Engine {
         Ok(Account {
             ports: ports?,
             drops,
+            opened: self.counters.flows_opened.get(),
+            active: self.counters.flows_active.get(),
+            evicted: self.counters.closed(CloseReason::Evicted),
         })
     }
 

@@ -41,11 +41,7 @@ pub(crate) struct Flood {
 
 /// Floods the forwarder with small UDP packets for a while.
 pub(crate) fn flood(source: &Space, sink: &Space, length: Duration) -> Result<Flood> {
-    // Forwarders share their link's address, but each has to answer for itself.
-    let gateway = source.sh("ip neigh flush dev source
-         ping -c 1 -W 2 10.2.0.1 >/dev/null
-         ip neigh get 10.1.0.254 dev source")?;
-    let gateway = mac(&gateway).context("the forwarder does not answer ARP")?;
+    let gateway = gateway(source)?;
     let stop = Arc::new(AtomicBool::new(false));
     let generator = generate(source, gateway, Arc::clone(&stop))?;
     std::thread::sleep(WARM_UP);
@@ -77,6 +73,14 @@ pub(crate) fn flood(source: &Space, sink: &Space, length: Duration) -> Result<Fl
             / DENIED_EVERY as f64,
         cpu_us_per_packet: (after.3 - before.3) * 1e6 / arrived,
     })
+}
+
+/// The station that forwards: all share their link's address, but each has to answer for itself.
+pub(crate) fn gateway(source: &Space) -> Result<[u8; 6]> {
+    let gateway = source.sh("ip neigh flush dev source
+         ping -c 1 -W 2 10.2.0.1 >/dev/null
+         ip neigh get 10.1.0.254 dev source")?;
+    mac(&gateway).context("the forwarder does not answer ARP")
 }
 
 /// Sends as fast as one core can, until told to stop.
@@ -133,14 +137,16 @@ fn mac(neighbour: &str) -> Option<[u8; 6]> {
     bytes.try_into().ok()
 }
 
-struct Counters {
-    udp_natted: u64,
+pub(crate) struct Counters {
+    pub(crate) udp_natted: u64,
     tcp_natted: u64,
-    leaked: u64,
-    denied: u64,
+    pub(crate) leaked: u64,
+    pub(crate) denied: u64,
+    /// What attackers have sent, translated.
+    pub(crate) attack: u64,
 }
 
-fn counters(sink: &Space) -> Result<Counters> {
+pub(crate) fn counters(sink: &Space) -> Result<Counters> {
     let listed: Value = serde_json::from_str(&sink.sh("nft -j list counters table netdev sink")?)?;
     let packets = |name: &str| {
         listed["nftables"]
@@ -156,6 +162,7 @@ fn counters(sink: &Space) -> Result<Counters> {
         tcp_natted: packets("tcp_natted")?,
         leaked: packets("leaked")?,
         denied: packets("denied")?,
+        attack: packets("attack")?,
     })
 }
 
