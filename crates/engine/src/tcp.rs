@@ -165,6 +165,7 @@ impl Connection {
             match from {
                 End::Client if s.is_initial() => self.flags |= ASKED_ANEW,
                 End::Server if self.answers_anew(s) => *self = Connection::answered_anew(s),
+                _ if self.is_of_another(from, s) => {}
                 _ => return Err(DropReason::TcpWindow),
             }
             return Ok(());
@@ -202,6 +203,17 @@ impl Connection {
         }
         self.close(from, s);
         Ok(())
+    }
+
+    /// Whether a segment, outside the window, is about a connection on the same ports that the server has kept while all
+    /// others forgot it: the server acknowledges what it has of that, and the client says that it is over (RFC 9293
+    /// §3.5.1, figure 9). Then the client asks again.
+    fn is_of_another(&self, from: End, s: &Segment) -> bool {
+        self.state == State::SynSent
+            && match from {
+                End::Client => s.has(RST),
+                End::Server => s.has(ACK) && !s.has(SYN | FIN | RST),
+            }
     }
 
     /// Whether a segment of the server, outside the window, accepts or refuses the connection that the client has asked

@@ -384,3 +384,196 @@ fn a_connection_met_in_its_midst() {
         < . 500+10 ack 1010 : from_outside
     ");
 }
+
+#[test]
+fn a_server_that_has_kept_an_old_connection_is_told_that_it_is_over() {
+    // RFC 9293 §3.5.1: nobody but the server knows of it, the node included.
+    run("
+        > S 0
+        < . 70000 ack 900000
+        > R 900000
+        > S 0
+        < S. 100000 ack 1
+        > . 1 ack 100001
+        < P. 100001+100 ack 1
+        > . 1 ack 100101
+        < . 70000 ack 900000 : tcp_window
+        > R 900000 : tcp_window
+    ");
+    // Only that: what else is not of the question is dropped.
+    run("
+        > S 0
+        < S. 0 ack 900000 : tcp_window
+        < R. 0 ack 900000 : tcp_window
+        < F. 0 ack 900000 : tcp_window
+        < S. 0 ack 1
+    ");
+}
+
+#[test]
+fn half_close_by_the_server() {
+    run_open(
+        "
+        < F. 1 ack 1
+        > . 1 ack 2
+        > P. 1+1000 ack 2
+        < . 2 ack 1001
+        wait 200
+        > P. 1001+1000 ack 2
+        < . 2 ack 2001
+        > F. 2001 ack 2
+        < . 2 ack 2002
+        wait 122
+        < . 2 ack 2002 : from_outside
+        ",
+    );
+}
+
+#[test]
+fn an_end_that_overtakes_the_data_before_it() {
+    run_open(
+        "
+        > F. 101 ack 1
+        < . 1 ack 1
+        > P. 1+100 ack 1
+        < . 1 ack 102
+        < F. 1 ack 102
+        < F. 1 ack 102
+        > . 102 ack 2
+        ",
+    );
+    run_open(
+        "
+        > FP. 1+100 ack 1
+        < F. 1 ack 102
+        > . 102 ack 2
+        wait 122
+        < . 2 ack 102 : from_outside
+        ",
+    );
+}
+
+#[test]
+fn old_first_segments_change_nothing() {
+    run_open(
+        "
+        > P. 1+100 ack 1
+        > S 0
+        < . 1 ack 101
+        < S. 0 ack 1
+        > . 101 ack 1
+        < P. 1+100 ack 101
+        wait 7000
+        > . 101 ack 101
+        ",
+    );
+}
+
+#[test]
+fn a_blind_question_within_the_window_is_for_the_end_to_challenge() {
+    // RFC 5961 §4.
+    run_open(
+        "
+        < S 5000
+        > . 1 ack 1
+        < S 900000 : tcp_window
+        < P. 1+100 ack 1
+        > P. 1+100 ack 101
+        < . 101 ack 101
+        wait 7000
+        > . 101 ack 101
+        ",
+    );
+}
+
+#[test]
+fn blind_data_acknowledges_what_it_cannot_know() {
+    // RFC 5961 §5.
+    run_open(
+        "
+        > P. 1+100 ack 1
+        < . 1 ack 101
+        < P. 1+10 ack -200000 : tcp_window
+        < P. 1+10 ack 200000 : tcp_window
+        < P. 1+10 ack 101
+        ",
+    );
+}
+
+#[test]
+fn the_edges_of_the_window() {
+    // Up to what the other end has offered, and not a byte beyond.
+    run_open(
+        "
+        < R 65537 : tcp_window
+        < P. 65537+1 ack 1 : tcp_window
+        < P. 65535+1 ack 1
+        > . 1 ack 1
+        > P. 65537+1 ack 1 : tcp_window
+        > P. 65535+1 ack 1
+        ",
+    );
+}
+
+#[test]
+fn a_reset_ends_the_handshake_and_what_comes_later_opens_nothing() {
+    run("
+        > S 0
+        < S. 0 ack 1
+        > R 1
+        wait 11
+        < S. 0 ack 1 : from_outside
+    ");
+    run("
+        > S 0
+        > R 1
+        wait 11
+        < S. 0 ack 1 : from_outside
+    ");
+    run_open(
+        "
+        > P. 1+10 ack 1
+        < R. 1 ack 11
+        > S 100000
+        < S. 700000 ack 100001
+        > . 100001 ack 700001
+        ",
+    );
+}
+
+#[test]
+fn a_simultaneous_open_that_one_end_gives_up() {
+    run("
+        > S 0
+        < S 0
+        > R. 1 ack 1
+        wait 11
+        < . 1 ack 1 : from_outside
+    ");
+}
+
+#[test]
+fn in_time_wait_only_the_client_begins_anew() {
+    run_open(
+        "
+        > F. 1 ack 1
+        < F. 1 ack 2
+        > . 2 ack 2
+        < S 400000 : tcp_window
+        < P. 2+10 ack 2
+        > R 2
+        > S 100000
+        < S. 300000 ack 100001
+        ",
+    );
+    // Nor does it wait for the last acknowledgement, if both have said that they are done.
+    run_open(
+        "
+        < F. 1 ack 1
+        > F. 1 ack 2
+        > S 100000
+        < S. 300000 ack 100001
+        > . 100001 ack 300001
+        ",
+    );
+}
