@@ -7,7 +7,9 @@
 )]
 
 use std::io::Write;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -18,7 +20,7 @@ use lab::client::{Outcome, connect_from};
 use lab::cluster::{Cluster, allowed_servers, policy_allowing};
 use lab::management::{self, Management};
 use lab::netns::Netns;
-use lab::server::pattern;
+use lab::server::{PORT, pattern};
 use lab::topology::Segment;
 use lab::{tool, wait};
 use nix::sys::signal::Signal;
@@ -72,6 +74,75 @@ fn frames_of_every_kind_on_both_data_ports_do_no_harm() {
         wait::until_true("more lines", SOON, || Ok(live.account().lines > lines + 20)).unwrap();
         assert_eq!(live.account().ended, None);
     }
+}
+
+/// First segments from hundreds of addresses to the service that others use: as many as there are ports, and more.
+#[test]
+#[ignore = "needs root; make test runs it"]
+fn a_flood_keeps_nobody_from_a_server_and_ends_no_connection() {
+    let cluster = one_node();
+    let lives = FAMILIES.map(|family| cluster.live(1, address::allowed_server(family)).unwrap());
+    let node = mac(cluster.topology.node(1), "in0");
+    let client = mac(&cluster.topology.client, "in0");
+    let IpAddr::V4(server) = address::allowed_server(Family::V4) else {
+        unreachable!("asked for IPv4")
+    };
+    let stop = Arc::new(AtomicBool::new(false));
+    let until = Arc::clone(&stop);
+    let flood = cluster.topology.client.spawn("flood", move || {
+        let mut port = PacketPort::open(&PacketConfig::new("in0")).unwrap();
+        let mut sent = 0_u32;
+        while !until.load(Ordering::Relaxed) {
+            let mut burst: Vec<_> = (sent..sent + 64)
+                .map(|number| {
+                    let source = Ipv4Addr::new(10, 1, 0, 110 + (number % 80) as u8);
+                    let from = 1024 + (number.wrapping_mul(40_503) % 64_512) as u16;
+                    let bytes = first_segment([node, client], (source, from), server);
+                    let mut frame = port.alloc(bytes.len()).unwrap();
+                    frame.bytes_mut().copy_from_slice(&bytes);
+                    frame
+                })
+                .collect();
+            port.tx_burst(&mut burst);
+            sent += 64;
+            // A pace that a debug build keeps up with beside everything else.
+            thread::sleep(Duration::from_millis(5));
+        }
+        sent
+    });
+    let flood = flood.unwrap();
+    let counted = |name: &str| -> anyhow::Result<u64> {
+        let page = management::metrics(&cluster.topology.operator, address::metrics(1))?;
+        Ok(management::sum(&page, name))
+    };
+    wait::until_true("the flood to arrive", SOON, || {
+        Ok(counted("neuwerk_dp_flow_opens_total ")? > 5_000)
+    })
+    .unwrap();
+    for _ in 0..5 {
+        for family in FAMILIES {
+            let server = address::allowed_server(family);
+            cluster.fetch(1, server, 100_000).unwrap();
+        }
+    }
+    for live in &lives {
+        let lines = live.account().lines;
+        wait::until_true("more lines", SOON, || Ok(live.account().lines > lines + 20)).unwrap();
+        assert_eq!(live.account().ended, None);
+    }
+    stop.store(true, Ordering::Relaxed);
+    assert!(flood.join().unwrap() > 5_000);
+    for reason in ["nat_ports_exhausted", "flow_table_full", "nat_table_full"] {
+        let name = format!(r#"neuwerk_dp_drops_total{{reason="{reason}"}} "#);
+        assert_eq!(counted(&name).unwrap(), 0, "{reason}");
+    }
+}
+
+/// The first segment of a TCP connection (RFC 9293 §3.1) to [`PORT`]; a node does not look at its checksum.
+fn first_segment(stations: [Mac; 2], (source, from): (Ipv4Addr, u16), server: Ipv4Addr) -> Vec<u8> {
+    let mut segment = [from.to_be_bytes(), PORT.to_be_bytes()].concat();
+    segment.extend([0, 0, 1, 0, 0, 0, 0, 0, 0x50, 2, 0xff, 0xff, 0, 0, 0, 0]);
+    frame(stations, source.into(), server.into(), 6, &segment)
 }
 
 #[test]
