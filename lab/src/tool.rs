@@ -18,6 +18,11 @@ const PACKAGES: &[(&str, &str)] = &[
     ("unbound", "unbound"),
     ("cc", "gcc"),
     ("musl-gcc", "musl-tools"),
+    ("sshd", "openssh-server"),
+    ("ssh", "openssh-client"),
+    ("vsftpd", "vsftpd"),
+    ("gtlsclient", "ngtcp2-client"),
+    ("gtlsserver", "ngtcp2-server"),
 ];
 
 /// Checks that the programs are on the path.
