@@ -251,9 +251,15 @@ impl FlowTable {
         self.active
     }
 
-    /// Whether no more flows fit.
-    pub(crate) fn is_full(&self) -> bool {
-        self.active as usize == self.flows.capacity()
+    /// How many flows fit.
+    pub(crate) fn capacity(&self) -> u32 {
+        self.flows.capacity() as u32
+    }
+
+    /// Ticks for which a flow that has not been answered has been idle; none for another.
+    pub(crate) fn unanswered_for(&self, id: FlowId, now: Tick) -> Option<u32> {
+        let flow = self.flows.get(id.0);
+        flow.is_half_open().then(|| now.since(flow.last_seen))
     }
 
     #[inline]

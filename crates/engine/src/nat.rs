@@ -14,6 +14,7 @@ pub(crate) use prefix::PrefixPair;
 use crate::DropReason;
 use crate::address::Addr;
 use crate::clock::Tick;
+use crate::counters::CloseReason;
 use crate::flow::key::Random;
 use crate::flow::{FlowId, FlowTable, Key};
 use crate::tcp::{End, State};
@@ -27,6 +28,9 @@ const PROBES: u32 = 512;
 const FEW_PROBES: u32 = 32;
 /// How long such a moment is, in ticks: about 270 ms.
 const MOMENT: u32 = 4;
+/// Once so many of the ports tried belong to flows that nobody has answered, the one among them that has been idle for
+/// longest is taken: who only asks keeps nobody from a destination.
+const UNANSWERED: u32 = 16;
 /// Ticks for which a reset must have stood undisputed: about a second. A forged one is disputed by the next segment.
 const RESET_STANDS: u32 = 15;
 /// Addresses of a pool tried for one flow.
@@ -57,8 +61,8 @@ impl Partition {
 pub(crate) struct Binding {
     pub(crate) address: Addr,
     pub(crate) port: u16,
-    /// The flow that has it still, whose connection is over: it is to be closed.
-    pub(crate) instead_of: Option<FlowId>,
+    /// The flow that has it still, since its connection is over or was never answered: it is to be closed for that reason.
+    pub(crate) instead_of: Option<(FlowId, CloseReason)>,
 }
 
 /// What a binding is looked for.
@@ -98,7 +102,45 @@ enum Port {
     Free,
     /// A connection has it that is over.
     Over(Over),
+    /// A flow has it that nobody has answered.
+    Unanswered(Unanswered),
     Taken,
+}
+
+/// A flow that nobody has answered, and how well it can be spared: the greatest best.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Unanswered {
+    /// Ticks for which it has been idle.
+    idle: u32,
+    id: FlowId,
+}
+
+/// What can be spared on an address, of what was looked at.
+#[derive(Default)]
+struct Spare {
+    over: Option<Over>,
+    unanswered: Option<Unanswered>,
+    /// How many those were.
+    count: u32,
+}
+
+impl Spare {
+    /// Whether there is no better one to be expected within reason.
+    fn is_enough(&self, looked_at: u32) -> bool {
+        self.count >= UNANSWERED
+            || looked_at >= FEW_PROBES && self.over.is_some_and(|over| over.is_followed)
+    }
+
+    /// Which flow is to give way, and why: a connection that the new one follows, else a question without an answer, else
+    /// another connection that is over.
+    fn best(&self) -> Option<(FlowId, CloseReason)> {
+        let over = |followed: bool| {
+            let over = self.over.filter(|over| over.is_followed || !followed);
+            over.map(|over| (over.id, CloseReason::Reused))
+        };
+        let unanswered = self.unanswered.map(|flow| (flow.id, CloseReason::Evicted));
+        over(true).or(unanswered).or_else(|| over(false))
+    }
 }
 
 /// A connection that is over, and how well it can be spared: the greatest best.
@@ -113,7 +155,8 @@ struct Over {
 }
 
 /// Finds a binding for a client's flow: the client's own among `mappings`, if there are to be any, else a free one. Where
-/// none is found, that of a TCP connection that is over is taken away from it (RFC 6888, REQ-8 A lets us do so at once).
+/// none is found, that of a TCP connection that is over is taken away from it (RFC 6888, REQ-8 A lets us do so at once), or
+/// that of a flow that nobody has answered.
 pub(crate) fn bind(
     flows: &FlowTable,
     mappings: Option<&Mappings>,
@@ -146,12 +189,16 @@ pub(crate) fn bind(
     let home = flows.hasher().hash_address(client.src) as usize % addresses.len();
     for i in 0..addresses.len().min(ADDRESSES) {
         let address = addresses[(home + i) % addresses.len()];
-        let mut over: Option<Over> = None;
-        let mut try_port = |port, over: &mut Option<Over>| {
+        let mut spare = Spare::default();
+        let mut try_port = |port, spare: &mut Spare| {
             *probes += 1;
             match look_at(flows, mappings, &wanted, address, port) {
                 Port::Free => return Some(port),
-                Port::Over(found) => *over = (*over).max(Some(found)),
+                Port::Over(found) => spare.over = spare.over.max(Some(found)),
+                Port::Unanswered(found) => {
+                    spare.count += 1;
+                    spare.unanswered = spare.unanswered.max(Some(found));
+                }
                 Port::Taken => {}
             }
             None
@@ -162,7 +209,7 @@ pub(crate) fn bind(
             instead_of: None,
         };
         if !has_ports(client.proto) {
-            match try_port(0, &mut over) {
+            match try_port(0, &mut spare) {
                 Some(port) => return Ok(free(port)),
                 None => continue,
             }
@@ -170,7 +217,7 @@ pub(crate) fn bind(
         let kept = client.src_port;
         if kept != 0
             && partition.owns(kept)
-            && let Some(port) = try_port(kept, &mut over)
+            && let Some(port) = try_port(kept, &mut spare)
         {
             return Ok(free(port));
         }
@@ -181,10 +228,10 @@ pub(crate) fn bind(
         };
         let mut port = first_owned(random.next(), partition);
         for n in 1..=most {
-            if let Some(port) = try_port(port, &mut over) {
+            if let Some(port) = try_port(port, &mut spare) {
                 return Ok(free(port));
             }
-            if n >= FEW_PROBES && over.is_some_and(|over| over.is_followed) {
+            if spare.is_enough(n) {
                 break;
             }
             if n == PROBES {
@@ -192,11 +239,11 @@ pub(crate) fn bind(
             }
             port = next_owned(port, partition);
         }
-        if let Some(over) = over {
+        if let Some((id, reason)) = spare.best() {
             return Ok(Binding {
                 address,
-                port: flows.get(over.id).nat_port,
-                instead_of: Some(over.id),
+                port: flows.get(id).nat_port,
+                instead_of: Some((id, reason)),
             });
         }
     }
@@ -216,10 +263,17 @@ fn look_at(
     match flows.find_key(&client.answer_to(address, port)) {
         None if shown_by == 0 => Port::Free,
         // The port is given up with the one flow that shows it.
-        Some((id, End::Server)) if shown_by <= 1 => match wanted.syn {
-            Some(seq) => look_at_flow(flows, id, seq, wanted.now).map_or(Port::Taken, Port::Over),
-            None => Port::Taken,
-        },
+        Some((id, End::Server)) if shown_by <= 1 => {
+            if let Some(idle) = flows.unanswered_for(id, wanted.now) {
+                return Port::Unanswered(Unanswered { idle, id });
+            }
+            match wanted.syn {
+                Some(seq) => {
+                    look_at_flow(flows, id, seq, wanted.now).map_or(Port::Taken, Port::Over)
+                }
+                None => Port::Taken,
+            }
+        }
         _ => Port::Taken,
     }
 }

@@ -748,8 +748,8 @@ impl Pipeline {
         }
         flow.tally = self.tally.place(flow.group);
         self.tally.admit(now, &flow, limits)?;
-        let full = self.flows.active() >= limits.max_flows || self.flows.is_full();
-        if full && !self.evict(now.tick(), |_| true) {
+        let room = self.room_for(flow.client, limits.max_flows);
+        if self.flows.active() >= room && !self.evict(now.tick(), |_| true) {
             return Err(DropReason::FlowTableFull);
         }
         if turns_back || snapshot.destination_side(hop.port, key.dst) == Side::Outside {
@@ -791,6 +791,17 @@ impl Pipeline {
             });
         }
         Ok(id)
+    }
+
+    /// How many flows there may be before a further one of this client takes the place of another. The last sixteenth is
+    /// for sources with less than a sixteenth of all, so that none can keep others out.
+    fn room_for(&self, client: Addr, max_flows: u32) -> u32 {
+        let all = max_flows.min(self.flows.capacity());
+        let share = all / 16;
+        match self.flows.active() >= all - share && self.tally.flows_of(client) > share {
+            true => all - share,
+            false => all,
+        }
     }
 
     /// Whether anything is granted to an address.
@@ -860,8 +871,8 @@ impl Pipeline {
         );
         self.counters.nat_port_probes.add(probes);
         let bound = bound?;
-        if let Some(over) = bound.instead_of {
-            self.close(over, CloseReason::Reused);
+        if let Some((id, reason)) = bound.instead_of {
+            self.close(id, reason);
         }
         if bound.port == flow.client_port {
             self.counters.nat_ports_kept.inc();

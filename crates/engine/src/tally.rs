@@ -217,7 +217,8 @@ impl Tally {
         }
     }
 
-    fn flows_of(&self, client: Addr) -> u32 {
+    /// How many flows a client's source has.
+    pub(crate) fn flows_of(&self, client: Addr) -> u32 {
         let place = self.find(source(client));
         place.map_or(0, |place| self.sources[place as usize].flows)
     }

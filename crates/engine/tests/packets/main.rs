@@ -1,6 +1,7 @@
 //! Packet cases: policy and packet in; verdict, packet out, and every counter that moved.
 
 mod acquire;
+mod attack;
 mod bench;
 mod fragments;
 mod grants;

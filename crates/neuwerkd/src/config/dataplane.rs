@@ -116,9 +116,10 @@ section! {
     /// Limits above which new flows are refused. A limit that is left out keeps its default.
     Admission, Part::Node;
 
-    /// Flows in all.
+    /// Flows in all. When there are as many, those that nobody has answered give way to new ones, then idle ones that are
+    /// not TCP; connections stay. The last sixteenth is for sources with less than a sixteenth.
     max_active_flows: Option<u32> = None, range(1..=u64::from(u32::MAX)), default_is("flow_table_capacity");
-    /// Translated flows in all.
+    /// Translated flows in all; give way as flows do.
     max_active_nat_entries: Option<u32> = None, range(1..=u64::from(u32::MAX)), default_is("nat_table_capacity");
     /// Flows whose TLS greeting is still awaited.
     max_pending_tls_flows: u32 = 2048, range(1..=u64::from(u32::MAX)), part(Part::Tls);
