@@ -32,6 +32,7 @@ bench-dataplane: tools
 	@cargo bench -p io --bench engine
 	@cargo xtask bench forwarding
 	@cargo xtask bench attack
+	@cargo bench -p io --features dpdk --bench dpdk
 
 bench-cluster: tools
 	@cargo xtask bench cluster $(if $(FULL),--full)

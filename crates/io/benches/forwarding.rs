@@ -40,7 +40,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use forwarder::{Backend, Engine, Kernel};
-use report::{Line, Target};
+use report::{Line, Target, median};
 use space::Space;
 use traffic::{Connections, Echo, Flood, Transfer, connections, echo, flood, transfer};
 
@@ -317,10 +317,4 @@ fn compare(backend: usize, turns: &[Vec<Turn>; FORWARDERS]) -> Vec<Line> {
             turn.echo.rtt_us
         }),
     ]
-}
-
-/// The middle of a few measurements.
-pub(crate) fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }

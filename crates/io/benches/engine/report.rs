@@ -99,6 +99,13 @@ impl Line {
     }
 }
 
+/// The middle of a few measurements.
+#[allow(dead_code, reason = "not every bench repeats")]
+pub(crate) fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
 /// Prints the table under the names of the two that are compared, and writes `target/bench/NAME.json`.
 pub(crate) fn publish(name: &str, compared: [&str; 2], lines: &[Line]) -> Result<()> {
     let [ours, yardstick] = compared;
