@@ -41,6 +41,11 @@ pub struct Volume {
 }
 
 impl Volume {
+    fn set(&self, packets: u64, bytes: u64) {
+        self.packets.set(packets);
+        self.bytes.set(bytes);
+    }
+
     pub(crate) fn count(&self, bytes: usize) {
         self.packets.inc();
         self.bytes.add(bytes as u64);
@@ -127,9 +132,13 @@ impl CloseReason {
     }
 }
 
-/// What one data port of a worker has lost, and whether it is up; a few hundred milliseconds old at most.
+/// What one data port of a worker has moved and lost, and whether it is up; a few hundred milliseconds old at most.
 #[derive(Debug, Default)]
 pub struct PortCounters {
+    /// Frames handed to the engine (a super-packet counts once), and their bytes.
+    pub received: Volume,
+    /// Frames taken by the wire, and their bytes.
+    pub sent: Volume,
     /// Frames lost before the engine saw them, since a buffer was full.
     pub rx_dropped: Counter,
     /// Frames that came but could not be taken over.
@@ -157,6 +166,8 @@ impl PortCounters {
             Link::Down => 1,
             Link::Gone => 2,
         });
+        self.received.set(stats.rx_frames, stats.rx_bytes);
+        self.sent.set(stats.tx_frames, stats.tx_bytes);
         self.rx_dropped.set(stats.rx_dropped);
         self.rx_errors.set(stats.rx_errors);
         self.tx_dropped.set(stats.tx_dropped);

@@ -10,8 +10,10 @@ mod eal;
 mod ffi;
 mod mbuf;
 mod meta;
+mod meter;
 mod select;
 
+use std::cell::Cell;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
@@ -23,6 +25,7 @@ use device::Device;
 pub use device::{DeviceConfig, OpenError, Queue};
 pub use eal::{Eal, EalConfig, EalError, Iova};
 pub use mbuf::Mbuf;
+pub use meter::{Figures, Meter};
 pub use select::{Located, SelectError, Selector};
 
 /// One queue of a device, used by one worker.
@@ -34,6 +37,8 @@ pub struct DpdkPort {
     /// What crosses the boundary, either way.
     frames: Box<[ffi::Frame; ffi::BURST]>,
     stats: PortStats,
+    /// What the device has counted for all its queues: frames lost, and received in error; as last read.
+    lost: Cell<[u64; 2]>,
     /// Readable when a frame has come while the interrupt was armed; none for a device without interrupts.
     interrupt: Option<OwnedFd>,
     armed: bool,
@@ -54,6 +59,7 @@ impl DpdkPort {
             queue: index,
             frames: Box::new([ffi::Frame::EMPTY; ffi::BURST]),
             stats: PortStats::default(),
+            lost: Cell::default(),
             interrupt,
             armed: false,
             awake: None,
@@ -214,10 +220,14 @@ impl Port for DpdkPort {
         let mut stats = self.stats;
         // The device counts for all its queues; the first tells.
         if self.queue == 0 {
-            let (mut dropped, mut errors) = (0, 0);
-            // SAFETY: the port is open; writes two numbers.
-            unsafe {
-                ffi::nw_port_lost(self.device.port, &raw mut dropped, &raw mut errors);
+            let [mut dropped, mut errors] = self.lost.get();
+            // Who reads metrics may be asking at the moment; a worker does not wait for that.
+            if let Ok(_reading) = self.device.reading.try_lock() {
+                // SAFETY: the port is open; writes two numbers.
+                unsafe {
+                    ffi::nw_port_lost(self.device.port, &raw mut dropped, &raw mut errors);
+                }
+                self.lost.set([dropped, errors]);
             }
             stats.rx_dropped += dropped;
             stats.rx_errors += errors;

@@ -5,6 +5,7 @@
 //! once every worker has loaded that generation, which each does at the start of its next burst.
 
 mod addresses;
+mod devices;
 #[cfg(feature = "dpdk")]
 mod dpdk;
 mod look;
@@ -37,6 +38,7 @@ use crate::handover::{Leaving, Received};
 
 pub(crate) use addresses::Kept;
 pub use addresses::{Acquire, Acquired, Addresses, PortAddresses};
+pub use devices::{Device, Figures};
 pub use look::{Found, LookError, Order, Page, Shown, summed, utilization};
 pub use ports::HeldDataplane;
 pub(crate) use settings::check;
@@ -78,6 +80,8 @@ pub struct Dataplane {
     /// The kernel's part in that, where it has one, and the addresses that it knows of.
     fanouts: Mutex<(Vec<Fanout>, Vec<IpAddr>)>,
     stop: Arc<AtomicBool>,
+    /// The devices that this process drives itself, in the order of the ports.
+    devices: Vec<Device>,
     /// Where workers leave their flows when they stop, if another process is to take them over.
     leaving: Arc<Mutex<Option<Leaving>>>,
     /// What was counted in the flow tables last.
@@ -166,6 +170,7 @@ impl Dataplane {
             shown: Mutex::default(),
             watches: Arc::new(Semaphore::new(engine::tap::MAX_TAPS)),
             watches_stop: CancellationToken::new(),
+            devices: Vec::new(),
         };
         let idles = open
             .iter()
@@ -356,6 +361,11 @@ impl Dataplane {
     /// What clients may reach by name.
     pub fn grants(&self) -> &Arc<Grants> {
         &self.grants
+    }
+
+    /// The devices that this process drives itself, in the order of the ports; none where the kernel does.
+    pub fn devices(&self) -> &[Device] {
+        &self.devices
     }
 
     /// Has the kernel share the packets of these queues among the workers as they would do it themselves.

@@ -201,6 +201,11 @@ impl App {
         Some(self.dataplane.load_full()?.shown())
     }
 
+    /// The packet workers, while there are any.
+    pub(crate) fn running_dataplane(&self) -> Option<Arc<Dataplane>> {
+        self.dataplane.load_full()
+    }
+
     fn rates(&self) -> &Semaphore {
         &self.rates
     }

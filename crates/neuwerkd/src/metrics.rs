@@ -7,6 +7,7 @@
 mod addresses;
 mod consensus;
 mod dataplane;
+mod dpdk;
 pub(crate) mod handover;
 mod links;
 mod reference;
@@ -34,6 +35,7 @@ use crate::http::listen::{Limits, serve_plain};
 use addresses::AddressCollector;
 use consensus::ConsensusCollector;
 use dataplane::DataplaneCollector;
+use dpdk::DpdkCollector;
 pub use links::Links;
 use links::LinksCollector;
 pub use reference::reference;
@@ -76,6 +78,7 @@ impl Metrics {
     fn router(mut self, app: &Arc<App>) -> Router {
         ConsensusCollector::register(&mut self.registry, Arc::clone(app));
         DataplaneCollector::register(&mut self.registry, Arc::clone(app));
+        DpdkCollector::register(&mut self.registry, Arc::clone(app));
         AddressCollector::register(&mut self.registry, Arc::clone(app));
         LinksCollector::register(&mut self.registry, Arc::clone(app));
         let registry = Arc::new(self.registry);

@@ -174,6 +174,8 @@ pub(super) struct Device {
     pub(super) pool: Pool,
     /// For frames that are longer than the others' buffers.
     pub(super) large: Option<Pool>,
+    /// Held while the driver is asked for what it has counted.
+    pub(super) reading: Mutex<()>,
     /// The kernel's side of it, which knows more of the link.
     interface: Option<Interface>,
 }
@@ -353,6 +355,7 @@ impl Device {
             },
             pool,
             large,
+            reading: Mutex::default(),
             interface,
         };
         Ok(device)

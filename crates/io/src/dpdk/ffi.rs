@@ -104,6 +104,23 @@ pub(super) struct Port {
 }
 const _: () = assert!(size_of::<Port>() == 72, "as in shim.c");
 
+/// One figure of a driver's own.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct Xstat {
+    /// Ends with a zero byte.
+    pub(super) name: [c_char; 64],
+    pub(super) value: u64,
+}
+const _: () = assert!(size_of::<Xstat>() == 72, "as in shim.c");
+
+impl Xstat {
+    pub(super) const EMPTY: Self = Self {
+        name: [0; 64],
+        value: 0,
+    };
+}
+
 unsafe extern "C" {
     pub(super) fn nw_eal_init(argc: c_int, argv: *mut *mut c_char) -> c_int;
     pub(super) fn nw_thread_register() -> c_int;
@@ -119,6 +136,9 @@ unsafe extern "C" {
     pub(super) fn nw_port_close(port: u16);
     pub(super) fn nw_port_link(port: u16) -> c_int;
     pub(super) fn nw_port_lost(port: u16, dropped: *mut u64, errors: *mut u64);
+    pub(super) fn nw_port_lost_by_queue(port: u16, lost: *mut u64, queues: u16) -> c_int;
+    pub(super) fn nw_port_xstats(port: u16, figures: *mut Xstat, max: u32) -> u32;
+    pub(super) fn nw_pool_in_use(pool: *const RteMempool) -> u32;
     pub(super) fn nw_pool(
         name: *const c_char,
         count: u32,

@@ -171,6 +171,11 @@ impl Pool {
         self.pool.0.as_ptr()
     }
 
+    /// Buffers in all.
+    pub(super) fn count(&self) -> u32 {
+        self.shape.count
+    }
+
     pub(super) fn data_room(&self) -> u16 {
         self.shape.data_room
     }

@@ -7,6 +7,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 
@@ -90,6 +91,12 @@ struct nw_port {
 	int32_t socket;
 };
 _Static_assert(sizeof(struct nw_port) == 72, "as in ffi.rs");
+
+struct nw_xstat {
+	char name[RTE_ETH_XSTATS_NAME_SIZE];
+	uint64_t value;
+};
+_Static_assert(sizeof(struct nw_xstat) == 72, "as in ffi.rs");
 
 /* Messages of DPDK go to Rust, each with its level (1 is worst). */
 extern void nw_log(uint32_t level, const char *text, size_t len);
@@ -362,6 +369,48 @@ void nw_port_lost(uint16_t port, uint64_t *dropped, uint64_t *errors)
 		*dropped = stats.imissed + stats.rx_nombuf;
 		*errors = stats.ierrors;
 	}
+}
+
+/* Frames that each of the first `queues` queues lost, as far as the driver tells them apart; 0 or an errno. */
+int nw_port_lost_by_queue(uint16_t port, uint64_t *lost, uint16_t queues)
+{
+	struct rte_eth_stats stats;
+	int error = rte_eth_stats_get(port, &stats);
+	if (error != 0)
+		return -error;
+	for (uint16_t queue = 0; queue < queues; queue++)
+		lost[queue] = queue < RTE_ETHDEV_QUEUE_STAT_CNTRS ? stats.q_errors[queue] : 0;
+	return 0;
+}
+
+/* Everything that the driver counts, up to `max` figures; returns how many. */
+uint32_t nw_port_xstats(uint16_t port, struct nw_xstat *figures, uint32_t max)
+{
+	int count = rte_eth_xstats_get(port, NULL, 0);
+	if (count <= 0)
+		return 0;
+	struct rte_eth_xstat *values = calloc((size_t)count, sizeof(*values));
+	struct rte_eth_xstat_name *names = calloc((size_t)count, sizeof(*names));
+	uint32_t filled = 0;
+	/* Either fails if there are more by now. */
+	if (values != NULL && names != NULL && rte_eth_xstats_get_names(port, names, (unsigned int)count) == count &&
+	    rte_eth_xstats_get(port, values, (unsigned int)count) == count)
+		for (int i = 0; i < count && filled < max; i++) {
+			if (values[i].id >= (uint64_t)count)
+				continue;
+			memcpy(figures[filled].name, names[values[i].id].name, sizeof(figures[filled].name));
+			figures[filled].name[sizeof(figures[filled].name) - 1] = '\0';
+			figures[filled++].value = values[i].value;
+		}
+	free(values);
+	free(names);
+	return filled;
+}
+
+/* Buffers of a pool that hold frames or wait for them in rings. */
+uint32_t nw_pool_in_use(const struct rte_mempool *pool)
+{
+	return rte_mempool_in_use_count(pool);
 }
 
 /* Makes the queue's interrupt readable through the epoll descriptor; 0 or an errno. */

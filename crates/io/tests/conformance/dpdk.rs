@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use engine::port::{Idle, Link, Packet, Port};
-use io::dpdk::{DeviceConfig, DpdkPort, Eal, EalConfig, Queue, Selector};
+use io::dpdk::{DeviceConfig, DpdkPort, Eal, EalConfig, Meter, Queue, Selector};
 use io::idle::PollIdle;
 use io::packet::PacketPort;
 
@@ -111,6 +111,43 @@ fn dpdk_ring() {
         }
         assert_eq!(arrived, taken);
     }
+}
+
+/// What a device tells to any thread, and that it tells nothing any more once it is closed.
+#[test]
+fn dpdk_tells_figures() {
+    let config = DeviceConfig {
+        queues: 2,
+        ..DeviceConfig::default()
+    };
+    let queues = queues("net_null0,size=60", &config);
+    let meter = Meter::of(&queues).expect("a device");
+    let mut ports: Vec<DpdkPort> = queues.into_iter().map(DpdkPort::new).collect();
+    let frame = make(Shape::udp(Family::V4), 100, 0, false);
+    let mut burst = Vec::new();
+    for _ in 0..10 {
+        let mut packet = ports[1].alloc(frame.len()).expect("a buffer");
+        packet.bytes_mut().copy_from_slice(&frame);
+        burst.push(packet);
+    }
+    let read = || {
+        let meter = meter.clone();
+        let figures = std::thread::spawn(move || meter.read()).join();
+        figures.expect("no panic").expect("the device is open")
+    };
+    let in_use = read().buffers_in_use;
+    assert_eq!(ports[1].tx_burst(&mut burst), 10);
+    let figures = read();
+    assert_eq!(figures.buffers_in_use, in_use - 10, "sent is given back");
+    assert_eq!(figures.rx_dropped, [0, 0]);
+    let tells = |name: &str| figures.xstats.iter().find(|(known, _)| known == name);
+    assert_eq!(
+        tells("tx_good_packets"),
+        Some(&("tx_good_packets".into(), 10))
+    );
+    assert_eq!(tells("tx_q1_packets"), Some(&("tx_q1_packets".into(), 10)));
+    drop(ports);
+    assert_eq!(meter.read(), None);
 }
 
 /// What is sent is in the file, and what is in the file is received.
@@ -261,11 +298,15 @@ fn eal() -> Eal {
     Eal::start(&config).unwrap_or_else(|error| panic!("{error}"))
 }
 
-fn open(vdev: &str, config: &DeviceConfig) -> Vec<DpdkPort> {
+fn queues(vdev: &str, config: &DeviceConfig) -> Vec<Queue> {
     let located = Selector::Vdev(vdev.to_owned())
         .locate()
         .unwrap_or_else(|error| panic!("{error}"));
-    let queues = Queue::open(eal(), &located, config).unwrap_or_else(|error| panic!("{error}"));
+    Queue::open(eal(), &located, config).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn open(vdev: &str, config: &DeviceConfig) -> Vec<DpdkPort> {
+    let queues = queues(vdev, config);
     queues.into_iter().map(DpdkPort::new).collect()
 }
 

@@ -3,11 +3,14 @@
 use std::sync::Arc;
 
 use anyhow::Context;
-use io::dpdk::{DeviceConfig, DpdkPort, Eal, EalConfig, Iova, Located, OpenError, Queue, Selector};
+use io::dpdk::{
+    DeviceConfig, DpdkPort, Eal, EalConfig, Iova, Located, Meter, OpenError, Queue, Selector,
+};
 use io::tun::Segments;
 
 use super::Judging;
 use super::addresses;
+use super::devices::{Device, Figures};
 use super::ports::{HeldDataplane, hold, launch};
 use crate::config::{Auto, Config, DataInterface, Dpdk, IovaMode, PerfMode};
 use crate::handover::Received;
@@ -80,7 +83,8 @@ pub(super) fn start(
         }
         opened => opened,
     };
-    let queues = queues.map_err(|(key, error)| anyhow::Error::from(error).context(key))?;
+    let (queues, meters) =
+        queues.map_err(|(key, error)| anyhow::Error::from(error).context(key))?;
     // UDP in super-packets is cut by none of DPDK's devices.
     let mut offered = queues.iter().flatten().map(Queue::capabilities);
     let from_host = if offered.all(|capabilities| capabilities.tx_gso_tcp) {
@@ -105,18 +109,34 @@ pub(super) fn start(
         }
     };
     let makes = queues.into_iter().enumerate().map(make).collect();
-    let dataplane = launch(config, judging, acquire, from_host, makes, received)?;
+    let mut dataplane = launch(config, judging, acquire, from_host, makes, received)?;
+    dataplane.devices = meters.into_iter().map(shown).collect();
     let ports = received.ports.clone();
     Ok(HeldDataplane::new(dataplane, addresses, ports, holds))
 }
 
-/// Opens all devices; by worker, its queue of each. An error comes with the key of its port.
+/// A device as metrics see it.
+fn shown(meter: Meter) -> Device {
+    Device::new(move || {
+        let figures = meter.read()?;
+        Some(Figures {
+            rx_dropped: figures.rx_dropped,
+            buffers: figures.buffers,
+            buffers_in_use: figures.buffers_in_use,
+            xstats: figures.xstats,
+        })
+    })
+}
+
+/// Opens all devices; by worker, its queue of each, and by port, what tells of its device. An error comes with the key
+/// of its port.
 fn open(
     eal: Eal,
     located: &[(&'static str, Located)],
     devices: &[DeviceConfig],
-) -> Result<Vec<Vec<Queue>>, (&'static str, OpenError)> {
+) -> Result<(Vec<Vec<Queue>>, Vec<Meter>), (&'static str, OpenError)> {
     let mut by_worker: Vec<Vec<Queue>> = Vec::new();
+    let mut meters = Vec::new();
     for ((key, located), device) in located.iter().zip(devices) {
         let opened = Queue::open(eal, located, device).map_err(|error| (*key, error))?;
         if let Some(queue) = opened.first() {
@@ -129,12 +149,13 @@ fn open(
                 "the data port is open"
             );
         }
+        meters.extend(Meter::of(&opened));
         by_worker.resize_with(opened.len(), Vec::new);
         for (queues, queue) in by_worker.iter_mut().zip(opened) {
             queues.push(queue);
         }
     }
-    Ok(by_worker)
+    Ok((by_worker, meters))
 }
 
 fn selector(port: &DataInterface) -> Selector {

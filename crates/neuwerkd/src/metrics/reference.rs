@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use engine::DropReason;
 
-use super::{HTTP, addresses, consensus, dataplane, handover, links};
+use super::{HTTP, addresses, consensus, dataplane, dpdk, handover, links};
 
 const PREFACE: &str = "\
 <!-- Generated: cargo run -p neuwerk -- reference metrics > docs/metrics.md -->
@@ -13,7 +13,8 @@ const PREFACE: &str = "\
 
 `GET /metrics` at `metrics.bind` (port 8080 of the management address unless configured) answers in the OpenMetrics text
 format, without TLS and login. Counters end in `_total` there. No label holds an address, a name or the id of a client.
-Values that a node does not have are left out: those of consensus while there is no control plane, for example.
+Values that a node does not have are left out: those of consensus while there is no control plane, for example, or those
+of DPDK in another mode.
 
 | Metric | Kind | Labels | Meaning |
 | --- | --- | --- | --- |
@@ -50,15 +51,15 @@ pub fn reference() -> String {
     rows.extend(consensus::counters().map(|(name, help)| (total(name), "counter", "", help)));
     let counters = links::counters()
         .chain(dataplane::counters())
+        .chain(dpdk::counters())
         .chain(handover::COUNTERS)
         .chain(addresses::counters());
     rows.extend(counters.map(|(name, labels, help)| (total(name), "counter", labels, help)));
     rows.extend(
         links::histograms().map(|(name, labels, help)| (name.into(), "histogram", labels, help)),
     );
-    rows.extend(
-        dataplane::gauges().map(|(name, labels, help)| (name.into(), "gauge", labels, help)),
-    );
+    let gauges = dataplane::gauges().chain(dpdk::GAUGES);
+    rows.extend(gauges.map(|(name, labels, help)| (name.into(), "gauge", labels, help)));
     rows.extend(addresses::gauges().map(|(name, help)| (name.into(), "gauge", "", help)));
     rows.sort();
     let mut page = PREFACE.to_owned();
