@@ -1,7 +1,6 @@
 //! What grants cost: memory for each, and the time in which nothing else can change them.
 //!
 //! `cargo bench -p grants --bench store`. A table for people, and `target/bench/grants.json`.
-#![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
 #[path = "../../io/benches/engine/report.rs"]
 mod report;

@@ -128,13 +128,15 @@ fn shown(meter: Meter) -> Device {
     })
 }
 
-/// Opens all devices; by worker, its queue of each, and by port, what tells of its device. An error comes with the key
-/// of its port.
+/// By worker, its queue of each device; and by port, what tells of its device.
+type Opened = (Vec<Vec<Queue>>, Vec<Meter>);
+
+/// Opens all devices. An error comes with the key of its port.
 fn open(
     eal: Eal,
     located: &[(&'static str, Located)],
     devices: &[DeviceConfig],
-) -> Result<(Vec<Vec<Queue>>, Vec<Meter>), (&'static str, OpenError)> {
+) -> Result<Opened, (&'static str, OpenError)> {
     let mut by_worker: Vec<Vec<Queue>> = Vec::new();
     let mut meters = Vec::new();
     for ((key, located), device) in located.iter().zip(devices) {

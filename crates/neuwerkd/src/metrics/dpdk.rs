@@ -165,7 +165,8 @@ fn encode(
             .zip(devices)
             .filter_map(|(name, d)| Some((*name, d.as_ref()?)))
     };
-    let buffers: [(_, fn(&Figures) -> u32); 2] = [
+    type Read = fn(&Figures) -> u32;
+    let buffers: [(_, Read); 2] = [
         (BUFFERS, |figures| figures.buffers),
         (BUFFERS_IN_USE, |figures| figures.buffers_in_use),
     ];
