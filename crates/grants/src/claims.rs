@@ -52,6 +52,8 @@ pub(crate) struct Holding {
     pub(crate) key: Key,
     /// The rules that the policy in force derives from it, ascending.
     pub(crate) rules: Box<[NameRule]>,
+    /// Those that the policy in preparation derives, once it has come to it.
+    pub(crate) next_rules: Box<[NameRule]>,
     /// Ascending by address.
     pub(crate) spots: Vec<Spot>,
     /// The client whose question brought it first, as far as that is known.

@@ -46,6 +46,8 @@ pub(crate) struct Counted {
     pub(crate) id: UseId,
     /// No policy in force derives the rule any more, and flows that were judged by it have not been judged again yet.
     pub(crate) stray: bool,
+    /// The policy in preparation derives it.
+    pub(crate) next: bool,
 }
 
 /// A counter that no grant has any more, until it is certain that no worker enters it.

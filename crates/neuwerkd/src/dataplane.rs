@@ -271,6 +271,7 @@ impl Dataplane {
     /// # Errors
     /// A worker is stuck; those that are not have taken the policy over.
     pub async fn set_policy(&self, policy: Arc<Compiled>) -> Result<(), SwapError> {
+        self.grants.prepare(&policy).await;
         let generation = self.publish_policy(|withheld, now| match withheld {
             None => policy,
             Some(kept) => {

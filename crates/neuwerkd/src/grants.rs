@@ -232,6 +232,13 @@ impl Grants {
         let _ = self.published.set(published);
     }
 
+    /// Derives everything for a policy that is about to be published, while others change what is granted.
+    pub(crate) async fn prepare(&self, policy: &Arc<Compiled>) {
+        while !self.change(|store, _now_ms| store.prepare(policy, SWEPT_AT_ONCE)) {
+            tokio::task::yield_now().await;
+        }
+    }
+
     /// Runs `publish`, which publishes a policy with the table that it gets for it; nothing changes meanwhile.
     pub(crate) fn install<T>(
         &self,

@@ -256,6 +256,72 @@ fn a_policy_edit_ends_no_grant_whose_name_some_rule_still_matches() {
     assert!(allows(&store, 1));
 }
 
+/// Whatever happens while a policy is prepared, it is as if it had been installed at once.
+#[test]
+fn a_policy_that_was_prepared_is_the_same_as_one_that_was_not() {
+    let first = one();
+    let second = policy(
+        &[
+            named("two", "*.b.example", ""),
+            named("one", "**.a.example", ""),
+            named("own", "**.c.example", r#","grant_scope":"client""#),
+        ]
+        .join(","),
+    );
+    let names = ["x.a.example", "x.b.example", "x.c.example", "other.example"];
+    // How many of ten steps are made between two parts of the preparation.
+    for at_once in 1..=10 {
+        for prepares in [true, false] {
+            let mut store = installed(1, Arc::clone(&first));
+            for n in 0..40_u8 {
+                let name = format!("n{n}.{}", names[usize::from(n) % 4]);
+                learn(&mut store, &name, n, 60, 0);
+            }
+            let used = judge(&store, CLIENT, 1).unwrap();
+            store.uses().enter(used);
+            let mut done = false;
+            for step in 0..40_u8 {
+                if prepares && usize::from(step) % at_once == 0 {
+                    done = store.prepare(&second, 7);
+                }
+                let name = format!("m{step}.{}", names[usize::from(step) % 4]);
+                learn(&mut store, &name, 100 + step, 60, 1);
+                if step % 4 == 3 {
+                    let at = store.find(&Key {
+                        group: "web".into(),
+                        name: format!("n{step}.{}", names[3]).into(),
+                        client: None,
+                    });
+                    store.disclaim(at.unwrap(), address(step), OWN, 1);
+                    store.drop_if_empty(at.unwrap());
+                }
+            }
+            while prepares && !done {
+                done = store.prepare(&second, 7);
+            }
+            assert_eq!(store.next_policy.is_some(), prepares);
+            learn(&mut store, "last.a.example", 200, 60, 1);
+            store.install(Arc::clone(&second), 2);
+            for last in 0..=200 {
+                let is_there = last < 40 || (100..140).contains(&last);
+                let granted = is_there && last % 4 < 2 || last == 200;
+                let case = format!("{last}, {at_once} at once, {prepares}");
+                assert_eq!(allows(&store, last), granted, "{case}");
+            }
+            // The flow that was judged by a rule before still counts for its address.
+            let at = store.find(&Key {
+                group: "web".into(),
+                name: "n1.x.b.example".into(),
+                client: None,
+            });
+            assert_eq!(store.uses_at(at.unwrap(), address(1)), 1);
+            store.uses().leave(used);
+            learn(&mut store, "new.b.example", 201, 60, 3);
+            assert!(allows(&store, 201));
+        }
+    }
+}
+
 #[test]
 fn a_peer_is_granted_the_same_and_in_the_end_no_longer() {
     let (mut a, mut b) = (installed(1, one()), installed(2, one()));
