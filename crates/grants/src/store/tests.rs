@@ -262,7 +262,7 @@ fn a_policy_that_was_prepared_is_the_same_as_one_that_was_not() {
     let first = one();
     let second = policy(
         &[
-            named("two", "*.b.example", ""),
+            named("two", "**.b.example", ""),
             named("one", "**.a.example", ""),
             named("own", "**.c.example", r#","grant_scope":"client""#),
         ]
