@@ -141,6 +141,11 @@ impl Kept {
             .collect()
     }
 
+    /// Closes those of the process before that nobody has claimed: their devices are no ports any more.
+    pub fn close_unclaimed(&self) {
+        self.lock().before.clear();
+    }
+
     /// Closes all: the devices go with those who use them.
     pub fn close(&self) {
         *self.lock() = Ports::default();
@@ -232,6 +237,9 @@ mod tests {
             None,
             "it was closed"
         );
+        let next = kept(&all);
+        next.close_unclaimed();
+        assert_eq!(positions(next.claim("eth1", &"a", 2)), None);
         let next = kept(&all);
         assert_eq!(positions(next.claim("eth1", &"a", 1)), None);
         assert_eq!(positions(next.claim("eth2", &"a", 1)), None);

@@ -101,6 +101,7 @@ pub fn start(config: Config, log: RecentLog, received: Received) -> anyhow::Resu
         grants: Arc::clone(&grants),
     };
     let mut dataplane = HeldDataplane::start(&config, judging, &received)?;
+    dataplane.ports().close_unclaimed();
     let acquiring = dataplane.take_addresses();
     let handed_over = received.report();
     received.tell();
