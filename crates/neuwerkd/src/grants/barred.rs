@@ -89,15 +89,16 @@ impl Grants {
     pub(super) async fn keep_barred(&self) {
         let mut members = self.barred.members.subscribe();
         let mut before = self.barred.ports.clone();
+        let mut host = Vec::new();
         loop {
-            let own = self.own_addresses(&members.borrow_and_update());
+            match interfaces::addresses() {
+                Ok(addresses) => host = addresses,
+                // The last known ones are better than none: nothing is granted for want of an answer.
+                Err(error) => tracing::debug!(%error, "the host does not say its addresses"),
+            }
+            let own = self.own_addresses(&members.borrow_and_update(), &host);
             if own != before {
-                let judge = self.barred.judge_by(&own);
-                self.barred.judge.store(Arc::new(judge));
-                let changed = own.iter().filter(|address| !before.contains(address));
-                let gone = before.iter().filter(|address| !own.contains(address));
-                let changed: Vec<IpAddr> = changed.chain(gone).copied().collect();
-                self.change(|store, now_ms| store.review(&changed, now_ms));
+                self.bar(&own, &before);
                 before = own;
             }
             // Without news it is looked again all the same.
@@ -105,18 +106,24 @@ impl Grants {
         }
     }
 
-    fn own_addresses(&self, members: &[IpAddr]) -> Vec<IpAddr> {
+    /// Bars these addresses in place of those before.
+    pub(super) fn bar(&self, own: &[IpAddr], before: &[IpAddr]) {
+        let judge = self.barred.judge_by(own);
+        self.barred.judge.store(Arc::new(judge));
+        let new = own.iter().filter(|address| !before.contains(address));
+        let gone = before.iter().filter(|address| !own.contains(address));
+        let changed: Vec<IpAddr> = new.chain(gone).copied().collect();
+        self.change(|store, now_ms| store.review(&changed, now_ms));
+    }
+
+    fn own_addresses(&self, members: &[IpAddr], host: &[IpAddr]) -> Vec<IpAddr> {
         let mut own = self.barred.ports.clone();
-        own.extend(members);
+        own.extend(members.iter().chain(host));
         if let Some(published) = self.published.get() {
             let snapshot = published.load();
             let ports = &snapshot.settings().ports;
             let ports = ports.iter().flat_map(|port| &port.addresses);
             own.extend(ports.map(IpNet::addr));
-        }
-        match interfaces::addresses() {
-            Ok(addresses) => own.extend(addresses),
-            Err(error) => tracing::warn!(%error, "the host does not say its addresses"),
         }
         own.sort_unstable();
         own.dedup();

@@ -52,6 +52,22 @@ async fn without_peers_no_answer_waits() {
 }
 
 #[tokio::test]
+async fn an_address_is_granted_to_nobody_while_it_is_a_nodes_own() {
+    let dir = tempfile::tempdir().expect("there is a disk");
+    let grants = open(dir.path(), Duration::ZERO);
+    let address = IpAddr::from([192, 0, 2, 1]);
+    let is_granted = || grants.read(|store, _now_ms| store.table().of(address).is_some());
+    tell(&grants, "a.example");
+    assert!(is_granted());
+    grants.bar(&[address], &[]);
+    assert!(!is_granted());
+    tell(&grants, "b.example");
+    assert!(!is_granted(), "whatever is told of it");
+    grants.bar(&[], &[address]);
+    assert!(is_granted());
+}
+
+#[tokio::test]
 async fn an_answer_waits_for_peers_and_for_those_that_miss_it_thrice_no_more() {
     let dir = tempfile::tempdir().expect("there is a disk");
     let grants = open(dir.path(), Duration::from_millis(5));
