@@ -303,17 +303,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::test::{query, wire};
-    use crate::{Kind, Name};
-
-    fn wanted(name: &str, kind: u16) -> Wanted {
-        Wanted {
-            name: Name::parse(&wire(name)).unwrap(),
-            kind: Kind(kind),
-            dnssec_ok: false,
-            checking_disabled: false,
-        }
-    }
+    use crate::test::{query, wanted};
 
     /// An answer without records, padded by nothing; `rcode` tells one from another.
     fn stored(name: &str, kind: u16, rcode: u8) -> Stored {

@@ -92,17 +92,7 @@ impl Failures {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::test::wire;
-    use crate::{Kind, Name};
-
-    fn wanted(name: &str, kind: u16) -> Wanted {
-        Wanted {
-            name: Name::parse(&wire(name)).unwrap(),
-            kind: Kind(kind),
-            dnssec_ok: false,
-            checking_disabled: false,
-        }
-    }
+    use crate::test::wanted;
 
     #[test]
     fn a_question_is_known_to_fail_until_it_is_answered() {

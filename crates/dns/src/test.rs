@@ -2,6 +2,9 @@
 
 use proptest::prelude::*;
 
+use crate::accept::Wanted;
+use crate::{Kind, Name};
+
 /// Bytes from hexadecimal digits, whitespace ignored.
 pub(crate) fn hex(text: &str) -> Vec<u8> {
     let digits: Vec<u8> = text
@@ -24,6 +27,16 @@ pub(crate) fn wire(name: &str) -> Vec<u8> {
     }
     out.push(0);
     out
+}
+
+/// A question as the cache knows it.
+pub(crate) fn wanted(name: &str, kind: u16) -> Wanted {
+    Wanted {
+        name: Name::parse(&wire(name)).unwrap(),
+        kind: Kind(kind),
+        dnssec_ok: false,
+        checking_disabled: false,
+    }
 }
 
 /// A query with the id 0x1234 that asks for recursion.
