@@ -235,6 +235,14 @@ impl Table {
         &self.uses
     }
 
+    /// Whether a packet that is denied would pass if a peer had granted its destination by what the client asked for.
+    pub fn might_pass(&self, policy: &Compiled, facts: &Facts) -> bool {
+        let granted = self
+            .of(facts.dst)
+            .map(|granted| granted.rules_of(facts.src));
+        policy.might_be_granted(facts, &granted.unwrap_or_default())
+    }
+
     /// Judges a packet by the policy, and by what its destination is granted to.
     pub fn judge(&self, policy: &Compiled, facts: &Facts) -> (Decision, Option<UseId>) {
         let granted = match self.by_address.is_empty() {

@@ -17,6 +17,7 @@ mod acquire;
 mod fragment;
 mod hairpin;
 pub(crate) mod handover;
+mod hold;
 mod icmp_error;
 mod link;
 mod local;
@@ -134,10 +135,10 @@ pub(crate) struct Pipeline {
     snapshot: Arc<Snapshot>,
     /// What is granted under its policy, as of this burst.
     grants: Arc<grant::Table>,
-    /// How many packets may still be held for grants that are on their way.
-    hold_room: usize,
-    /// The packet in hand is to be.
-    holds: bool,
+    /// Goes up with each other snapshot and each other table of grants.
+    news: u64,
+    /// Of packets that wait for grants on their way.
+    places: hold::Places,
     flows: FlowTable,
     neighbors: NeighborTable,
     ports: Vec<Capabilities>,
@@ -225,8 +226,8 @@ impl Pipeline {
             identifications,
             whole: Whole::default(),
             largest_piece: 0,
-            hold_room: 0,
-            holds: false,
+            news: 0,
+            places: hold::Places::default(),
             flows,
             neighbors: NeighborTable::default(),
             link_mtus: ports.iter().map(|caps| caps.mtu).collect(),
@@ -293,12 +294,14 @@ impl Pipeline {
         let grants = self.snapshot.grants().load();
         if !Arc::ptr_eq(&self.grants, &grants) {
             self.grants = Arc::clone(&grants);
+            self.news += 1;
         }
     }
 
     fn install(&mut self, snapshot: Arc<Snapshot>) {
         let same_policy = Arc::ptr_eq(self.snapshot.policy(), snapshot.policy());
         self.snapshot = snapshot;
+        self.news += 1;
         if !same_policy {
             self.tally.install(self.snapshot.policy());
         }
@@ -396,9 +399,9 @@ impl Pipeline {
             Content::Flow => self.handle_packet(now, port, frame, p, lookup, &mut direction),
             Content::Fragment => {
                 // A datagram that came in pieces is not held: it is in no frame.
-                let room = std::mem::take(&mut self.hold_room);
+                let is_open = std::mem::take(&mut self.places.is_open);
                 let step = self.handle_fragment(now, port, frame.bytes(), p);
-                self.hold_room = room;
+                self.places.is_open = is_open;
                 return step;
             }
             _ => self.handle_other(now, port, frame, p, &mut direction),
@@ -407,7 +410,7 @@ impl Pipeline {
             self.counters.count_forwarded(direction, p.key.proto, bytes);
             return Step::Send(out);
         }
-        if std::mem::take(&mut self.holds) {
+        if std::mem::take(&mut self.places.waits) {
             return Step::Hold;
         }
         let step = step.unwrap_or_else(Step::Drop);
@@ -702,7 +705,8 @@ impl Pipeline {
         };
 
         let turns_back = self.turns_back(self.underway.is_some(), key);
-        let (decision, grant) = self.grants.judge(snapshot.policy(), &facts(key, p.icmp));
+        let facts = facts(key, p.icmp);
+        let (decision, grant) = self.grants.judge(snapshot.policy(), &facts);
         let mut flow = Flow {
             client: key.src,
             server: key.dst,
@@ -730,9 +734,8 @@ impl Pipeline {
             },
         };
         if !decision.allow {
-            if self.hold_room > 0 && self.grants.is_incomplete() && !self.is_granted(key.dst) {
-                self.hold_room -= 1;
-                self.holds = true;
+            if self.waits_for_grant(&facts, key.src) {
+                self.places.waits = true;
                 return Err(DropReason::PolicyDenied);
             }
             if decision.on_deny == OnDeny::Reset && is_tcp {
@@ -804,14 +807,34 @@ impl Pipeline {
         }
     }
 
-    /// Whether anything is granted to an address.
-    pub(crate) fn is_granted(&self, address: Addr) -> bool {
-        self.grants.of(address.ip()).is_some()
+    /// Whether a denied packet is to wait, because a peer may have granted what lets it pass; it has a place then.
+    #[cold]
+    fn waits_for_grant(&mut self, facts: &Facts, source: Addr) -> bool {
+        self.grants.is_incomplete()
+            && self.places.is_open
+            && self.grants.might_pass(self.snapshot.policy(), facts)
+            && self.places.take(source)
     }
 
-    /// Lets so many packets be held from now on: [`Step::Hold`].
-    pub(crate) fn set_hold_room(&mut self, room: usize) {
-        self.hold_room = room;
+    /// Lets packets be held from now on, or no longer: [`Step::Hold`].
+    pub(crate) fn let_hold(&mut self, may_be: bool) {
+        self.places.is_open = may_be;
+    }
+
+    /// A packet of this source is no longer held.
+    pub(crate) fn unhold(&mut self, source: Addr) {
+        self.places.give_back(source);
+    }
+
+    /// Goes up with everything that may change how a packet is judged.
+    pub(crate) fn news(&self) -> u64 {
+        self.news
+    }
+
+    /// Whether a packet that belongs to no flow is allowed by now.
+    pub(crate) fn is_allowed(&self, p: &Parsed) -> bool {
+        let facts = facts(&p.key, p.icmp);
+        self.grants.judge(self.snapshot.policy(), &facts).0.allow
     }
 
     /// Counts a flow of a grant.

@@ -32,9 +32,7 @@ pub const BURST: usize = 64;
 const MAX_WAITING: usize = 256;
 /// Frames that wait for one next hop.
 const MAX_WAITING_PER_NEIGHBOR: usize = 64;
-/// Frames that wait for what their destinations are granted to.
-const MAX_HELD: usize = 256;
-/// For how long.
+/// How long a frame waits for what its destination is granted to.
 const HOLD: Duration = Duration::from_millis(50);
 /// How often it is looked whether that has come.
 const LOOK_AT_HELD: Duration = Duration::from_millis(1);
@@ -112,6 +110,8 @@ pub struct Worker<P: Port, L: Port> {
     held: VecDeque<(Now, PortId, P::Packet)>,
     /// When it is looked at them next.
     look_at_held: Now,
+    /// What the pipeline knew when it was looked at them last.
+    held_news: u64,
     peers: Option<Peers>,
     /// Frames from other workers, and from which; empty between turns, kept for its memory.
     handed: Vec<(usize, Handed)>,
@@ -152,6 +152,7 @@ impl<P: Port, L: Port> Worker<P, L> {
             waiting: VecDeque::with_capacity(MAX_WAITING),
             held: VecDeque::new(),
             look_at_held: Now(0),
+            held_news: 0,
             handed: Vec::with_capacity(if peers.is_some() { 4 * BURST } else { 0 }),
             peers,
             next_look: Now(0),
@@ -267,9 +268,7 @@ impl<P: Port, L: Port> Worker<P, L> {
             std::mem::take(&mut self.known),
         );
         let is_plain = !has_overlay && self.peers.is_none() && !self.pipeline.is_watched();
-        if !has_overlay {
-            self.pipeline.set_hold_room(MAX_HELD - self.held.len());
-        }
+        self.pipeline.let_hold(!has_overlay);
         for (i, (mut frame, known)) in rx.drain(..).zip(&known).enumerate() {
             if let Some(reason) = known.refused {
                 self.pipeline.refuse(Some(port), reason, frame.bytes());
@@ -290,16 +289,17 @@ impl<P: Port, L: Port> Worker<P, L> {
                 step => self.settle(port, step, frame),
             }
         }
-        self.pipeline.set_hold_room(0);
+        self.pipeline.let_hold(false);
         (self.rx, self.known) = (rx, known);
         taken
     }
 
-    /// Decides on frames that were held: those whose destination is granted to something by now, and those that have waited
-    /// long enough.
+    /// Decides on frames that were held: those that are allowed by now, and those that have waited long enough.
     #[cold]
     fn release_held(&mut self, now: Now) {
         self.pipeline.renew(&self.published.load(), now);
+        let news = self.pipeline.news();
+        let has_news = std::mem::replace(&mut self.held_news, news) != news;
         for _ in 0..self.held.len() {
             let Some((until, port, mut frame)) = self.held.pop_front() else {
                 return;
@@ -308,10 +308,11 @@ impl<P: Port, L: Port> Worker<P, L> {
             let Ok(p) = parse(frame.bytes(), Station::Any, frame.meta().vlan) else {
                 continue;
             };
-            if now < until && !self.pipeline.is_granted(p.key.dst) {
+            if now < until && !(has_news && self.pipeline.is_allowed(&p)) {
                 self.held.push_back((until, port, frame));
                 continue;
             }
+            self.pipeline.unhold(p.key.src);
             let lookup = self.pipeline.prefetch_bucket(&p);
             let step = self
                 .pipeline
@@ -510,14 +511,22 @@ impl<P: Port, L: Port> Worker<P, L> {
             None if handed.as_what == As::Turned => {
                 self.pipeline.process_turned(now, port, &mut frame, &p)
             }
-            None => self
-                .pipeline
-                .process_seen(now, port, &mut frame, &p, lookup),
+            None => {
+                self.pipeline.let_hold(!self.pipeline.has_overlay());
+                let step = self
+                    .pipeline
+                    .process_seen(now, port, &mut frame, &p, lookup);
+                self.pipeline.let_hold(false);
+                step
+            }
             Some(envelope) => self
                 .pipeline
                 .process_overlay(now, &mut frame, envelope, &p, lookup),
         };
-        self.settle(port, step, frame);
+        match step {
+            Step::Hold => self.held.push_back((now + HOLD, port, frame)),
+            step => self.settle(port, step, frame),
+        }
     }
 
     /// Takes a burst from the host.

@@ -215,9 +215,43 @@ fn a_first_packet_waits_for_a_grant_that_may_be_on_its_way() {
         ["active +2", "allow out tcp +2", "nat +2", "opened +2"],
         "both have gone on their way"
     );
-    // What comes later is judged at once, whatever its destination is granted to.
-    let other_port = syn("10.0.0.2:5002", "198.51.100.1:81");
-    bench.dropped(INSIDE, other_port, DropReason::PolicyDenied);
+}
+
+#[test]
+fn what_no_grant_could_let_through_does_not_wait() {
+    let web = r#"{"id":"web","action":"allow","match":{"dns_names":["a.example"],"proto":"tcp","dst_ports":[80]}}"#;
+    let mut bench = Bench::new(&policy("deny", "drop", web), two_arms());
+    regrant(&bench, |_, table| table.set_incomplete(true));
+    let denied = DropReason::PolicyDenied;
+    bench.dropped(INSIDE, syn("10.0.0.2:5000", "198.51.100.1:81"), denied);
+    // Nor what would have passed if that could.
+    regrant(&bench, grant_web);
+    bench.dropped(INSIDE, syn("10.0.0.2:5000", "198.51.100.1:81"), denied);
+}
+
+#[test]
+fn a_first_packet_waits_also_where_its_destination_is_granted_to_others() {
+    let mut bench = Bench::new(&named("web"), two_arms());
+    let granted_to = |client: &str| {
+        let client = Some(ip(client));
+        move |policy: &Compiled, table: &mut Table| {
+            let granted = rule(policy, "web").map(|rule| Granted {
+                rule,
+                client,
+                counted: UseId::at(7),
+            });
+            table.set(at(SERVER).ip(), Address::new(granted));
+            table.set_incomplete(true);
+        }
+    };
+    regrant(&bench, granted_to("10.0.0.3"));
+    assert_eq!(bench.send(INSIDE, syn("10.0.0.2:5000", SERVER)), []);
+    bench.pass(Duration::from_millis(20));
+    assert_eq!(bench.moved(), [""; 0]);
+    regrant(&bench, granted_to("10.0.0.2"));
+    bench.pass(Duration::from_millis(1));
+    assert_eq!(uses_of(&bench), 1);
+    assert_eq!(denied(&bench), 0);
 }
 
 #[test]
@@ -242,10 +276,20 @@ fn first_packets_that_wait_are_bounded() {
     for port in 5000..5300 {
         bench.send(INSIDE, syn(&format!("10.0.0.2:{port}"), SERVER));
     }
-    assert_eq!(denied(&bench), 300 - 256);
+    // One source leaves as many places as it has.
+    assert_eq!(denied(&bench), 300 - 128);
+    for port in 5000..5300 {
+        bench.send(INSIDE, syn(&format!("10.0.0.3:{port}"), SERVER));
+    }
+    assert_eq!(denied(&bench), 600 - 128 - 64);
     regrant(&bench, grant_web);
     bench.pass(Duration::from_millis(1));
-    assert_eq!(uses_of(&bench), 256);
+    assert_eq!(uses_of(&bench), 128 + 64);
+    // The places are free again.
+    for port in 6000..6300 {
+        bench.send(INSIDE, syn(&format!("10.0.0.2:{port}"), "198.51.100.7:80"));
+    }
+    assert_eq!(denied(&bench), 600 - 128 - 64 + 300 - 128);
 }
 
 fn denied(bench: &Bench) -> u64 {

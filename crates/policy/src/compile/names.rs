@@ -128,6 +128,13 @@ impl Names {
         self.rules.iter().map(|rule| rule.entry)
     }
 
+    /// Those of them that are in a range.
+    pub(crate) fn entries_in(&self, range: Range<u32>) -> impl Iterator<Item = u32> {
+        let from = self.rules.partition_point(|rule| rule.entry < range.start);
+        let entries = self.rules[from..].iter().map(|rule| rule.entry);
+        entries.take_while(move |entry| *entry < range.end)
+    }
+
     /// The rule by name that an entry stands for.
     pub(crate) fn rule(&self, entry: u32) -> Option<&Named> {
         let at = self.rules.binary_search_by_key(&entry, |rule| rule.entry);

@@ -134,6 +134,27 @@ impl Compiled {
         }
     }
 
+    /// Whether a packet that is denied, though its destination is granted to some rules by name, given in ascending order,
+    /// would pass if that were granted to another one: a rule by name of the first group that has the source, since no other
+    /// has anything granted by what this client asks for. The first 64 of the group are looked at; where
+    /// there are more, it might.
+    #[must_use]
+    pub fn might_be_granted(&self, facts: &Facts, granted: &[NameRule]) -> bool {
+        let Some(group) = self.first_group(facts.src) else {
+            return false;
+        };
+        let entries = &self.order[group];
+        let selected = self.classifier.select(&point(facts));
+        let plain = self.classifier.first(&selected);
+        let decides = self.first_entry(facts, &selected, plain, granted);
+        let end = decides.map_or(entries.end, |decides| decides.min(entries.end));
+        let mut rules = self.names.entries_in(entries.first..end);
+        let passes = |entry: u32| {
+            self.decisions[entry as usize].allow && self.named_holds(facts, &selected, entry)
+        };
+        rules.by_ref().take(MAX_RULES_LOOKED_AT).any(passes) || rules.next().is_some()
+    }
+
     /// The first of the entry found without grants and those of granted rules.
     pub(super) fn first_entry(
         &self,
@@ -216,6 +237,9 @@ impl Compiled {
         Some(self.order.partition_point(|entries| entries.end < entry))
     }
 }
+
+/// Rules by name of a group that [`Compiled::might_be_granted`] looks at.
+const MAX_RULES_LOOKED_AT: usize = 64;
 
 /// The dimensions of a rule by name other than its destination, which grants stand for.
 const BESIDE_NAMES: [Dimension; 6] = [
