@@ -6,6 +6,7 @@
 //! rates, questions under way, clients waiting, connections, the cache. A message that goes wrong ends
 //! nothing but its own answer.
 
+mod batch;
 mod clock;
 mod exchange;
 mod granting;

@@ -11,12 +11,13 @@ use tokio::net::UdpSocket;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use super::batch::{BATCH, Inbox, Outbox};
 use super::service::{By, Handled, Service};
 
 /// Longest query that is read; further bytes are cut off, which makes it malformed.
 pub(super) const QUERY_BYTES: usize = 4_096;
-/// Queries that are worked on before other tasks have their turn.
-const BURST: usize = 64;
+/// Batches of queries that are worked on before other tasks have their turn.
+const BATCHES: usize = 64 / BATCH;
 /// What the kernel may keep for a socket whose task is busy, in bytes. Without CAP_NET_ADMIN it takes no more
 /// than the host's limits (`net.core.rmem_max`, `wmem_max`).
 const BUFFER_BYTES: usize = 4 << 20;
@@ -53,8 +54,8 @@ pub(super) fn bind(address: SocketAddr) -> io::Result<std::net::UdpSocket> {
 pub(super) async fn serve(service: Arc<Service>, socket: UdpSocket, stop: CancellationToken) {
     let outlet = Outlet::new(service, socket);
     let (service, socket) = (&outlet.service, &outlet.socket);
-    let mut buffer = vec![0; QUERY_BYTES];
-    let (mut text, mut out) = (String::new(), Vec::with_capacity(QUERY_BYTES));
+    let (mut inbox, mut outbox) = (Inbox::<QUERY_BYTES>::new(), Outbox::default());
+    let mut text = String::new();
     loop {
         match stop.run_until_cancelled(socket.readable()).await {
             Some(Ok(())) => {}
@@ -62,30 +63,33 @@ pub(super) async fn serve(service: Arc<Service>, socket: UdpSocket, stop: Cancel
             None | Some(Err(_)) => return,
         }
         for worked_on in 1.. {
-            let (read, client) = match socket.try_recv_from(&mut buffer) {
-                Ok(received) => received,
+            match inbox.receive(socket) {
+                Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => {
                     tracing::debug!(%error, "a query cannot be read");
                     tokio::time::sleep(PAUSE).await;
                     break;
                 }
-            };
-            let message = &buffer[..read];
-            match service.handle(message, client.ip(), By::Datagram, &mut text, &mut out) {
-                Handled::Silent => {}
-                Handled::Answered => outlet.send(&mut out, client),
-                Handled::Later(later) => {
-                    let (service, socket) = (Arc::clone(service), Arc::clone(socket));
-                    service.tasks.clone().spawn(async move {
-                        let mut out = Vec::new();
-                        Arc::clone(&service).finish(later, &mut out).await;
-                        send(&service, &socket, &out, client).await;
-                    });
+            }
+            for (message, client) in inbox.messages() {
+                let out = outbox.blank();
+                match service.handle(message, client.ip(), By::Datagram, &mut text, out) {
+                    Handled::Silent => {}
+                    Handled::Answered => outbox.keep(client),
+                    Handled::Later(later) => {
+                        let (service, socket) = (Arc::clone(service), Arc::clone(socket));
+                        service.tasks.clone().spawn(async move {
+                            let mut out = Vec::new();
+                            Arc::clone(&service).finish(later, &mut out).await;
+                            send(&service, &socket, &out, client).await;
+                        });
+                    }
                 }
             }
+            outlet.send_all(&mut outbox);
             // A socket that has nothing more yields by waiting.
-            if worked_on == BURST {
+            if worked_on == BATCHES {
                 tokio::task::yield_now().await;
                 break;
             }
@@ -107,6 +111,22 @@ impl Outlet {
             socket: Arc::new(socket),
             waiting: Arc::new(Semaphore::new(WAITING)),
         }
+    }
+
+    /// Sends these answers and leaves the outbox empty. What cannot be sent with others is sent alone, or waits.
+    fn send_all(&self, outbox: &mut Outbox) {
+        let mut at = 0;
+        while at < outbox.len() {
+            match outbox.send(&self.socket, at) {
+                Ok(sent) if sent > 0 => at += sent,
+                _ => {
+                    let (answer, client) = outbox.get_mut(at);
+                    self.send(answer, client);
+                    at += 1;
+                }
+            }
+        }
+        outbox.clear();
     }
 
     /// Sends an answer, or has it wait for room in the socket's buffer while its task goes on reading.
