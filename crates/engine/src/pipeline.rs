@@ -499,8 +499,7 @@ impl Pipeline {
             self.note_refused(from, reason, frame);
         }
         let bytes = frame.len();
-        use DropReason::{Fragment, FragmentLimit, FragmentOverlap};
-        if matches!(reason, Fragment | FragmentOverlap | FragmentLimit) {
+        if fragment::is_of_fragments(reason) {
             self.counters.fragments.inc();
         }
         self.counters

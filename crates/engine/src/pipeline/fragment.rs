@@ -146,7 +146,9 @@ impl Pipeline {
 
     fn count_lost(&mut self, reason: DropReason, lost: Lost) {
         if lost.packets > 0 {
-            self.counters.fragments.add(lost.packets);
+            if is_of_fragments(reason) {
+                self.counters.fragments.add(lost.packets);
+            }
             self.counters
                 .count_dropped(reason, lost.packets, lost.bytes);
         }
@@ -329,6 +331,12 @@ impl Pipeline {
         self.counters.fragmented.inc();
         Ok(Step::Cut(out))
     }
+}
+
+/// Whether what is dropped for this reason is dropped because it came in pieces.
+pub(super) fn is_of_fragments(reason: DropReason) -> bool {
+    use DropReason::{Fragment, FragmentLimit, FragmentOverlap};
+    matches!(reason, Fragment | FragmentOverlap | FragmentLimit)
 }
 
 /// Whether the first piece has all headers, up to that of the transport (RFC 7112, RFC 1858 §4).

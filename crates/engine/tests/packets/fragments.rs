@@ -418,6 +418,19 @@ fn zero_time_means_that_fragments_are_dropped() {
 }
 
 #[test]
+fn a_datagram_for_a_worker_without_room_is_not_lost_for_its_pieces() {
+    // There is no way to any other worker.
+    let mut bench = Bench::one_of(&allow_all(), two_arms(), 1024);
+    let frame = Frame::udp(at(V4[0]), at(V4[1]), &payload(2000));
+    let sent = send(&mut bench, INSIDE, split(INSIDE, &frame, 1, &[1000]));
+    assert_eq!(sent, []);
+    assert_eq!(
+        bench.moved(),
+        ["drop worker_queue_full +2", "reassembled +1"]
+    );
+}
+
+#[test]
 fn our_own_addresses_answer_echo_in_pieces() {
     for (src, dst) in [("10.0.0.2", "10.0.0.1"), ("fd00::2", "fd00::1")] {
         let mut bench = bench();
