@@ -1053,7 +1053,10 @@ impl Pipeline {
                 if !able {
                     return Err(DropReason::GsoUnsupported);
                 }
-                (usize::from(gso.header_len) + usize::from(gso.size)).saturating_sub(ethernet::LEN)
+                let segment = usize::from(gso.header_len) + usize::from(gso.size);
+                segment
+                    .min(frame.bytes().len())
+                    .saturating_sub(ethernet::LEN)
             }
         };
         let mtu = self.mtu(out);
@@ -1073,16 +1076,15 @@ impl Pipeline {
         p: &Parsed,
         mtu: u16,
     ) -> Result<bool, DropReason> {
-        if p.dont_fragment {
-            let error = if p.is_v4() {
-                (icmp::UNREACHABLE, 4)
-            } else {
-                (icmp::TOO_BIG6, 0)
-            };
-            self.send_icmp_error(now, port, frame.bytes(), p, error, u32::from(mtu));
-        } else if frame.meta().gso.is_none() {
-            return Ok(false);
+        if !p.dont_fragment {
+            return Ok(lower_segments(frame, p, mtu));
         }
+        let error = if p.is_v4() {
+            (icmp::UNREACHABLE, 4)
+        } else {
+            (icmp::TOO_BIG6, 0)
+        };
+        self.send_icmp_error(now, port, frame.bytes(), p, error, u32::from(mtu));
         match self.underway {
             Some(_) => Err(DropReason::OverlayMtu),
             None => Err(DropReason::TooBig),
@@ -1290,6 +1292,20 @@ impl Pipeline {
         };
         Link::new(port, src, dst)
     }
+}
+
+/// Has a super-packet of TCP cut into segments that a link carries, since a stream may be cut anywhere, and a segment in
+/// pieces is lost with any of them. False for any other packet.
+fn lower_segments<K: Packet>(frame: &mut K, p: &Parsed, mtu: u16) -> bool {
+    let Some(gso) = &mut frame.meta_mut().gso else {
+        return false;
+    };
+    let room = (ethernet::LEN + usize::from(mtu)).saturating_sub(usize::from(gso.header_len));
+    if p.key.proto != proto::TCP || room == 0 {
+        return false;
+    }
+    gso.size = room as u16;
+    true
 }
 
 /// The largest segment that an end of a connection may offer to receive: what the settings say, and what fits the tunnel.

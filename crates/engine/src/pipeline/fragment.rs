@@ -3,17 +3,18 @@
 use super::acquire::ALL_STATIONS;
 use super::{Pipeline, Step};
 use crate::DropReason;
+use crate::address::Addr;
 use crate::clock::Now;
 use crate::counters::Direction;
 use crate::flow::Lookup;
 use crate::fragment::{Lost, Whole};
 use crate::neighbor::NeighborId;
 use crate::parse::{Content, Parsed, Station, parse, parse_inner};
-use crate::port::{Checksum, Packet, PortId};
+use crate::port::{Checksum, GsoKind, Packet, PortId};
 use crate::rewrite;
 use crate::steer::Owner;
 use crate::wire::checksum::{self, Delta};
-use crate::wire::{ethernet, get16, icmp, proto, put16, tcp, udp};
+use crate::wire::{ethernet, get, get16, icmp, ipv4, proto, put16, tcp, udp};
 
 impl Pipeline {
     /// Keeps a fragment until its datagram is whole, which then goes the way of every packet. All pieces are counted
@@ -295,7 +296,8 @@ impl Pipeline {
         Ok(Step::Answered)
     }
 
-    /// Sends an IPv4 packet that may be cut in as large pieces as the link behind its port carries.
+    /// Sends an IPv4 packet that may be cut in as large pieces as the link behind its port carries; of a super-packet each
+    /// datagram.
     #[cold]
     pub(super) fn cut<K: Packet>(
         &mut self,
@@ -303,11 +305,26 @@ impl Pipeline {
         p: &Parsed,
         step: Step,
     ) -> Result<Step, DropReason> {
-        let (out, waits_for) = match step {
+        let way = match step {
             Step::Send(out) => (out, None),
             Step::Await(out, id) => (out, Some(id)),
             step => return Ok(step),
         };
+        let mtu = ethernet::LEN + usize::from(self.mtu(way.0));
+        let room = mtu.saturating_sub(usize::from(p.l4)) & !7;
+        if room == 0 {
+            return Err(DropReason::TooBig);
+        }
+        let end = p.end as usize;
+        if let Some(gso) = frame.meta().gso {
+            // Of a stream a link carries at least one byte a segment; all else is none that we know.
+            if p.key.proto != proto::UDP || gso.kind != GsoKind::Udp {
+                return Err(DropReason::TooBig);
+            }
+            let size = usize::from(gso.size).max(1);
+            self.cut_datagrams(way, &mut frame.bytes_mut()[..end], p, size, room);
+            return Ok(Step::Cut(way.0));
+        }
         // The checksum covers all pieces, and no port completes it over more than one.
         let mut meta = *frame.meta();
         if matches!(meta.checksum, Checksum::Partial { .. })
@@ -315,21 +332,69 @@ impl Pipeline {
         {
             return Err(DropReason::MalformedHeader);
         }
-        let bytes = &frame.bytes()[..p.end as usize];
-        let head = usize::from(p.l4);
-        let mtu = self.mtu(out);
-        let room = (ethernet::LEN + usize::from(mtu)).saturating_sub(head);
-        let room = room & !7;
-        if room == 0 {
-            return Err(DropReason::TooBig);
+        self.cut_packet(way, &frame.bytes()[..end], p, room);
+        Ok(Step::Cut(way.0))
+    }
+
+    /// Makes the datagrams of a super-packet, `size` bytes of payload each, and sends them in pieces.
+    fn cut_datagrams(
+        &mut self,
+        way: (PortId, Option<NeighborId>),
+        frame: &mut [u8],
+        p: &Parsed,
+        size: usize,
+        room: usize,
+    ) {
+        const MAX_HEAD: usize = ethernet::LEN + ipv4::MAX_LEN + udp::LEN;
+        let (ip, l4) = (ethernet::LEN, usize::from(p.l4));
+        let head = l4 + udp::LEN;
+        let mut headers = [0; MAX_HEAD];
+        let headers = &mut headers[..head];
+        headers.copy_from_slice(&frame[..head]);
+        let src = Addr::v4_bytes(get(headers, ip + 12));
+        let dst = Addr::v4_bytes(get(headers, ip + 16));
+        let first_id = get16(headers, ip + 4);
+        for (i, at) in (head..frame.len()).step_by(size).enumerate() {
+            // The headers go where the datagram before ended, which has been sent.
+            let end = (at + size).min(frame.len());
+            let datagram = &mut frame[at - head..end];
+            datagram[..head].copy_from_slice(headers);
+            let len = datagram.len();
+            put16(datagram, ip + 2, (len - ip) as u16);
+            if first_id != 0 {
+                put16(datagram, ip + 4, first_id.wrapping_add(i as u16));
+            }
+            put16(datagram, l4 + 4, (len - l4) as u16);
+            put16(datagram, l4 + udp::CHECKSUM, 0);
+            let sum = checksum::transport(src, dst, proto::UDP, &datagram[l4..]);
+            // A sum of zero would mean that there is none (RFC 768).
+            put16(
+                datagram,
+                l4 + udp::CHECKSUM,
+                if sum == 0 { 0xffff } else { sum },
+            );
+            self.cut_packet(way, datagram, p, room);
         }
-        let has_id = rewrite::has_source(bytes, p.key.src) && get16(bytes, ethernet::LEN + 4) != 0;
+    }
+
+    /// Sends an IPv4 packet in pieces of `room` bytes behind the header, a multiple of eight. Its header needs no checksum.
+    fn cut_packet(
+        &mut self,
+        way: (PortId, Option<NeighborId>),
+        packet: &[u8],
+        p: &Parsed,
+        room: usize,
+    ) {
+        let head = usize::from(p.l4);
+        let has_id =
+            rewrite::has_source(packet, p.key.src) && get16(packet, ethernet::LEN + 4) != 0;
         let id = (!has_id).then(|| self.identifications.take(p.key.dst));
-        let rest = bytes.len() - head;
+        let rest = packet.len() - head;
         let cuts = (0..rest).step_by(room).map(|at| room.min(rest - at));
-        self.outbox.pieces((out, waits_for), bytes, head, cuts, id);
-        self.counters.fragmented.inc();
-        Ok(Step::Cut(out))
+        self.outbox.pieces(way, packet, head, cuts, id);
+        if rest > room {
+            self.counters.fragmented.inc();
+        }
     }
 }
 

@@ -114,9 +114,14 @@ impl Pipeline {
             return self.turn_back(now, flow.sides.of(End::Server), frame, &p, direction);
         }
         let hop = self.next_hop(to, now)?;
+        let fits = self.check_size(now, port, frame, p, hop.port)?;
         rewrite::decrement_ttl(frame.bytes_mut(), p);
         self.counters.icmp_errors_translated.inc();
-        self.dispatch(frame, hop)
+        let step = self.dispatch(frame, hop)?;
+        match fits {
+            true => Ok(step),
+            false => self.cut(frame, p, step),
+        }
     }
 
     /// Tells the sender of a packet that it failed, within the rate limit. Nothing is said about

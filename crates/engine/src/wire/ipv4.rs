@@ -6,6 +6,8 @@ use crate::address::Addr;
 
 /// Bytes of a header without options.
 pub(crate) const MIN_LEN: usize = 20;
+/// Bytes of the longest header.
+pub(crate) const MAX_LEN: usize = 60;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Header {

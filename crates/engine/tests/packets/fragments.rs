@@ -4,8 +4,8 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use engine::DropReason;
-use engine::port::Packet;
 use engine::port::memory::MemoryPacket;
+use engine::port::{Checksum, Gso, GsoKind, Meta, Packet};
 use proptest::prelude::*;
 use sim::frame::{ACK, Body, Frame, SYN};
 
@@ -510,6 +510,101 @@ fn a_packet_too_large_for_the_next_link_leaves_in_pieces_if_it_may() {
     let v6 = Frame::udp(at(V6[0]), at(V6[1]), &payload(4000));
     send(&mut bench, INSIDE, split(INSIDE, &v6, 8, &[3000]));
     assert!(bench.moved().contains(&"drop too_big +2".to_string()));
+}
+
+#[test]
+fn datagrams_of_a_super_packet_leave_in_pieces_each_if_they_may() {
+    let super_packet = |frame: Frame, size: u16| {
+        let gso = Some(Gso {
+            kind: GsoKind::Udp,
+            size,
+            header_len: 42,
+            ecn: false,
+        });
+        let checksum = Checksum::Partial {
+            start: 34,
+            offset: 6,
+        };
+        let meta = Meta {
+            checksum,
+            gso,
+            ..Meta::default()
+        };
+        let mut bytes = frame.between(PEER, MACS[INSIDE]).emit();
+        // The sender has given the first datagram this one, and one more to each that follows.
+        bytes[18..20].copy_from_slice(&0xfffeu16.to_be_bytes());
+        seal(&mut bytes);
+        MemoryPacket::new(bytes).with_meta(meta)
+    };
+    // Outside under the node's identifications, inside under the sender's.
+    for (server, out, shown) in [
+        (V4[1], OUTSIDE, "192.0.2.1"),
+        ("10.0.0.3:53", INSIDE, "10.0.0.2"),
+    ] {
+        let mtus = if out == OUTSIDE {
+            [9000, 1500]
+        } else {
+            [1500, 9000]
+        };
+        let mut bench = Bench::with_mtus(&allow_all(), two_arms(), mtus);
+        bench.one(INSIDE, Frame::udp(at(V4[0]), at(server), b""));
+        bench.moved();
+        // Three datagrams, of which the last needs no cut.
+        let all = payload(2 * 4000 + 500);
+        let frame = Frame::udp(at(V4[0]), at(server), &all);
+        let sent = bench.send_packet(INSIDE, super_packet(frame.clone(), 4000));
+        let lens: Vec<usize> = sent.iter().map(|(_, p)| p.bytes().len()).collect();
+        assert_eq!(lens, [1514, 1514, 1082, 1514, 1514, 1082, 542]);
+        assert!(
+            sent.iter()
+                .all(|(port, p)| (*port, p.meta()) == (out, &Meta::default()))
+        );
+        let bytes: Vec<Vec<u8>> = sent.iter().map(|(_, p)| p.bytes().to_vec()).collect();
+        let joined = [&bytes[..3], &bytes[3..6], &bytes[6..]].map(join);
+        // Checksums are right, or they would not parse.
+        for ((_, datagram), expected) in joined.iter().zip(all.chunks(4000)) {
+            assert_eq!((datagram.src, datagram.ttl), (ip(shown), 63));
+            let Body::Udp { payload, .. } = &datagram.body else {
+                panic!("{datagram:?}")
+            };
+            assert_eq!(payload, expected);
+        }
+        let ids = joined.map(|(id, _)| id);
+        assert!(ids[0] != ids[1] && ids[1] != ids[2] && ids[0] != ids[2]);
+        if out == INSIDE {
+            assert_eq!(ids[..2], [0xfffe, 0xffff]);
+        }
+        assert_eq!(bench.moved(), ["allow out udp +1", "fragmented +2"]);
+
+        // The size of the datagrams counts, not that of all.
+        let sent = bench.send_packet(INSIDE, super_packet(frame.clone(), 1000));
+        assert_eq!((sent.len(), sent[0].1.bytes().len()), (1, 42 + all.len()));
+        bench.moved();
+        let sent = bench.send_packet(INSIDE, super_packet(frame.with_df(), 4000));
+        assert_eq!(sent.len(), 1);
+        assert_eq!(sent[0].1.bytes()[34..36], [3, 4]);
+        assert_eq!(bench.moved(), ["drop too_big +1", "icmp_sent +1"]);
+    }
+}
+
+#[test]
+fn an_error_too_large_for_the_client_leaves_in_pieces_if_it_may() {
+    let mut bench = Bench::with_mtus(&allow_all(), two_arms(), [1500, 9000]);
+    let question = Frame::udp(at(V4[0]), at(V4[1]), &payload(1400));
+    let (_, out) = bench.one(INSIDE, question);
+    let quoted = [&out.emit()[14..], &payload(600)[..]].concat();
+    bench.moved();
+    let error = Frame::icmp(ip("203.0.113.9"), ip("192.0.2.1"), 3, 3, 0, &quoted);
+    let bytes = error.clone().between(PEER, MACS[OUTSIDE]).emit();
+    let sent = bench.send_packet(OUTSIDE, MemoryPacket::new(bytes));
+    assert!(sent.iter().all(|(_, p)| p.bytes().len() <= 1514));
+    let pieces: Vec<Vec<u8>> = sent.iter().map(|(_, p)| p.bytes().to_vec()).collect();
+    assert_eq!(join(&pieces).1.dst, ip("10.0.0.2"));
+    let moved = ["allow in icmp +1", "fragmented +1", "icmp_translated +1"];
+    assert_eq!(bench.moved(), moved);
+    // Of an error nobody is told.
+    bench.send(OUTSIDE, error.with_df());
+    assert_eq!(bench.moved(), ["drop too_big +1"]);
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::bench::*;
 use engine::DropReason;
+use engine::port::memory::MemoryPacket;
 use engine::port::{Checksum, Gso, GsoKind, Meta, Packet};
 use engine::snapshot::{NatMapping, Nptv6, Settings, Snat};
 use proptest::prelude::*;
@@ -246,7 +247,7 @@ fn sum(bytes: &[u8]) -> u16 {
 }
 
 /// A super-packet with a partial checksum, as the kernel hands it over.
-fn super_packet(len: usize) -> engine::port::memory::MemoryPacket {
+fn super_packet(len: usize) -> MemoryPacket {
     let segment = Frame::tcp(
         at("10.0.0.2:5000"),
         at("198.51.100.1:80"),
@@ -255,6 +256,11 @@ fn super_packet(len: usize) -> engine::port::memory::MemoryPacket {
         501,
         &vec![7; len],
     );
+    super_packet_of(segment)
+}
+
+/// The same of a TCP segment over IPv4.
+fn super_packet_of(segment: Frame) -> MemoryPacket {
     let meta = Meta {
         checksum: Checksum::Partial {
             start: 34,
@@ -323,19 +329,47 @@ fn a_port_that_cannot_segment_gets_no_super_packets() {
     assert_eq!(bench.counters.local.packets.get(), 0, "counted once");
 }
 
-#[test]
-fn segments_larger_than_the_link_are_too_big_for_a_super_packet_too() {
+/// A super-packet with segments that no link of the bench carries, from a client with an open connection.
+fn large_segments(df: bool) -> (Bench, MemoryPacket) {
     let mut bench = Bench::new(&allow_all(), two_arms());
     super::tcp::establish(&mut bench, 5000);
-    let mut packet = super_packet(20_000);
+    bench.moved();
+    let (client, server) = (at("10.0.0.2:5000"), at("198.51.100.1:80"));
+    let segment = Frame::tcp(client, server, ACK, 101, 501, &vec![7; 20_000]);
+    let mut packet = super_packet_of(if df { segment.with_df() } else { segment });
     packet.meta_mut().gso = Some(Gso {
         kind: GsoKind::Tcp4,
         size: 8000,
         header_len: 54,
         ecn: false,
     });
-    assert!(bench.send_packet(INSIDE, packet).is_empty());
+    (bench, packet)
+}
+
+#[test]
+fn segments_larger_than_the_link_are_too_big_for_a_super_packet_too() {
+    let (mut bench, packet) = large_segments(true);
+    let mut sent = bench.send_packet(INSIDE, packet);
+    let (port, error) = sent.pop().unwrap();
+    assert_eq!((port, sent.len()), (INSIDE, 0));
+    // Fragmentation needed, and how much fits.
+    assert_eq!(error.bytes()[34..36], [3, 4]);
+    assert_eq!(error.bytes()[38..42], 1500u32.to_be_bytes());
     assert_eq!(bench.counters.dropped(DropReason::TooBig).packets.get(), 1);
+    assert_eq!(bench.moved(), ["drop too_big +1", "icmp_sent +1"]);
+}
+
+#[test]
+fn a_stream_that_may_be_fragmented_is_cut_into_segments_that_the_link_carries() {
+    let (mut bench, packet) = large_segments(false);
+    let len = packet.bytes().len();
+    let mut sent = bench.send_packet(INSIDE, packet);
+    let (port, out) = sent.pop().unwrap();
+    assert_eq!((port, sent.len()), (OUTSIDE, 0));
+    assert_eq!(out.bytes().len(), len);
+    let gso = out.meta().gso.expect("a super-packet still");
+    assert_eq!((gso.size, gso.header_len), (1460, 54));
+    assert_eq!(bench.moved(), ["allow out tcp +1"]);
 }
 
 #[test]
