@@ -14,6 +14,9 @@ use crate::wire::ndp::{self, Message};
 use crate::wire::tcp::{self, Segment};
 use crate::wire::{checksum, icmp, ipv4, ipv6, proto, put, put16};
 
+/// In place of a port, for a frame to the host.
+pub(crate) const LANE: PortId = PortId(u8::MAX);
+
 /// Bytes reserved for one burst's worth.
 const CAPACITY: usize = 256 * 1024;
 

@@ -49,7 +49,7 @@ use crate::limit::SharedBucket;
 use crate::look::Desk;
 use crate::nat::{self, Exhausted, Mappings, Partition};
 use crate::neighbor::{NeighborId, NeighborTable};
-use crate::outbox::{Link, Outbox};
+use crate::outbox::{LANE, Link, Outbox};
 use crate::overlay::Tunnels;
 use crate::parse::{Content, Parsed};
 use crate::port::{Capabilities, Checksum, GsoKind, Packet, PortId};
@@ -1284,6 +1284,9 @@ impl Pipeline {
 
     /// The link back to the station that a frame came from.
     fn back(&self, port: PortId, frame: &[u8]) -> Link {
+        if port == LANE {
+            return Link::new(LANE, ethernet::Mac::default(), ethernet::Mac::default());
+        }
         let header = ethernet::Header::parse(frame);
         let dst = header.map(|h| h.src).unwrap_or_default();
         let src = match (self.underway, header) {

@@ -17,6 +17,7 @@ use crate::fragment::Whole;
 use crate::look::Desk;
 use crate::mesh::{As, Handed, Peers};
 use crate::neighbor::NeighborId;
+use crate::outbox::LANE;
 use crate::overlay::Envelope;
 use crate::parse::{Content, Parsed, Station, parse, parse_into};
 use crate::pipeline::{Pipeline, Step, Uncounted};
@@ -598,6 +599,17 @@ impl<P: Port, L: Port> Worker<P, L> {
         let mut no_buffer = 0;
         for originated in self.pipeline.outbox().frames() {
             let (i, bytes) = (usize::from(originated.port.0), originated.bytes);
+            if originated.port == LANE {
+                let lane = self.lane.as_mut();
+                match lane.and_then(|lane| lane.alloc(bytes.len())) {
+                    Some(mut frame) => {
+                        frame.bytes_mut()[..bytes.len()].copy_from_slice(bytes);
+                        self.lane_tx.push(frame);
+                    }
+                    None => no_buffer += 1,
+                }
+                continue;
+            }
             let Some(mut frame) = self.ports[i].alloc(bytes.len()) else {
                 no_buffer += 1;
                 continue;

@@ -1,12 +1,14 @@
 //! ICMP errors: those about packets of a flow are found by the tuple that they quote, translated
 //! inside and out, and passed on (RFC 5508 §4); and those that we send ourselves.
 
+use super::local::LANE_ADDRESSES;
 use super::{Pipeline, Step};
 use crate::DropReason;
 use crate::address::Addr;
 use crate::clock::Now;
 use crate::counters::Direction;
 use crate::flow::{Key, Lookup};
+use crate::outbox::LANE;
 use crate::parse::{Content, Parsed, Station, parse};
 use crate::port::{Packet, PortId};
 use crate::rewrite::{self, Translation, Which};
@@ -141,7 +143,11 @@ impl Pipeline {
         } else {
             port
         };
-        let Some(src) = self.snapshot.address_towards(ours, p.key.src) else {
+        let src = match port {
+            LANE => Some(LANE_ADDRESSES[usize::from(!p.is_v4())]),
+            _ => self.snapshot.address_towards(ours, p.key.src),
+        };
+        let Some(src) = src else {
             return;
         };
         // Nobody has the address of what has turned back.

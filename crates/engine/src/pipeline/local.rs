@@ -2,13 +2,21 @@
 
 use super::{Pipeline, Step};
 use crate::DropReason;
+use crate::address::Addr;
 use crate::clock::Now;
 use crate::counters::Direction;
+use crate::outbox::LANE;
 use crate::parse::Parsed;
 use crate::port::{Packet, PortId};
 use crate::snapshot::Side;
 use crate::wire::checksum;
 use crate::wire::{icmp, proto};
+
+/// Our addresses on the lane, 169.254.255.2 and fd6e:7765::2: what the host hears of its own packets comes from them.
+pub(super) const LANE_ADDRESSES: [Addr; 2] = [
+    Addr::v4(0xa9fe_ff02),
+    Addr(0xfd6e_7765_0000_0000_0000_0000_0000_0002),
+];
 
 impl Pipeline {
     /// A packet for one of our addresses that belongs to no flow.
@@ -89,6 +97,11 @@ impl Pipeline {
         if self.snapshot.destination_side(hop.port, p.key.dst) == Side::Outside {
             return Err(DropReason::LaneSource);
         }
-        self.dispatch(frame, hop)
+        let fits = self.check_size(now, LANE, frame, p, hop.port)?;
+        let step = self.dispatch(frame, hop)?;
+        match fits {
+            true => Ok(step),
+            false => self.cut(frame, p, step),
+        }
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use engine::DropReason;
 use engine::port::memory::MemoryPacket;
 use engine::port::{Checksum, Gso, GsoKind, Meta, Packet};
+use engine::snapshot::LocalService;
 use proptest::prelude::*;
 use sim::frame::{ACK, Body, Frame, SYN};
 
@@ -583,6 +584,50 @@ fn datagrams_of_a_super_packet_leave_in_pieces_each_if_they_may() {
         let sent = bench.send_packet(INSIDE, super_packet(frame.with_df(), 4000));
         assert_eq!(sent.len(), 1);
         assert_eq!(sent[0].1.bytes()[34..36], [3, 4]);
+        assert_eq!(bench.moved(), ["drop too_big +1", "icmp_sent +1"]);
+    }
+}
+
+#[test]
+fn what_the_host_sends_leaves_as_the_link_carries_it() {
+    let mut settings = two_arms();
+    settings.services.push(LocalService {
+        address: ip("fd00::53"),
+        ports: vec![53],
+    });
+    let mut bench = Bench::with_mtus(&allow_all(), settings, [1400, 1500]);
+    let answer = Frame::udp(at("10.0.0.53:53"), at("10.0.0.2:5000"), &payload(1450));
+    let sent = bench.send_packet(LANE, MemoryPacket::new(answer.clone().emit()));
+    let pieces: Vec<Vec<u8>> = sent.iter().map(|(_, p)| p.bytes().to_vec()).collect();
+    assert_eq!(pieces.len(), 2);
+    assert!(
+        sent.iter()
+            .all(|(port, p)| *port == INSIDE && p.bytes().len() <= 1414)
+    );
+    let (_, joined) = join(&pieces);
+    assert_eq!(joined, answer.clone().between(MACS[INSIDE], PEER));
+    assert_eq!(bench.moved(), ["allow in udp +1", "fragmented +1"]);
+
+    let answer6 = Frame::udp(at("[fd00::53]:53"), at("[fd00::2]:5000"), &payload(1450));
+    for (answer, from, told) in [
+        (answer.with_df(), "169.254.255.2", (3, 4)),
+        (answer6, "fd6e:7765::2", (2, 0)),
+    ] {
+        let mut sent = bench.send_bytes(LANE, answer.clone().emit());
+        let (port, error) = sent.pop().expect("the host is told");
+        assert_eq!((port, sent.len()), (LANE, 0));
+        assert_eq!((error.src, error.dst), (ip(from), answer.src));
+        let Body::Icmp {
+            icmp_type,
+            code,
+            rest,
+            payload,
+        } = error.body
+        else {
+            panic!("{error:?}")
+        };
+        assert_eq!(((icmp_type, code), rest), (told, 1400));
+        assert!(answer.emit()[14..].starts_with(&payload));
         assert_eq!(bench.moved(), ["drop too_big +1", "icmp_sent +1"]);
     }
 }
