@@ -4,6 +4,7 @@
 //! it takes, and passes one conformance suite (`tests/conformance.rs`).
 
 mod buffer;
+mod checksum;
 #[cfg(feature = "dpdk")]
 pub mod dpdk;
 pub mod idle;

@@ -153,7 +153,7 @@ impl PacketPort {
             Some((tci, TPID_8021Q)) => Ok(Some(tci)),
             Some(_) => Err(vnet::Unusable),
         };
-        let meta = vnet::parse(with.vnet, frame.bytes(), synthetic);
+        let meta = vnet::parse(with.vnet, frame.bytes_mut(), synthetic);
         match (meta, vlan) {
             (Ok(mut meta), Ok(vlan))
                 if !with.truncated && (synthetic == 0 || frame.put_synthetic_ethernet()) =>

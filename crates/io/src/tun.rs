@@ -399,7 +399,7 @@ fn accept(frame: &mut Frame, synthetic: usize) -> Result<(), vnet::Unusable> {
             .get(..vnet::LEN)
             .ok_or(vnet::Unusable)?,
     );
-    let mut meta = vnet::parse(header, frame.bytes(), synthetic)?;
+    let mut meta = vnet::parse(header, frame.bytes_mut(), synthetic)?;
     if synthetic > 0 {
         if !frame.put_synthetic_ethernet() {
             return Err(vnet::Unusable);

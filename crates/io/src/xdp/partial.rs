@@ -7,6 +7,8 @@
 
 use engine::port::Checksum;
 
+use crate::checksum::pseudo_header;
+
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 
@@ -47,13 +49,8 @@ fn find(frame: &[u8]) -> Option<Checksum> {
     if field == 0 {
         return None;
     }
-    let mut sum = u32::from(protocol) + len as u32;
-    for pair in addresses.chunks_exact(2) {
-        sum += u32::from(u16::from_be_bytes([pair[0], pair[1]]));
-    }
-    sum = (sum & 0xffff) + (sum >> 16);
-    sum = (sum & 0xffff) + (sum >> 16);
-    (sum == u32::from(field)).then_some(Checksum::Partial {
+    let sum = pseudo_header(addresses, protocol, len);
+    (sum == field).then_some(Checksum::Partial {
         start: start as u16,
         offset: offset as u16,
     })
