@@ -136,6 +136,11 @@ impl Autoconf {
         }
     }
 
+    /// What the link carries now, bytes; what routers say of it holds up to that.
+    pub(crate) fn set_link_mtu(&mut self, mtu: u16) {
+        self.link_mtu = mtu;
+    }
+
     /// The name of the port.
     pub(crate) fn interface(&self) -> &str {
         &self.stable.interface

@@ -314,6 +314,12 @@ impl Client {
         }
     }
 
+    /// We have another address on the link from now on: the server is asked whether the lease is ours still.
+    pub(crate) fn handle_mac(&mut self, now: Now, mac: Mac) {
+        self.mac = mac;
+        self.handle_link_up(now);
+    }
+
     fn begin(&mut self, now: Now, random: &mut Random) {
         self.xid = random.next() as u32;
         self.since = now;

@@ -306,13 +306,18 @@ impl Pipeline {
             self.tally.install(self.snapshot.policy());
         }
         self.epoch = self.epoch.wrapping_add(1);
+        self.heed_mtus();
+        self.counters
+            .nat_capacity
+            .set(u64::from(self.snapshot.settings().limits.max_nat_bindings));
+    }
+
+    /// What a link is told to carry holds as far as it carries that.
+    fn heed_mtus(&mut self) {
         let told = self.snapshot.settings().ports.iter().map(|port| port.mtu);
         for ((caps, link), told) in self.ports.iter_mut().zip(&self.link_mtus).zip(told) {
             caps.mtu = told.map_or(*link, |told| told.min(*link));
         }
-        self.counters
-            .nat_capacity
-            .set(u64::from(self.snapshot.settings().limits.max_nat_bindings));
     }
 
     pub(crate) fn counters(&self) -> &WorkerCounters {

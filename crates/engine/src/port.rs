@@ -81,7 +81,7 @@ pub trait Packet {
     fn meta_mut(&mut self) -> &mut Meta;
 }
 
-/// What a port can do; fixed while it is open.
+/// What a port can do; fixed while it is open, MTU and address aside ([`Port::refresh`]).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Capabilities {
     /// Largest payload of a frame (the MTU), bytes.
@@ -148,6 +148,12 @@ pub trait Port {
 
     /// What this port can do.
     fn capabilities(&self) -> &Capabilities;
+
+    /// Takes in what has changed of that: whether the MTU or the address is another than at the last call. Cheap enough to
+    /// be asked a few times a second; false where the device does not tell.
+    fn refresh(&mut self) -> bool {
+        false
+    }
 
     /// Whether frames can pass now; cheap enough to be asked a few times a second.
     fn link(&self) -> Link;

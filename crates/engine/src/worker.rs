@@ -42,7 +42,7 @@ const SPIN: Duration = Duration::from_micros(50);
 /// Longest sleep. Whoever stops a worker or publishes a snapshot wakes it; this is for the counters that show that it
 /// lives, and bounds how late the rest is seen if nobody does.
 const MAX_SLEEP: Duration = Duration::from_millis(200);
-/// How often the ports are asked what they have lost, and whether they are up.
+/// How often the ports are asked what they have lost, whether they are up, and what has changed of them.
 const LOOK_AT_PORTS: Duration = Duration::from_millis(250);
 
 /// What one worker is made with.
@@ -193,9 +193,13 @@ impl<P: Port, L: Port> Worker<P, L> {
             for (port, counters) in self.ports.iter().zip(self.pipeline.counters().ports()) {
                 counters.note(port.link(), &port.stats());
             }
-            for (i, port) in self.ports.iter().enumerate() {
-                let up = port.link() == Link::Up;
-                self.pipeline.note_link(now, PortId(i as u8), up);
+            for (i, port) in self.ports.iter_mut().enumerate() {
+                let id = PortId(i as u8);
+                if port.refresh() {
+                    let caps = port.capabilities();
+                    self.pipeline.note_device(now, id, caps.mac, caps.mtu);
+                }
+                self.pipeline.note_link(now, id, port.link() == Link::Up);
             }
         }
         let mut taken = 0;

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use engine::port::Link;
+use engine::port::{Capabilities, Link};
 use rustix::net::netdevice;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
@@ -63,6 +63,24 @@ impl Interface {
         let [a, b, c, d, ..] = self.ioctl(libc::SIOCGIFMTU as _, &[])?;
         let mtu = i32::from_ne_bytes([a, b, c, d]);
         Ok(u16::try_from(mtu).unwrap_or(u16::MAX))
+    }
+
+    /// Takes over the MTU and, where frames have one, the link-layer address as they are now; true if one has changed.
+    /// What cannot be read is as it was.
+    pub(crate) fn refresh(&self, capabilities: &mut Capabilities) -> bool {
+        let mtu = self.mtu().unwrap_or(capabilities.mtu);
+        let mac = match self.mac() {
+            Ok((mac, _)) if !capabilities.layer3 => mac,
+            _ => capabilities.mac,
+        };
+        let changed = (mtu, mac) != (capabilities.mtu, capabilities.mac);
+        if changed {
+            (capabilities.mtu, capabilities.mac) = (mtu, mac);
+            let interface = self.name().unwrap_or_default();
+            let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+            tracing::info!(interface, mtu, mac, "a data port has changed");
+        }
+        changed
     }
 
     fn flags(&self) -> io::Result<i32> {

@@ -262,6 +262,10 @@ impl Port for PacketPort {
         self.socket.capabilities()
     }
 
+    fn refresh(&mut self) -> bool {
+        self.socket.refresh()
+    }
+
     fn link(&self) -> Link {
         self.socket.link()
     }

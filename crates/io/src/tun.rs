@@ -445,6 +445,14 @@ impl Port for Tun {
         &self.device.capabilities
     }
 
+    fn refresh(&mut self) -> bool {
+        // Our address is our own.
+        let capabilities = &mut self.device.capabilities;
+        let mtu = self.device.host.interface().mtu();
+        let mtu = mtu.unwrap_or(capabilities.mtu);
+        std::mem::replace(&mut capabilities.mtu, mtu) != mtu
+    }
+
     fn link(&self) -> Link {
         self.device.host.interface().link()
     }

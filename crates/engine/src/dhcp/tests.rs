@@ -366,6 +366,24 @@ fn a_link_that_comes_up_is_asked_at_once() {
 }
 
 #[test]
+fn a_new_address_on_the_link_has_the_server_asked_under_it() {
+    const NEW: Mac = [2, 0, 0, 0, 0, 2];
+    let mut b = Bench::new(config());
+    b.bind();
+    b.client.handle_mac(b.now, NEW);
+    let sent = b.turn();
+    let [Send::BroadcastFrom(ADDRESS, asked)] = &sent[..] else {
+        panic!("{sent:?}")
+    };
+    assert_eq!(asked.mac, NEW);
+    assert!(b.client.expects((b.client.xid, NEW)) && !b.client.expects((b.client.xid, MAC)));
+    assert!(
+        b.client.lease().is_some(),
+        "it holds until somebody says no"
+    );
+}
+
+#[test]
 fn a_short_lease_is_renewed_in_time_and_given_up_later() {
     let mut b = Bench::new(config());
     b.turn();

@@ -187,6 +187,22 @@ impl Pipeline {
         });
     }
 
+    /// Takes in the address of a port and what its link carries, if addresses are asked for there.
+    pub(super) fn note_device_of_acquire(&mut self, now: Now, port: PortId, mac: Mac, mtu: u16) {
+        if self.acquire.is_none() {
+            return;
+        }
+        self.with_acquire(|_, acquire| {
+            if let Some(asking) = acquire.of(port) {
+                asking.autoconf.set_link_mtu(mtu);
+                if std::mem::replace(&mut asking.mac, mac) != mac {
+                    asking.client.handle_mac(now, mac);
+                    asking.autoconf.handle_link_up(now);
+                }
+            }
+        });
+    }
+
     /// A datagram from a DHCP server's port to a client's.
     pub(super) fn handle_dhcp<K: Packet>(
         &mut self,

@@ -199,17 +199,44 @@ impl Pipeline {
         }
     }
 
+    /// Takes in the address of a port and what its link carries, one of which has changed.
+    pub(crate) fn note_device(&mut self, now: Now, port: PortId, mac: ethernet::Mac, mtu: u16) {
+        let mut is_new = false;
+        // Two tunnels over one port are two arms.
+        let both_sides = self.has_overlay() && port == PortId(0);
+        for (i, caps) in self.ports.iter_mut().enumerate() {
+            if i == usize::from(port.0) || both_sides {
+                is_new |= std::mem::replace(&mut caps.mac, mac) != mac;
+                self.link_mtus[i] = mtu;
+            }
+        }
+        self.heed_mtus();
+        self.note_device_of_acquire(now, port, mac, mtu);
+        if is_new {
+            self.announce_again(now, port);
+        }
+    }
+
     /// Takes in whether a link is up: one that has come back may lead to stations that have forgotten us, or to others.
     pub(super) fn announce_on_link_up(&mut self, now: Now, port: PortId, up: bool) {
         let repeat = &mut self.announcing[usize::from(port.0)];
         let was_down = std::mem::replace(&mut repeat.is_down, !up);
-        if up && was_down && self.partition.index == 0 {
-            // What is due already keeps its time, so that a link that flaps is not flooded.
-            if repeat.rounds == 0 {
-                repeat.at = repeat.at.max(now);
-            }
-            repeat.rounds = ANNOUNCEMENTS;
+        if up && was_down {
+            self.announce_again(now, port);
         }
+    }
+
+    /// Has the addresses of a port announced as soon as may be.
+    fn announce_again(&mut self, now: Now, port: PortId) {
+        if self.partition.index > 0 {
+            return;
+        }
+        let repeat = &mut self.announcing[usize::from(port.0)];
+        // What is due already keeps its time, so that a link that flaps is not flooded.
+        if repeat.rounds == 0 {
+            repeat.at = repeat.at.max(now);
+        }
+        repeat.rounds = ANNOUNCEMENTS;
     }
 
     /// Tells links once more which addresses are ours, where that is due.

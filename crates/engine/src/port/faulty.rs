@@ -217,6 +217,10 @@ impl<P: Port> Port for Faulty<P> {
         self.inner.capabilities()
     }
 
+    fn refresh(&mut self) -> bool {
+        self.inner.refresh()
+    }
+
     fn link(&self) -> Link {
         if self.is_removed {
             Link::Gone

@@ -67,6 +67,8 @@ pub struct MemoryPort {
     /// Carrier.
     pub link: Link,
     capabilities: Capabilities,
+    /// They are others than at the last look.
+    changed: bool,
     stats: PortStats,
 }
 
@@ -91,8 +93,15 @@ impl MemoryPort {
             tx_capacity: 4096,
             link: Link::Up,
             capabilities,
+            changed: false,
             stats: PortStats::default(),
         }
+    }
+
+    /// From the next look on it has this address and MTU.
+    pub fn reset(&mut self, mac: [u8; 6], mtu: u16) {
+        (self.capabilities.mac, self.capabilities.mtu) = (mac, mtu);
+        self.changed = true;
     }
 }
 
@@ -137,6 +146,10 @@ impl Port for MemoryPort {
 
     fn capabilities(&self) -> &Capabilities {
         &self.capabilities
+    }
+
+    fn refresh(&mut self) -> bool {
+        std::mem::take(&mut self.changed)
     }
 
     fn link(&self) -> Link {

@@ -146,6 +146,66 @@ fn addresses_are_announced_when_they_are_new_and_when_the_link_comes_up() {
 }
 
 #[test]
+fn a_port_that_gets_another_address_uses_and_announces_it() {
+    let mut bench = Bench::new(&allow_all(), two_arms());
+    let question = Frame::udp(at("10.0.0.2:5000"), at("198.51.100.1:53"), b"q");
+    bench.one(INSIDE, question.clone());
+    announced(&mut bench, 5);
+    let (old, new) = (MACS[OUTSIDE], [2, 0, 0, 0, 0, 0x42]);
+    bench.worker.ports_mut()[OUTSIDE].reset(new, 1500);
+    let own = ["192.0.2.1", "2001:db8::1"];
+    let told = announced(&mut bench, 5);
+    let twice = [
+        own.map(|a| (0, a.to_string())),
+        own.map(|a| (2, a.to_string())),
+    ];
+    assert_eq!(told, twice.concat());
+    let (_, out) = bench.one(INSIDE, question);
+    assert_eq!(out.src_mac, new);
+    let answer = Frame::udp(at("198.51.100.1:53"), at("192.0.2.1:5000"), b"a");
+    let mut to = |mac| {
+        bench
+            .send_bytes(OUTSIDE, answer.clone().between(PEER, mac).emit())
+            .len()
+    };
+    assert_eq!((to(old), to(new)), (0, 1));
+    assert_eq!(
+        bench.counters.dropped(DropReason::NotForUs).packets.get(),
+        1
+    );
+    // The other port is as it was.
+    let echo = Frame::echo(ip("10.0.0.2"), ip("10.0.0.1"), false, 1, 1);
+    assert_eq!(bench.one(INSIDE, echo).1.src_mac, MACS[INSIDE]);
+}
+
+#[test]
+fn a_link_that_carries_more_or_less_than_before_is_followed() {
+    let mut bench = Bench::new(&allow_all(), two_arms());
+    let fits = |bench: &mut Bench, mtu: u16, len: usize| {
+        bench.worker.ports_mut()[OUTSIDE].reset(MACS[OUTSIDE], mtu);
+        bench.pass(Duration::from_millis(250));
+        // Headers take 28 bytes.
+        let frame = Frame::udp(
+            at("10.0.0.2:5000"),
+            at("198.51.100.1:53"),
+            &vec![0; len - 28],
+        );
+        let (port, _) = bench.one(INSIDE, frame.with_df());
+        port == OUTSIDE
+    };
+    assert!(fits(&mut bench, 1500, 1500));
+    assert!(!fits(&mut bench, 1000, 1001), "the sender is told");
+    assert!(fits(&mut bench, 1000, 1000));
+    assert!(fits(&mut bench, 9000, 9000));
+    // What the link is told to carry holds still.
+    bench.reconfigure(|s| s.ports[OUTSIDE].mtu = Some(1400));
+    assert!(!fits(&mut bench, 9000, 1401));
+    assert!(!fits(&mut bench, 8000, 1401));
+    assert!(fits(&mut bench, 8000, 1400));
+    assert!(!fits(&mut bench, 1300, 1400));
+}
+
+#[test]
 fn only_what_is_answered_counts_as_a_reply() {
     let mut bench = Bench::new(&allow_all(), two_arms());
     let counted = |bench: &Bench| (bench.counters.replied.get(), bench.counters.consumed.get());

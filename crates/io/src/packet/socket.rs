@@ -298,6 +298,11 @@ impl Socket {
         &self.capabilities
     }
 
+    /// Reads the MTU and address of the interface anew; true if one has changed.
+    pub(crate) fn refresh(&mut self) -> bool {
+        self.interface.refresh(&mut self.capabilities)
+    }
+
     pub(crate) fn buffers(&self) -> u32 {
         self.buffers
     }
