@@ -19,6 +19,10 @@ pub fn answer(frame: &[u8]) -> Option<Option<Vec<u8>>> {
         ];
         return Some(Some(answer.concat()));
     }
+    // What the node listens to, behind a router alert.
+    if frame[12..14] == [0x86, 0xdd] && frame[20] == 0 && matches!(frame.get(62), Some(131 | 143)) {
+        return Some(None);
+    }
     match frame.get(54) {
         Some(135) if frame[20] == 58 => {
             let part = |at: usize| -> [u8; 16] { frame[at..at + 16].try_into().expect("sixteen") };

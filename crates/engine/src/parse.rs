@@ -16,7 +16,7 @@ pub(crate) enum Content {
     Flow,
     /// An ICMP error about another packet.
     IcmpError,
-    /// A neighbour discovery message.
+    /// A neighbour discovery message, or a query for multicast listeners.
     Neighbor,
     /// An ARP packet.
     Arp,

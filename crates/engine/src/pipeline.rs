@@ -281,12 +281,12 @@ impl Pipeline {
             self.started = true;
             self.flows.start(now.tick());
             self.install(Arc::clone(snapshot));
-            self.announce(now, &[]);
+            self.announce(now, None);
             self.counters.set_generation(snapshot.generation());
         } else if !Arc::ptr_eq(&self.snapshot, snapshot) {
             let before = Arc::clone(&self.snapshot);
             self.install(Arc::clone(snapshot));
-            self.announce(now, before.announced());
+            self.announce(now, Some(&before));
             drop(before);
             // Whoever waits for this may free what was published before: it is not held here any more.
             self.counters.set_generation(snapshot.generation());

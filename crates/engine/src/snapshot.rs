@@ -16,6 +16,7 @@ use crate::nat::prefix::MAX_LEN;
 use crate::overlay::Overlay;
 use crate::port::PortId;
 use crate::route::{Hop, RouteTable};
+use crate::wire::ndp::solicited_node;
 
 /// Addresses and routes of one data port.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -336,6 +337,8 @@ struct Network {
     two_arms: bool,
     /// Addresses that stations of a link are told of.
     announced: Vec<(PortId, Addr)>,
+    /// By port, the groups in which others ask for our IPv6 addresses.
+    groups: Vec<Vec<Addr>>,
 }
 
 /// NAT addresses that links are told of at most: all at once have to find room in a burst.
@@ -498,6 +501,12 @@ impl Snapshot {
     /// they are on a link.
     pub(crate) fn announced(&self) -> &[(PortId, Addr)] {
         &self.network.announced
+    }
+
+    /// The groups in which the stations of a link ask for our IPv6 addresses, that of the port's own aside, each once.
+    pub(crate) fn groups(&self, port: PortId) -> &[Addr] {
+        let groups = self.network.groups.get(usize::from(port.0));
+        groups.map_or(&[], Vec::as_slice)
     }
 
     /// Whether we answer for this address on some link: our own, a NAT address or a service.
@@ -829,9 +838,10 @@ impl Network {
         };
         let mut announced: Vec<_> = own.iter().map(|o| (o.port, o.address)).collect();
         let is_new = |a: &&Addr| !own.iter().any(|o| o.address == **a);
+        // What a router leads to is routed to us.
+        let on_link = |a: Addr| routes.lookup(a).filter(|hop| hop.neighbor == a);
         for a in nat4.iter().chain(&nat6).filter(is_new).take(MAX_ANNOUNCED) {
-            // What a router leads to is routed to us.
-            if let Some(hop) = routes.lookup(*a).filter(|hop| hop.neighbor == *a) {
+            if let Some(hop) = on_link(*a) {
                 announced.push((hop.port, *a));
             }
         }
@@ -841,12 +851,27 @@ impl Network {
             .copied()
             .map(Prefix::from)
             .collect();
-        let services = settings
+        let services: Vec<(Addr, Vec<u16>)> = settings
             .services
             .iter()
             .map(|s| (s.address.into(), s.ports.clone()))
             .collect();
+        let served = services.iter().filter_map(|(a, _)| {
+            let hop = on_link(*a)?;
+            Some((hop.port, *a))
+        });
+        let mut groups = vec![Vec::new(); settings.ports.len()];
+        for (port, a) in announced.iter().copied().chain(served) {
+            if !a.is_v4() {
+                groups[usize::from(port.0)].push(solicited_node(a));
+            }
+        }
+        for groups in &mut groups {
+            groups.sort_unstable();
+            groups.dedup();
+        }
         Ok(Network {
+            groups,
             settings,
             idle,
             routes,

@@ -7,6 +7,7 @@ pub(crate) mod ethernet;
 pub(crate) mod icmp;
 pub(crate) mod ipv4;
 pub(crate) mod ipv6;
+pub(crate) mod mld;
 pub(crate) mod ndp;
 pub(crate) mod ra;
 pub(crate) mod tcp;
@@ -14,6 +15,8 @@ pub(crate) mod udp;
 
 /// IP protocol numbers (IANA).
 pub(crate) mod proto {
+    /// Not a protocol: IPv6 options for every router come first.
+    pub(crate) const HOP_BY_HOP: u8 = 0;
     pub(crate) const ICMP4: u8 = 1;
     pub(crate) const TCP: u8 = 6;
     pub(crate) const UDP: u8 = 17;

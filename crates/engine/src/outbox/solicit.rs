@@ -1,4 +1,5 @@
-//! What is sent on the way to addresses of our own: DHCP, ARP probes, router and neighbour solicitations.
+//! What is sent on the way to addresses of our own: DHCP, ARP probes, router and neighbour solicitations, and that we
+//! listen where others ask for them.
 
 use super::{Link, Outbox};
 use crate::address::Addr;
@@ -6,6 +7,7 @@ use crate::port::PortId;
 use crate::wire::arp::{Arp, Operation};
 use crate::wire::dhcp::{self, CLIENT_PORT, Message, SERVER_PORT};
 use crate::wire::ethernet::{BROADCAST, Mac};
+use crate::wire::mld::{self, Record, Version};
 use crate::wire::{checksum, icmp, ndp, proto, put, put16, ra, udp};
 
 impl Outbox {
@@ -56,6 +58,54 @@ impl Outbox {
             put(b, icmp::LEN + 2, mac);
             let sum = checksum::transport(src, dst, proto::ICMP6, b);
             put16(b, icmp::CHECKSUM, sum);
+        }
+    }
+
+    /// Tells routers and switches on which groups we listen, as many messages as it takes.
+    pub(crate) fn listener_report(
+        &mut self,
+        port: PortId,
+        mac: Mac,
+        version: Version,
+        record: Record,
+        groups: impl Iterator<Item = Addr> + Clone,
+    ) {
+        if version == Version::V1 {
+            for group in groups {
+                self.listener_message(port, mac, group, mld::LEN_V1, |b| {
+                    mld::emit_report_v1(b, group);
+                });
+            }
+            return;
+        }
+        let count = groups.clone().count();
+        for at in (0..count).step_by(mld::RECORDS_MAX) {
+            let some = groups.clone().skip(at).take(mld::RECORDS_MAX);
+            let len = mld::report_len(some.clone().count());
+            self.listener_message(port, mac, mld::ROUTERS, len, |b| {
+                mld::emit_report(b, record, some);
+            });
+        }
+    }
+
+    /// A message that goes no further than the next router, which looks at it (RFC 3810 §5).
+    fn listener_message(
+        &mut self,
+        port: PortId,
+        mac: Mac,
+        to: Addr,
+        len: usize,
+        emit: impl FnOnce(&mut [u8]),
+    ) {
+        let src = ndp::link_local(mac);
+        let link = Link::new(port, mac, ndp::multicast_mac(to));
+        let len = mld::ROUTER_ALERT.len() + len;
+        if let Some(b) = self.packet(link, src, to, proto::HOP_BY_HOP, 1, len) {
+            put(b, 0, mld::ROUTER_ALERT);
+            let message = &mut b[mld::ROUTER_ALERT.len()..];
+            emit(message);
+            let sum = checksum::transport(src, to, proto::ICMP6, message);
+            put16(message, icmp::CHECKSUM, sum);
         }
     }
 }

@@ -2,6 +2,7 @@
 //! goes to the outbox, and what they know is told to the control side whenever it has changed.
 
 use std::fmt;
+use std::iter;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::{Pipeline, Step};
@@ -16,8 +17,9 @@ use crate::parse::Parsed;
 use crate::port::{Checksum, Packet, PortId};
 use crate::wire::dhcp::{Reply, peek};
 use crate::wire::ethernet::{self, BROADCAST, Mac};
+use crate::wire::mld::{Record, Version};
 use crate::wire::ra::Advertisement;
-use crate::wire::{checksum, get16, proto, udp};
+use crate::wire::{checksum, get16, ndp, proto, udp};
 
 pub(super) const ALL_STATIONS: Addr = Addr::v4(u32::MAX);
 const NO_ADDRESS: Addr = Addr::v4(0);
@@ -393,8 +395,19 @@ fn send_dhcp(
 
 fn send_nd(outbox: &mut Outbox, port: PortId, mac: Mac, send: autoconf::Send) {
     let v6 = |a: Ipv6Addr| Addr::from(IpAddr::V6(a));
+    // What comes in answer is led to us only where it is known that we listen (RFC 4862 §5.4.2).
+    let mut listen = |a| {
+        let group = iter::once(ndp::solicited_node(a));
+        outbox.listener_report(port, mac, Version::default(), Record::Begun, group);
+    };
     match send {
-        autoconf::Send::Solicit => outbox.router_solicitation(port, mac),
-        autoconf::Send::Try(address) => outbox.duplicate_probe(port, mac, v6(address)),
+        autoconf::Send::Solicit => {
+            listen(ndp::link_local(mac));
+            outbox.router_solicitation(port, mac);
+        }
+        autoconf::Send::Try(address) => {
+            listen(v6(address));
+            outbox.duplicate_probe(port, mac, v6(address));
+        }
     }
 }

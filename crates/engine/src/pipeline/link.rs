@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::{Pipeline, Step};
 use crate::DropReason;
+use crate::Snapshot;
 use crate::address::Addr;
 use crate::clock::Now;
 use crate::neighbor::{Due, NeighborId};
@@ -13,17 +14,20 @@ use crate::port::PortId;
 use crate::route::Hop;
 use crate::wire::arp::{Arp, Operation};
 use crate::wire::ethernet;
+use crate::wire::mld::{self, Query, Record, Version};
 use crate::wire::ndp::{self, Message};
-use crate::wire::{checksum, proto, ra};
+use crate::wire::{checksum, ipv6, proto, ra};
 
 /// How often addresses are announced when a link has come up, and the pause in between (RFC 5227 §1.1, ANNOUNCE_NUM and
 /// ANNOUNCE_INTERVAL; RFC 4861 §7.2.6 allows no more than three, a second apart).
 const ANNOUNCEMENTS: u8 = 2;
 const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(2);
+/// Pause between two answers to whoever asks where we listen.
+const REPORT_PAUSE: Duration = Duration::from_secs(1);
 /// Pause between two defences (RFC 5227 §1.1).
 const DEFEND_INTERVAL: Duration = Duration::from_secs(10);
 
-/// When the addresses of a port are announced again.
+/// When the addresses of a port are announced again, and where we listen for them.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Announcing {
     /// How often.
@@ -31,6 +35,12 @@ pub(super) struct Announcing {
     /// Not before.
     at: Now,
     is_down: bool,
+    /// When whoever has asked where we listen is answered.
+    asked: Option<Now>,
+    /// Not before.
+    quiet_until: Now,
+    /// In what the link speaks of that.
+    version: Version,
 }
 
 impl Pipeline {
@@ -109,6 +119,9 @@ impl Pipeline {
         p: &Parsed,
         answer: bool,
     ) -> Result<Step, DropReason> {
+        if p.icmp.0 == mld::QUERY {
+            return self.handle_listener_query(now, port, frame, p, answer);
+        }
         if answer {
             self.counters.nd_handled.inc();
         }
@@ -185,18 +198,32 @@ impl Pipeline {
         Ok(Step::Consumed)
     }
 
-    /// Tells the links which addresses are ours, those of `before` aside, and again a little later.
-    pub(super) fn announce(&mut self, now: Now, before: &[(PortId, Addr)]) {
+    /// Tells the links which addresses are ours and where we listen for them, those of `before` aside, and again a little
+    /// later.
+    pub(super) fn announce(&mut self, now: Now, before: Option<&Snapshot>) {
         if self.partition.index > 0 {
             return;
         }
         let snapshot = self.snapshot.clone();
-        for (port, address) in snapshot.announced() {
-            if !before.contains(&(*port, *address)) && self.announce_one(*port, *address) {
-                let repeat = &mut self.announcing[usize::from(port.0)];
-                (repeat.rounds, repeat.at) = (1, now + ANNOUNCE_INTERVAL);
+        for place in 0..self.announcing.len() {
+            let port = PortId(place as u8);
+            let had = before.map_or(&[][..], |before| before.groups(port));
+            let is_new = snapshot.groups(port).iter().any(|g| !had.contains(g));
+            if is_new && self.report_groups(port, Record::Begun) {
+                self.repeat_later(now, port);
             }
         }
+        let had = before.map_or(&[][..], Snapshot::announced);
+        for (port, address) in snapshot.announced() {
+            if !had.contains(&(*port, *address)) && self.announce_one(*port, *address) {
+                self.repeat_later(now, *port);
+            }
+        }
+    }
+
+    fn repeat_later(&mut self, now: Now, port: PortId) {
+        let repeat = &mut self.announcing[usize::from(port.0)];
+        (repeat.rounds, repeat.at) = (1, now + ANNOUNCE_INTERVAL);
     }
 
     /// Takes in the address of a port and what its link carries, one of which has changed.
@@ -239,15 +266,22 @@ impl Pipeline {
         repeat.rounds = ANNOUNCEMENTS;
     }
 
-    /// Tells links once more which addresses are ours, where that is due.
+    /// Tells links once more which addresses are ours, where that is due, and those that have asked where we listen.
     pub(super) fn repeat_announcements(&mut self, now: Now) {
         for place in 0..self.announcing.len() {
+            let port = PortId(place as u8);
+            if self.announcing[place].asked.is_some_and(|due| now >= due) {
+                self.announcing[place].asked = None;
+                self.announcing[place].quiet_until = now + REPORT_PAUSE;
+                self.report_groups(port, Record::Listening);
+            }
             let repeat = &mut self.announcing[place];
             if repeat.rounds == 0 || now < repeat.at || repeat.is_down {
                 continue;
             }
             repeat.rounds -= 1;
             repeat.at = now + ANNOUNCE_INTERVAL;
+            self.report_groups(port, Record::Begun);
             let snapshot = self.snapshot.clone();
             for (port, address) in snapshot.announced() {
                 if usize::from(port.0) == place {
@@ -263,7 +297,63 @@ impl Pipeline {
             .announcing
             .iter()
             .filter(|r| r.rounds > 0 && !r.is_down);
-        due.map(|repeat| repeat.at).min()
+        let asked = self.announcing.iter().filter_map(|r| r.asked);
+        due.map(|repeat| repeat.at).chain(asked).min()
+    }
+
+    /// Tells a link in which groups we listen. False where there is nothing to say, or nobody to say it to.
+    fn report_groups(&mut self, port: PortId, record: Record) -> bool {
+        let Some(caps) = self.ports.get(usize::from(port.0)) else {
+            return false;
+        };
+        let groups = self.snapshot.groups(port);
+        let speaks = !groups.is_empty() || self.snapshot.acquires(port);
+        if caps.layer3 || !speaks {
+            return false;
+        }
+        let own = ndp::solicited_node(ndp::link_local(caps.mac));
+        let others = groups.iter().copied().filter(|group| *group != own);
+        let version = self.announcing[usize::from(port.0)].version;
+        let all = std::iter::once(own).chain(others);
+        self.outbox
+            .listener_report(port, caps.mac, version, record, all);
+        true
+    }
+
+    /// A query for the groups that somebody listens to (RFC 3810 §6.2). It is answered a little later, for all groups, by
+    /// whoever has received it.
+    fn handle_listener_query(
+        &mut self,
+        now: Now,
+        port: PortId,
+        frame: &[u8],
+        p: &Parsed,
+        answer: bool,
+    ) -> Result<Step, DropReason> {
+        let is_of_link = p.ttl == 1 && p.key.src.is_link_local6();
+        if !is_of_link || !ipv6::has_router_alert(&frame[ethernet::LEN..]) {
+            return Err(DropReason::Multicast);
+        }
+        let message = &frame[usize::from(p.l4)..p.end as usize];
+        if checksum::transport(p.key.src, p.key.dst, proto::ICMP6, message) != 0 {
+            return Err(DropReason::BadChecksum);
+        }
+        let query = Query::parse(message).ok_or(DropReason::Multicast)?;
+        let own = ndp::solicited_node(ndp::link_local(self.capabilities(port).mac));
+        let groups = self.snapshot.groups(port);
+        let listens = |group| group == own || groups.contains(&group);
+        let concerns_us = query.group.is_none_or(listens);
+        let most = u64::try_from(query.within.as_nanos()).unwrap_or(u64::MAX);
+        let Some(state) = self.announcing.get_mut(usize::from(port.0)) else {
+            return Ok(Step::Consumed);
+        };
+        state.version = query.version;
+        if answer && concerns_us {
+            let due = now + Duration::from_nanos(self.random.next() % most.max(1));
+            let due = due.max(state.quiet_until);
+            state.asked = Some(state.asked.map_or(due, |asked| asked.min(due)));
+        }
+        Ok(Step::Consumed)
     }
 
     /// False where there are no stations to tell.

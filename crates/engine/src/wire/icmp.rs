@@ -28,7 +28,7 @@ pub(crate) enum Kind {
     Answer(u16),
     /// Tells that a packet, which it quotes, failed.
     Error,
-    /// Neighbour discovery.
+    /// Neighbour discovery, or a question for listeners.
     Neighbor,
     /// Anything else.
     Other,
@@ -53,7 +53,7 @@ impl Header {
             (true, ECHO | 13) | (false, ECHO6) => Kind::Query(id),
             (true, ECHO_REPLY | 14) | (false, ECHO_REPLY6) => Kind::Answer(id),
             (true, UNREACHABLE | TIME_EXCEEDED | 12) | (false, 1..=4) => Kind::Error,
-            (false, 133..=137) => Kind::Neighbor,
+            (false, 130 | 133..=137) => Kind::Neighbor,
             _ => Kind::Other,
         };
         Ok(Header {
@@ -86,6 +86,8 @@ mod tests {
         check(false, 128, Kind::Query(0x1234));
         check(false, 129, Kind::Answer(0x1234));
         check(false, 2, Kind::Error);
+        check(false, 130, Kind::Neighbor);
+        check(false, 131, Kind::Other);
         check(false, 135, Kind::Neighbor);
         check(false, 143, Kind::Other);
         assert_eq!(Header::parse(&[8; 7], true), Err(DropReason::Truncated));

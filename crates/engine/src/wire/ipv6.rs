@@ -112,6 +112,26 @@ impl Header {
     }
 }
 
+/// Whether a packet, whose header has been parsed, asks every router to look at it (RFC 2711).
+pub(crate) fn has_router_alert(b: &[u8]) -> bool {
+    if b[6] != super::proto::HOP_BY_HOP {
+        return false;
+    }
+    let len = (usize::from(b[LEN + 1]) + 1) * 8;
+    let mut options = b.get(LEN + 2..LEN + len).unwrap_or_default();
+    while let [kind, rest @ ..] = options {
+        match kind {
+            0 => options = rest,
+            5 => return true,
+            _ => {
+                let len = rest.first().map_or(0, |len| usize::from(*len));
+                options = rest.get(1 + len..).unwrap_or_default();
+            }
+        }
+    }
+    false
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -185,6 +205,22 @@ mod tests {
             &[60, 0, 0, 0, 0, 0, 0, 0].repeat(9),
             Err(DropReason::MalformedHeader),
         );
+    }
+
+    #[test]
+    fn a_router_alert_is_found_among_the_options() {
+        fn check(proto: u8, options: &[u8], expected: bool) {
+            let b = sample(proto, options);
+            assert!(Header::parse(&b).is_ok());
+            assert_eq!(has_router_alert(&b), expected, "{options:?}");
+        }
+        check(0, &[58, 0, 5, 2, 0, 0, 1, 0], true);
+        check(0, &[58, 0, 1, 0, 5, 2, 0, 0], true);
+        check(0, &[58, 0, 0, 0, 0, 0, 0, 5], true);
+        check(0, &[58, 0, 1, 4, 5, 2, 0, 0], false);
+        check(0, &[58, 0, 1, 200, 5, 2, 0, 0], false);
+        check(0, &[58, 0, 0, 0, 0, 0, 0, 1], false);
+        check(60, &[58, 0, 5, 2, 0, 0, 1, 0], false);
     }
 
     #[test]

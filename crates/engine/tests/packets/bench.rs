@@ -463,6 +463,8 @@ pub(crate) fn neighbor_answer(frame: &[u8]) -> Option<Option<Vec<u8>>> {
             Some(Some(answer.with_ttl(255).between(PEER, mac).emit()))
         }
         ([0x86, 0xdd], Some(58)) if frame[54] == 136 => Some(None),
+        // What we listen to, behind a router alert.
+        ([0x86, 0xdd], Some(0)) if matches!(frame.get(62), Some(131 | 143)) => Some(None),
         _ => None,
     }
 }

@@ -205,6 +205,160 @@ fn a_link_that_carries_more_or_less_than_before_is_followed() {
     assert!(!fits(&mut bench, 1300, 1400));
 }
 
+/// When, in tenths of a second, to whom, the type, and the groups, each with the kind of its record.
+type Told = (u64, String, u8, Vec<(u8, String)>);
+
+/// What is said on the outside while time passes of where the node listens.
+fn listened(bench: &mut Bench, tenths: u64) -> Vec<Told> {
+    let group = |raw: &[u8]| {
+        let raw: [u8; 16] = raw.try_into().expect("as long");
+        std::net::Ipv6Addr::from(raw).to_string()
+    };
+    let mut all = Vec::new();
+    for tenth in 0..tenths {
+        bench.worker.poll(bench.now);
+        bench.worker.ports_mut()[INSIDE].tx.clear();
+        for packet in bench.worker.ports_mut()[OUTSIDE].tx.drain(..) {
+            let mut b = packet.bytes().to_vec();
+            if b[12..14] != [0x86, 0xdd] || b[20] != 0 {
+                continue;
+            }
+            // A router alert, which the test's parser does not know.
+            let alert: Vec<u8> = b.drain(54..62).collect();
+            assert_eq!(alert, [58, 0, 5, 2, 0, 0, 1, 0]);
+            b[20] = 58;
+            let len = u16::from_be_bytes([b[18], b[19]]) - 8;
+            b[18..20].copy_from_slice(&len.to_be_bytes());
+            let frame = Frame::parse(&b).unwrap_or_else(|e| panic!("{e}"));
+            assert_eq!((frame.ttl, frame.src_mac), (1, MACS[OUTSIDE]));
+            assert_eq!(frame.src, ip("fe80::ff:fe00:2"));
+            assert_eq!(frame.dst_mac, [&[0x33, 0x33][..], &b[50..54]].concat()[..]);
+            let Body::Icmp {
+                icmp_type,
+                rest,
+                payload,
+                ..
+            } = frame.body
+            else {
+                panic!("{frame:?}")
+            };
+            let groups: Vec<_> = match icmp_type {
+                143 => payload.chunks(20).map(|r| (r[0], group(&r[4..]))).collect(),
+                _ => vec![(0, group(&payload))],
+            };
+            assert!(icmp_type == 131 || rest as usize == groups.len());
+            all.push((tenth, frame.dst.to_string(), icmp_type, groups));
+        }
+        bench.now = bench.now + Duration::from_millis(100);
+    }
+    all
+}
+
+/// A query of version 2, or 1, for all groups or one.
+fn query(version: u8, within_ms: u16, group: &str) -> Vec<u8> {
+    let group: std::net::Ipv6Addr = group.parse().expect("a constant");
+    let mut payload = group.octets().to_vec();
+    if version == 2 {
+        payload.extend([2, 125, 0, 0]);
+    }
+    let rest = u32::from(within_ms) << 16;
+    let query = Frame::icmp(ip("fe80::9"), ip("ff02::1"), 130, 0, rest, &payload);
+    let query = query.with_ttl(1).between(PEER, [0x33, 0x33, 0, 0, 0, 1]);
+    let mut b = query.emit();
+    b[20] = 0;
+    let len = u16::from_be_bytes([b[18], b[19]]) + 8;
+    b[18..20].copy_from_slice(&len.to_be_bytes());
+    b.splice(54..54, [58, 0, 5, 2, 0, 0, 1, 0]);
+    b
+}
+
+/// The groups in which the outside asks for us: of the port's own address, and of 2001:db8::1.
+const GROUPS: [&str; 2] = ["ff02::1:ff00:2", "ff02::1:ff00:1"];
+
+fn records(kind: u8, groups: &[&str]) -> Vec<(u8, String)> {
+    groups.iter().map(|g| (kind, (*g).to_string())).collect()
+}
+
+#[test]
+fn switches_are_told_where_others_ask_for_our_addresses() {
+    let mut bench = Bench::new(&allow_all(), two_arms());
+    listened(&mut bench, 50);
+    let begun = |at, groups: &[&str]| (at, "ff02::16".to_string(), 143, records(4, groups));
+    // A link that comes up.
+    for link in [engine::port::Link::Down, engine::port::Link::Up] {
+        bench.worker.ports_mut()[OUTSIDE].link = link;
+        bench.now = bench.now + Duration::from_millis(250);
+        bench.worker.poll(bench.now);
+    }
+    let told = listened(&mut bench, 50);
+    assert_eq!(told, [begun(0, &GROUPS), begun(20, &GROUPS)]);
+    // Another address; and one in a group that is known, which is heard of by its announcement alone.
+    bench.reconfigure(|s| {
+        let more = ["2001:db8::aa:1/64", "2001:db8::bb:0:1/64"];
+        let more: [ipnet::IpNet; 2] = more.map(|net| net.parse().expect("a constant"));
+        s.ports[OUTSIDE].addresses.extend(more);
+    });
+    let three = ["ff02::1:ff00:2", "ff02::1:ff00:1", "ff02::1:ffaa:1"];
+    let told = listened(&mut bench, 50);
+    assert_eq!(told, [begun(0, &three), begun(20, &three)]);
+    // What the host serves is asked for as well.
+    bench.reconfigure(|s| {
+        s.ports[OUTSIDE].addresses.truncate(2);
+        s.services.push(engine::snapshot::LocalService {
+            address: ip("2001:db8::cc:53"),
+            ports: vec![53],
+        });
+    });
+    let served = ["ff02::1:ff00:2", "ff02::1:ff00:1", "ff02::1:ffcc:53"];
+    let told = listened(&mut bench, 50);
+    assert_eq!(told, [begun(0, &served), begun(20, &served)]);
+}
+
+#[test]
+fn who_asks_where_we_listen_is_answered_once_in_time_and_in_their_version() {
+    let mut bench = Bench::new(&allow_all(), two_arms());
+    listened(&mut bench, 50);
+    let mut ask = |queries: &[Vec<u8>]| {
+        for query in queries {
+            raw(&mut bench, OUTSIDE, query.clone());
+        }
+        let told = listened(&mut bench, 20);
+        assert!(told.iter().all(|(tenth, ..)| *tenth <= 10), "{told:?}");
+        told.into_iter()
+            .map(|(_, to, kind, groups)| (to, kind, groups))
+            .collect::<Vec<_>>()
+    };
+    let all = vec![("ff02::16".to_string(), 143, records(2, &GROUPS))];
+    assert_eq!(ask(&[query(2, 1000, "::")]), all);
+    assert_eq!(ask(&[query(2, 1000, "::"), query(2, 1000, "::")]), all);
+    assert_eq!(ask(&[query(2, 1, GROUPS[1])]), all);
+    assert_eq!(ask(&[query(2, 1000, GROUPS[0])]), all);
+    assert_eq!(ask(&[query(2, 1000, "ff02::1:ff00:3")]), []);
+    let each = GROUPS.map(|g| (g.to_string(), 131, records(0, &[g])));
+    assert_eq!(ask(&[query(1, 1000, "::")]), each);
+}
+
+#[test]
+fn a_query_that_is_none_is_dropped() {
+    let check = |reason: DropReason, change: &dyn Fn(&mut Vec<u8>)| {
+        let mut bench = Bench::new(&allow_all(), two_arms());
+        listened(&mut bench, 50);
+        let mut b = query(2, 1000, "::");
+        change(&mut b);
+        raw(&mut bench, OUTSIDE, b);
+        assert_eq!(
+            bench.counters.dropped(reason).packets.get(),
+            1,
+            "{reason:?}"
+        );
+        assert_eq!(listened(&mut bench, 20), []);
+    };
+    check(DropReason::Multicast, &|b| b[21] = 255); // from afar
+    check(DropReason::Multicast, &|b| b[22] = 0x20); // of no link
+    check(DropReason::Multicast, &|b| b[56] = 1); // no router alert
+    check(DropReason::BadChecksum, &|b| b[66] ^= 1);
+}
+
 #[test]
 fn only_what_is_answered_counts_as_a_reply() {
     let mut bench = Bench::new(&allow_all(), two_arms());
