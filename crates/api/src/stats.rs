@@ -36,7 +36,8 @@ pub struct DataplaneStats {
     pub flows_opened: u64,
     /// Flows closed, for whatever reason.
     pub flows_closed: u64,
-    /// Share of the external ports in use, 0 to 1.
+    /// Share of the ports of all translation addresses of a family that one protocol uses, 0 to 1; of families and
+    /// protocols, the largest. Up to 10 s old.
     pub nat_port_utilization: f64,
     /// IPv4 fragments dropped.
     pub ipv4_fragments_dropped: u64,

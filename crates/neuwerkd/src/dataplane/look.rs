@@ -3,7 +3,9 @@
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use engine::look::{By, Filter, FlowView, PORTS_PER_ADDRESS, Question, Survey, Task};
+use engine::look::{
+    By, Filter, FlowView, PORT_PROTOCOLS, PORTS_PER_ADDRESS, PortUse, Question, Survey, Task,
+};
 use policy::Compiled;
 use tokio::sync::oneshot;
 
@@ -201,16 +203,21 @@ impl Dataplane {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            let idle = self.active_flows() == 0;
-            let shown = if idle {
-                Some(Shown::default())
-            } else {
-                let counted = self.survey().await.ok();
-                counted.map(|(surveys, policy)| Shown::of(surveys, &policy))
-            };
-            if let Some(shown) = shown {
-                *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(shown);
-            }
+            self.look_over().await;
+        }
+    }
+
+    /// Counts what metrics show; what was counted before stays if a worker does not answer.
+    pub(crate) async fn look_over(&self) {
+        let idle = self.active_flows() == 0;
+        let shown = if idle {
+            Some(Shown::default())
+        } else {
+            let counted = self.survey().await.ok();
+            counted.map(|(surveys, policy)| Shown::of(surveys, &policy))
+        };
+        if let Some(shown) = shown {
+            *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(shown);
         }
     }
 
@@ -249,7 +256,8 @@ impl Dataplane {
 /// What metrics show of the flow tables, [`SURVEY_AGE`] old at most.
 #[derive(Debug, Default)]
 pub struct Shown {
-    /// The largest share of the ports of one translation address that one protocol uses.
+    /// The share of the ports of all translation addresses of one family that one protocol uses, 0 to 1; of families and
+    /// protocols the largest.
     pub port_utilization: f64,
     /// TCP flows of which only the first SYN has been seen, by worker.
     pub syn_only: Vec<u64>,
@@ -272,7 +280,13 @@ impl Shown {
         };
         let groups = survey.groups.iter().enumerate();
         Shown {
-            port_utilization: survey.ports.iter().map(utilization).fold(0.0, f64::max),
+            port_utilization: {
+                let share = |v4| {
+                    let family = survey.ports.iter().filter(|p| p.address.is_ipv4() == v4);
+                    share_in_use(family.map(PortUse::used))
+                };
+                f64::max(share(true), share(false))
+            },
             syn_only,
             groups: groups.map(|(index, flows)| (name(index), *flows)).collect(),
         }
@@ -287,9 +301,42 @@ pub fn summed(surveys: Vec<Survey>) -> Option<Survey> {
     })
 }
 
-/// The share of an address's ports that the protocol uses which uses most of them.
-pub fn utilization(ports: &engine::look::PortUse) -> f64 {
-    let most = ports.used().into_iter().max().unwrap_or(0);
-    // Ports below 1024 that clients kept may add to those that are given out.
-    (f64::from(most) / f64::from(PORTS_PER_ADDRESS)).min(1.0)
+/// The share of an address's ports that the protocol uses which uses most of them, 0 to 1.
+pub fn utilization(ports: &PortUse) -> f64 {
+    share_in_use([ports.used()].into_iter())
+}
+
+/// The share of the ports of all these addresses that the protocol uses which uses most of them, 0 to 1; 0 without any
+/// address. Each has its ports in use by protocol.
+fn share_in_use(addresses: impl Iterator<Item = [u32; PORT_PROTOCOLS.len()]>) -> f64 {
+    let (mut used, mut available) = ([0; PORT_PROTOCOLS.len()], 0);
+    for of_address in addresses {
+        available += u64::from(PORTS_PER_ADDRESS);
+        for (sum, ports) in used.iter_mut().zip(of_address) {
+            // Ports below 1024 that clients kept may add to those that are given out.
+            *sum += u64::from(ports.min(PORTS_PER_ADDRESS));
+        }
+    }
+    let most: u64 = used.into_iter().max().unwrap_or(0);
+    most as f64 / available.max(1) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_share_of_ports_in_use_is_that_of_all_addresses_together() {
+        #[track_caller]
+        fn check(addresses: &[[u32; 3]], expected: f64) {
+            assert_eq!(share_in_use(addresses.iter().copied()), expected);
+        }
+        let all = PORTS_PER_ADDRESS;
+        check(&[], 0.0);
+        check(&[[0, 0, 0]], 0.0);
+        check(&[[all / 4, all / 2, 7]], 0.5);
+        check(&[[all, 0, 0], [0, 0, 0]], 0.5);
+        check(&[[all, 0, 0], [0, all / 2, 0]], 0.5);
+        check(&[[65_536, 0, 0]], 1.0);
+    }
 }

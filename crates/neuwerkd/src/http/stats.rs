@@ -33,7 +33,10 @@ impl App {
     /// What `GET /api/v1/stats` answers.
     pub(crate) fn stats(&self, node: &Node) -> StatsSnapshot {
         StatsSnapshot {
-            dataplane: traffic(&self.counters.load()),
+            dataplane: DataplaneStats {
+                nat_port_utilization: self.surveyed().map_or(0.0, |shown| shown.port_utilization),
+                ..traffic(&self.counters.load())
+            },
             dns: self.names.get().map_or_else(DnsStats::default, names),
             dhcp: dhcp(&self.acquired()),
             cluster: cluster(node),
@@ -75,7 +78,7 @@ fn dhcp(acquired: &Acquired) -> DhcpStats {
     }
 }
 
-/// The sum over all workers.
+/// The sum over all workers, without what only a look through their tables tells.
 fn traffic(workers: &[Arc<WorkerCounters>]) -> DataplaneStats {
     let sum =
         |value: &dyn Fn(&WorkerCounters) -> u64| workers.iter().map(|worker| value(worker)).sum();
@@ -105,23 +108,18 @@ fn traffic(workers: &[Arc<WorkerCounters>]) -> DataplaneStats {
         .map(|reason| (reason.name().to_owned(), drops_of(*reason)))
         .filter(|(_, packets)| *packets > 0)
         .collect();
-    let (nat, capacity) = (sum(&|w| w.nat_active.get()), sum(&|w| w.nat_capacity.get()));
     DataplaneStats {
         active_flows: sum(&|worker| worker.flows_active.get()),
-        active_nat_entries: nat,
+        active_nat_entries: sum(&|worker| worker.nat_active.get()),
         flows_opened: sum(&|worker| worker.flows_opened.get()),
         flows_closed: sum(&|worker| worker.flows_closed()),
-        nat_port_utilization: if capacity == 0 {
-            0.0
-        } else {
-            nat as f64 / capacity as f64
-        },
         ipv4_fragments_dropped: sum(&|worker| worker.fragments.get()),
         ipv4_ttl_exceeded: drops_of(DropReason::TtlExceeded),
         packets: decisions(allow.0, deny.0),
         bytes: decisions(allow.1, deny.1),
         drops,
         workers: workers.len() as u64,
+        ..DataplaneStats::default()
     }
 }
 

@@ -117,7 +117,7 @@ const FAMILIES: [(&str, &str, &str); 6] = [
 const PORT_UTILIZATION: (&str, &str, &str) = (
     "dp_nat_port_utilization_ratio",
     "",
-    "Share of the ports of one translation address that one protocol uses, 0 to 1; of all, the largest. Up to 10 s old",
+    "Share of the ports of all translation addresses of a family that one protocol uses, 0 to 1; of families and protocols, the largest. Up to 10 s old",
 );
 const SYN_ONLY: (&str, &str, &str) = (
     "dp_syn_only_active_flows",

@@ -216,6 +216,24 @@ async fn flows_are_listed_page_by_page_and_by_filter() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_stats_tell_the_share_of_the_ports_in_use() {
+    let cluster = Cluster::one().await;
+    let stats = async || {
+        let answer = cluster.get(0, api::paths::STATS).expect(StatusCode::OK);
+        answer.await.json()["dataplane"].clone()
+    };
+    assert_eq!(stats().await["nat_port_utilization"], 0.0);
+    let dataplane = looked_at(&cluster, 0, &[5001, 5002, 5003]).await;
+    dataplane.look_over().await;
+    let stats = stats().await;
+    let of_ports = 3.0 / f64::from(engine::look::PORTS_PER_ADDRESS);
+    assert_eq!(
+        (&stats["nat_port_utilization"], &stats["active_nat_entries"]),
+        (&of_ports.into(), &3.into())
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn flows_end_when_an_administrator_says_which() {
     let cluster = Cluster::one().await;
     let dataplane = looked_at(&cluster, 0, &[5001, 5002, 5003]).await;
