@@ -67,12 +67,12 @@ section! {
     flow_table_capacity: u32 = TABLE_CAPACITY, range(1..=u64::from(u32::MAX));
     /// Bindings that can be translated; held between 1,024 and 67,108,864.
     nat_table_capacity: u32 = TABLE_CAPACITY, range(1..=u64::from(u32::MAX));
-    /// Idle time of a TCP connection whose handshake is not complete.
-    flow_incomplete_tcp_idle_timeout_secs: Option<u32> = None, unit("s"), range(1..=31_536_000),
-        part(Part::DataplaneTuning);
-    /// Idle time of a TCP connection of which only the first segment was seen.
-    flow_incomplete_tcp_syn_sent_idle_timeout_secs: Option<u32> = None, unit("s"), range(1..=31_536_000),
-        part(Part::DataplaneTuning);
+    /// Idle time of a TCP connection whose handshake is not complete. Unset: 30 s while only its first segment was seen,
+    /// 60 s once that is answered, and `idle_timeout_secs` where that is less.
+    flow_incomplete_tcp_idle_timeout_secs: Option<u32> = None, unit("s"), range(1..=31_536_000);
+    /// Idle time of a TCP connection of which only the first segment was seen. Unset: as
+    /// `flow_incomplete_tcp_idle_timeout_secs` says.
+    flow_incomplete_tcp_syn_sent_idle_timeout_secs: Option<u32> = None, unit("s"), range(1..=31_536_000);
     /// Packet workers, each with a thread, a flow table and a queue of every data port of its own. auto: one for each
     /// processor but the first, eight at most.
     workers: Auto<u32> = Auto::Auto, range(1..=64);

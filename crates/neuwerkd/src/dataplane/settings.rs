@@ -49,9 +49,6 @@ pub(super) fn settings(config: &Config, now: Now, workers: usize) -> Settings {
     let dataplane = &config.dataplane;
     let admission = &dataplane.admission;
     let ports = without_addresses(&configured_ports(config));
-    let idle = dataplane
-        .idle_timeout_secs
-        .map(|s| Duration::from_secs(u64::from(s)));
     let service = |address: &std::net::IpAddr| LocalService {
         address: *address,
         ports: vec![DNS_PORT],
@@ -70,10 +67,7 @@ pub(super) fn settings(config: &Config, now: Now, workers: usize) -> Settings {
             .prefixes()
             .map(|(inside, outside)| Nptv6 { inside, outside }),
         overlay: overlay(config),
-        timeouts: Timeouts {
-            fragment: Duration::from_secs(u64::from(dataplane.fragment_timeout_secs)),
-            ..idle.map_or_else(Timeouts::default, Timeouts::uniform)
-        },
+        timeouts: timeouts(dataplane),
         limits: Limits {
             max_flows: share(dataplane.max_active_flows(), workers),
             max_flows_per_group: admission
@@ -172,10 +166,74 @@ fn overlay(config: &Config) -> Option<Overlay> {
     })
 }
 
+/// How long flows may be idle: the more special of two keys goes before the other.
+fn timeouts(dataplane: &config::Dataplane) -> Timeouts {
+    let seconds = |s: u32| Duration::from_secs(u64::from(s));
+    let idle = dataplane.idle_timeout_secs.map(seconds);
+    let mut timeouts = idle.map_or_else(Timeouts::default, Timeouts::uniform);
+    timeouts.fragment = seconds(dataplane.fragment_timeout_secs);
+    if let Some(incomplete_s) = dataplane.flow_incomplete_tcp_idle_timeout_secs {
+        timeouts.tcp_syn_sent = seconds(incomplete_s);
+        timeouts.tcp_syn_received = seconds(incomplete_s);
+    }
+    if let Some(syn_sent_s) = dataplane.flow_incomplete_tcp_syn_sent_idle_timeout_secs {
+        timeouts.tcp_syn_sent = seconds(syn_sent_s);
+    }
+    timeouts
+}
+
 fn snat(nat: SourceNat) -> Snat {
     match nat {
         SourceNat::None => Snat::None,
         SourceNat::Auto => Snat::Auto,
         SourceNat::Static(address) => Snat::Static(address),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The settings of a node with these lines below `dataplane`.
+    fn of(lines: &str) -> Settings {
+        let text = format!(
+            "version: 1\nbootstrap: {{management_interface: eth0, data_interface: eth1}}\ndataplane: {{{lines}}}"
+        );
+        let config = Config::parse(Some(&text), &config::Flags::default());
+        settings(
+            &config.unwrap_or_else(|invalid| panic!("{invalid}")),
+            Now(0),
+            1,
+        )
+    }
+
+    #[test]
+    fn half_open_connections_have_times_of_their_own() {
+        #[track_caller]
+        fn check(lines: &str, syn_sent_s: u64, syn_received_s: u64, established_s: u64) {
+            let timeouts = of(lines).timeouts;
+            let of_tcp = [
+                timeouts.tcp_syn_sent,
+                timeouts.tcp_syn_received,
+                timeouts.tcp_established,
+            ];
+            let expected = [syn_sent_s, syn_received_s, established_s].map(Duration::from_secs);
+            assert_eq!(of_tcp, expected, "{lines}");
+        }
+        let (incomplete, syn_sent) = (
+            "flow_incomplete_tcp_idle_timeout_secs",
+            "flow_incomplete_tcp_syn_sent_idle_timeout_secs",
+        );
+        check("", 30, 60, 7440);
+        check(&format!("{syn_sent}: 3"), 3, 60, 7440);
+        check(&format!("{incomplete}: 7"), 7, 7, 7440);
+        check(&format!("{incomplete}: 7, {syn_sent}: 3"), 3, 7, 7440);
+        check(
+            &format!("{incomplete}: 400, idle_timeout_secs: 20"),
+            400,
+            400,
+            20,
+        );
+        check("idle_timeout_secs: 20", 20, 20, 20);
     }
 }
