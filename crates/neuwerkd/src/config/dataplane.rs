@@ -125,7 +125,8 @@ section! {
     max_pending_tls_flows: u32 = 2048, range(1..=u64::from(u32::MAX)), part(Part::Tls);
     /// Flows of one source group. Unset: as many as there are in all.
     max_active_flows_per_source_group: Option<u32> = None, range(1..=u64::from(u32::MAX));
-    /// Flows of one source, which is a host or, in IPv6, a /64. Unset: as many as there are in all.
+    /// Flows of one source, which is a host or, in IPv6, a /64. Unset: as many as there are in all, but for the last
+    /// sixteenth, which is for sources with less than a sixteenth.
     max_active_flows_per_source: Option<u32> = None, range(1..=u64::from(u32::MAX));
     /// Flows that one source may open per second, and as many at once. Unset: any number.
     max_new_flows_per_source_per_sec: Option<u32> = None, unit("1/s"), range(1..=u64::from(u32::MAX));
