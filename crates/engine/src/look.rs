@@ -28,7 +28,7 @@ use crate::wire::proto;
 /// Questions that may wait for one worker.
 const WAITING: usize = 16;
 /// Addresses whose ports one survey counts.
-pub const SURVEYED_ADDRESSES: usize = 64;
+pub const SURVEYED_ADDRESSES: usize = 128;
 /// Ports of one address that translation may give to one protocol, besides those below 1024 that a
 /// client had already.
 pub const PORTS_PER_ADDRESS: u32 = 65_536 - 1_024;

@@ -8,8 +8,11 @@ use ipnet::{IpNet, Ipv6Net};
 use super::key::{Part, section};
 use super::net::{Route, SourceNat};
 use super::read::Reader;
-use super::value::{Auto, choice};
+use super::value::{Auto, Value, choice};
 use super::xdp::Xdp;
+
+/// Addresses that the sources of one family may be translated to at most: their ports in use are counted by address.
+const MAX_POOL: usize = 64;
 
 /// Flows that a node tracks, and bindings that it translates, unless told otherwise.
 const TABLE_CAPACITY: u32 = 1 << 20;
@@ -34,10 +37,12 @@ section! {
     /// A lease is given up no sooner than this after the DHCP server's last word, however short it is. It is renewed in
     /// its own time.
     dhcp_lease_min_secs: u32 = 60, flag("dhcp-lease-min-secs"), unit("s"), range(1..=31_536_000), part(Part::Dhcp);
-    /// Translation of IPv4 sources on the way out: none, the port's own address, or a given one; in the file
-    /// also as `{mode: static, ip: ADDRESS}`.
+    /// Translation of IPv4 sources on the way out: none, the port's own address, a given one, or a pool of up to 64, as
+    /// addresses and prefixes (all of a prefix but its first and last address). A client keeps to one address of a pool as
+    /// long as that has ports left. In the file also as a list, `{mode: static, ip: ADDRESS}` or
+    /// `{mode: pool, addresses: LIST}`.
     snat: SourceNat = SourceNat::Auto, flag("snat"), default_is("auto; none with an encap_mode");
-    /// Translation of IPv6 sources on the way out.
+    /// Translation of IPv6 sources on the way out, likewise; the first and last address of a prefix count as well.
     nat66: SourceNat = SourceNat::None;
     /// Which port a translated flow shows: one that flows to other servers may show too, or the same one to every
     /// server as long as the client's port is in use (RFC 4787), which suits programs that tell others their address
@@ -242,18 +247,10 @@ impl Dataplane {
 
     pub(super) fn check(&self, two_arms: bool, reader: &mut Reader) {
         for (path, nat, wants_v4) in [
-            ("dataplane.snat", self.snat, true),
-            ("dataplane.nat66", self.nat66, false),
+            ("dataplane.snat", &self.snat, true),
+            ("dataplane.nat66", &self.nat66, false),
         ] {
-            if let SourceNat::Static(address) = nat
-                && (address.is_ipv4() != wants_v4 || !is_host(address))
-            {
-                let family = if wants_v4 { "IPv4" } else { "IPv6" };
-                reader.problem(
-                    path,
-                    format!("{address} is not an {family} host address; write one"),
-                );
-            }
+            self.check_translation(path, nat, wants_v4, reader);
         }
         self.nptv6.check(reader);
         self.check_overlay(two_arms, reader);
@@ -282,6 +279,29 @@ impl Dataplane {
                     );
                     reader.problem("dataplane.ports.outside.addresses", reason);
                 }
+            }
+        }
+    }
+
+    fn check_translation(&self, path: &str, nat: &SourceNat, wants_v4: bool, reader: &mut Reader) {
+        let addresses = nat.addresses();
+        if addresses.len() > MAX_POOL {
+            let reason = format!(
+                "{} is more than {MAX_POOL} addresses; write fewer, or a longer prefix",
+                nat.show()
+            );
+            return reader.problem(path, reason);
+        }
+        let ports = [&self.ports.inside, &self.ports.outside];
+        for address in addresses {
+            if address.is_ipv4() != wants_v4 || !is_host(address) {
+                let family = if wants_v4 { "IPv4" } else { "IPv6" };
+                let reason = format!("{address} is not an {family} host address; write one");
+                return reader.problem(path, reason);
+            }
+            if ports.iter().any(|port| port.gateway.contains(&address)) {
+                let reason = format!("{address} is a gateway; leave it out");
+                return reader.problem(path, reason);
             }
         }
     }

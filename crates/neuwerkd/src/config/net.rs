@@ -271,7 +271,7 @@ impl Value for Route {
 }
 
 /// Translation of source addresses on the way out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SourceNat {
     /// Addresses stay as they are.
     None,
@@ -279,20 +279,55 @@ pub enum SourceNat {
     Auto,
     /// This address.
     Static(IpAddr),
+    /// The addresses of these prefixes, host bits cleared.
+    Pool(Vec<IpNet>),
+}
+
+impl SourceNat {
+    /// Every address that is given, each once, but not more than 65,536; of an IPv4 prefix of more than two addresses not
+    /// the first and the last, which may be those of a network.
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        let mut addresses: Vec<IpAddr> = match self {
+            SourceNat::None | SourceNat::Auto => Vec::new(),
+            SourceNat::Static(address) => vec![*address],
+            SourceNat::Pool(nets) => nets.iter().flat_map(IpNet::hosts).take(65_536).collect(),
+        };
+        addresses.sort_unstable();
+        addresses.dedup();
+        addresses
+    }
+
+    /// Addresses and prefixes, as they are written.
+    fn of(parts: impl IntoIterator<Item = String>) -> Option<SourceNat> {
+        let net = |part: &String| {
+            let part = part.trim();
+            let address = part.parse::<IpAddr>().map(IpNet::from);
+            let net = address.or_else(|_| part.parse::<IpNet>().map(|net| net.trunc()));
+            net.ok()
+        };
+        let parts: Vec<String> = parts.into_iter().collect();
+        match &parts[..] {
+            [] => None,
+            [one] if !one.contains('/') => one.trim().parse().ok().map(SourceNat::Static),
+            all => Some(SourceNat::Pool(all.iter().map(net).collect::<Option<_>>()?)),
+        }
+    }
 }
 
 impl Value for SourceNat {
     fn kind() -> String {
-        "none, auto, or an IP address".into()
+        "none, auto, or IP addresses and prefixes".into()
     }
 
-    /// A word or an address, or in the file `{mode: static, ip: ADDRESS}`.
+    /// A word, or addresses and prefixes with commas between them; in the file also a list of these, or
+    /// `{mode: static, ip: ADDRESS}`, or `{mode: pool, addresses: LIST}`.
     fn parse(raw: &Json) -> Result<Self, Vec<Fault>> {
-        let from_text = |word: Option<String>| match word.as_deref() {
-            Some("none") => Some(SourceNat::None),
-            Some("auto") => Some(SourceNat::Auto),
-            Some(other) => other.parse().ok().map(SourceNat::Static),
-            None => None,
+        let from_list = |raw: &Json| match raw {
+            Json::Array(elements) => {
+                let parts: Option<Vec<String>> = elements.iter().map(text).collect();
+                SourceNat::of(parts?)
+            }
+            scalar => SourceNat::of(text(scalar)?.split(',').map(str::to_owned)),
         };
         let parsed = match raw {
             Json::Object(map) => match (
@@ -302,16 +337,21 @@ impl Value for SourceNat {
                 (Some("static"), Some(ip)) if map.len() == 2 => {
                     ip.parse().ok().map(SourceNat::Static)
                 }
+                (Some("pool"), None) if map.len() == 2 => map.get("addresses").and_then(from_list),
                 (Some("none"), None) if map.len() == 1 => Some(SourceNat::None),
                 (Some("auto"), None) if map.len() == 1 => Some(SourceNat::Auto),
                 _ => None,
             },
-            scalar => from_text(text(scalar)),
+            other => match text(other).as_deref() {
+                Some("none") => Some(SourceNat::None),
+                Some("auto") => Some(SourceNat::Auto),
+                _ => from_list(other),
+            },
         };
         match parsed {
             Some(nat) => Ok(nat),
             None => refuse(format!(
-                "{raw} is not a translation; write none, auto, an address, or {{mode: static, ip: ADDRESS}}"
+                "{raw} is not a translation; write none, auto, addresses or prefixes, or {{mode: static, ip: ADDRESS}}"
             )),
         }
     }
@@ -321,6 +361,7 @@ impl Value for SourceNat {
             SourceNat::None => "none".into(),
             SourceNat::Auto => "auto".into(),
             SourceNat::Static(address) => address.to_string(),
+            SourceNat::Pool(nets) => nets.show(),
         }
     }
 }
@@ -442,7 +483,7 @@ mod tests {
     #[test]
     fn translation_takes_the_published_mapping_too() {
         let address = SourceNat::Static("192.0.2.1".parse().unwrap());
-        assert_eq!(SourceNat::parse(&json!("192.0.2.1")), Ok(address));
+        assert_eq!(SourceNat::parse(&json!("192.0.2.1")), Ok(address.clone()));
         assert_eq!(
             SourceNat::parse(&json!({"mode": "static", "ip": "192.0.2.1"})),
             Ok(address)
@@ -456,8 +497,52 @@ mod tests {
             json!({"mode": "static"}),
             json!({"mode": "auto", "ip": "192.0.2.1"}),
             json!([]),
+            json!({"mode": "pool"}),
+            json!({"mode": "pool", "addresses": []}),
+            json!({"mode": "pool", "ip": "192.0.2.1"}),
+            json!(["192.0.2.1", "auto"]),
+            json!("192.0.2.1,"),
+            json!("192.0.2.0/33"),
         ] {
             assert!(SourceNat::parse(&bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_pool_of_translation_addresses_is_a_list_or_prefixes() {
+        #[track_caller]
+        fn check(raw: Json, shown: &str, addresses: &[&str]) {
+            let nat = SourceNat::parse(&raw).unwrap();
+            assert_eq!(nat.show(), shown);
+            let expected: Vec<IpAddr> = addresses.iter().map(|a| a.parse().unwrap()).collect();
+            assert_eq!(nat.addresses(), expected);
+            assert_eq!(SourceNat::parse(&json!(shown)), Ok(nat), "as it is shown");
+        }
+        let two = ["192.0.2.1", "192.0.2.9"];
+        let shown = "192.0.2.9/32, 192.0.2.1/32";
+        check(json!("192.0.2.9, 192.0.2.1"), shown, &two);
+        check(json!(["192.0.2.9", "192.0.2.1"]), shown, &two);
+        check(
+            json!({"mode": "pool", "addresses": ["192.0.2.9", "192.0.2.1"]}),
+            shown,
+            &two,
+        );
+        check(json!(["192.0.2.1"]), "192.0.2.1", &["192.0.2.1"]);
+        let of_prefix = ["192.0.2.5", "192.0.2.6"];
+        check(json!("192.0.2.5/30"), "192.0.2.4/30", &of_prefix);
+        check(
+            json!(["192.0.2.4/30", "192.0.2.6"]),
+            "192.0.2.4/30, 192.0.2.6/32",
+            &of_prefix,
+        );
+        check(
+            json!("2001:db8::/127"),
+            "2001:db8::/127",
+            &["2001:db8::", "2001:db8::1"],
+        );
+        for vast in ["10.0.0.0/8", "::/0"] {
+            let nat = SourceNat::parse(&json!(vast)).unwrap();
+            assert_eq!(nat.addresses().len(), 65_536);
         }
     }
 }

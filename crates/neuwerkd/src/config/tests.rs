@@ -830,6 +830,34 @@ fn translation_is_of_its_own_family() {
 }
 
 #[test]
+fn a_pool_of_translation_addresses_has_bounds() {
+    assert!(with(&["--snat=192.0.2.0/26,198.51.100.7,198.51.100.8"]).is_ok());
+    check(
+        with(&["--snat=192.0.2.0/26,198.51.100.7-8"]),
+        &[("--snat", "is not a translation")],
+    );
+    for vast in ["192.0.2.0/25", "10.0.0.0/8", "192.0.2.7,10.0.0.0/8"] {
+        check(
+            with(&[&format!("--snat={vast}")]),
+            &[("--snat", "is more than 64 addresses; write fewer")],
+        );
+    }
+    check(
+        file("dataplane: {snat: [192.0.2.7, 'fd00::1']}"),
+        &[("dataplane.snat", "fd00::1 is not an IPv4 host address")],
+    );
+    let inside = "--dataplane-ports-inside-addresses=10.1.0.5/24";
+    check(
+        with(&[
+            inside,
+            "--dataplane-ports-inside-gateway=10.1.0.1",
+            "--snat=10.1.0.0/29",
+        ]),
+        &[("--snat", "10.1.0.1 is a gateway; leave it out")],
+    );
+}
+
+#[test]
 fn lengths_of_time_have_a_unit() {
     let config = with(&["--policy-max-staleness=90s"]).unwrap();
     assert_eq!(

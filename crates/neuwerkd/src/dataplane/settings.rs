@@ -56,8 +56,8 @@ pub(super) fn settings(config: &Config, now: Now, workers: usize) -> Settings {
     Settings {
         ports,
         internal: config.policy.internal_cidr.clone(),
-        snat: snat(dataplane.snat),
-        nat66: Some(snat(dataplane.nat66)),
+        snat: snat(&dataplane.snat),
+        nat66: Some(snat(&dataplane.nat66)),
         nat_mapping: match dataplane.nat_mapping {
             config::NatMapping::AddressAndPortDependent => NatMapping::AddressAndPortDependent,
             config::NatMapping::EndpointIndependent => NatMapping::EndpointIndependent,
@@ -182,11 +182,12 @@ fn timeouts(dataplane: &config::Dataplane) -> Timeouts {
     timeouts
 }
 
-fn snat(nat: SourceNat) -> Snat {
+fn snat(nat: &SourceNat) -> Snat {
     match nat {
         SourceNat::None => Snat::None,
         SourceNat::Auto => Snat::Auto,
-        SourceNat::Static(address) => Snat::Static(address),
+        SourceNat::Static(address) => Snat::Static(*address),
+        SourceNat::Pool(_) => Snat::Pool(nat.addresses()),
     }
 }
 
@@ -235,5 +236,17 @@ mod tests {
             20,
         );
         check("idle_timeout_secs: 20", 20, 20, 20);
+    }
+
+    #[test]
+    fn a_pool_has_each_of_its_addresses() {
+        let addresses = |texts: &[&str]| texts.iter().map(|a| a.parse().unwrap()).collect();
+        let settings = of(
+            "snat: [192.0.2.7, 198.51.100.0/30], nat66: {mode: pool, addresses: '2001:db8:7::/127'}",
+        );
+        let snat = addresses(&["192.0.2.7", "198.51.100.1", "198.51.100.2"]);
+        let nat66 = addresses(&["2001:db8:7::", "2001:db8:7::1"]);
+        assert_eq!(settings.snat, Snat::Pool(snat));
+        assert_eq!(settings.nat66, Some(Snat::Pool(nat66)));
     }
 }
