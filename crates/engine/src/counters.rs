@@ -1,7 +1,10 @@
 //! What a worker counts. One writer (the worker), any number of readers; no locked instruction.
 
 use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use arc_swap::ArcSwap;
 
 use crate::address::Addr;
 use crate::port::{Link, PortStats};
@@ -132,6 +135,99 @@ impl CloseReason {
     }
 }
 
+/// A step of the handshake by which a TCP connection is opened (RFC 9293 §3.5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Handshake {
+    /// The client's first segment, which has opened a flow.
+    Syn,
+    /// The server's answer to it.
+    SynAck,
+    /// The client's answer to that: the connection is open.
+    Ack,
+    /// One end has reset it before.
+    Reset,
+}
+
+impl Handshake {
+    /// All steps, in the order of their discriminants.
+    pub const ALL: [Handshake; 4] = [
+        Handshake::Syn,
+        Handshake::SynAck,
+        Handshake::Ack,
+        Handshake::Reset,
+    ];
+
+    /// The stable name used in metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Handshake::Syn => "syn",
+            Handshake::SynAck => "syn_ack",
+            Handshake::Ack => "ack",
+            Handshake::Reset => "reset",
+        }
+    }
+}
+
+/// How many ports were tried, for each flow that one was looked for.
+#[derive(Debug, Default)]
+pub struct PortScans {
+    flows: [Counter; PortScans::BOUNDS.len() + 1],
+    ports: Counter,
+}
+
+impl PortScans {
+    /// The most ports that flows of each bucket needed; the last bucket has no bound.
+    pub const BOUNDS: [u64; 7] = [1, 2, 4, 8, 16, 32, 512];
+
+    /// Flows by bucket: each is in one.
+    pub fn flows(&self) -> [u64; PortScans::BOUNDS.len() + 1] {
+        std::array::from_fn(|bucket| self.flows[bucket].get())
+    }
+
+    /// Ports tried in all.
+    pub fn ports(&self) -> u64 {
+        self.ports.get()
+    }
+
+    pub(crate) fn note(&self, ports: u64) {
+        let bucket = Self::BOUNDS.partition_point(|bound| *bound < ports);
+        self.flows[bucket].inc();
+        self.ports.add(ports);
+    }
+}
+
+/// What is counted of the flows of one source group.
+#[derive(Debug, Default)]
+pub struct GroupCounters {
+    opened: [Counter; 4],
+    /// TCP handshakes that were completed.
+    pub handshakes_completed: Counter,
+    unfinished: [Counter; CloseReason::ALL.len()],
+}
+
+impl GroupCounters {
+    /// Flows opened.
+    pub fn opened(&self, protocol: Protocol) -> u64 {
+        self.opened[protocol as usize].get()
+    }
+
+    pub(crate) fn count_opened(&self, proto: u8) {
+        self.opened[Protocol::of(proto) as usize].inc();
+    }
+
+    /// TCP flows that ended for this reason after the server had answered, and before the client had answered that.
+    pub fn unfinished(&self, reason: CloseReason) -> u64 {
+        self.unfinished[reason as usize].get()
+    }
+
+    pub(crate) fn count_unfinished(&self, reason: CloseReason) {
+        self.unfinished[reason as usize].inc();
+    }
+}
+
+/// Source groups by their ids, each with what is counted of it.
+pub type Groups = Vec<(Arc<str>, Arc<GroupCounters>)>;
+
 /// What one data port of a worker has moved and lost, and whether it is up; a few hundred milliseconds old at most.
 #[derive(Debug, Default)]
 pub struct PortCounters {
@@ -247,8 +343,16 @@ pub struct WorkerCounters {
     denied: [[Volume; 4]; 2],
     drops: [Volume; DropReason::COUNT],
     closed: [Counter; CloseReason::ALL.len()],
+    handshakes: [Counter; Handshake::ALL.len()],
+    handshake_drops: [[Counter; DropReason::COUNT]; 2],
+    unanswered: [Counter; CloseReason::ALL.len()],
+    groups: ArcSwap<Groups>,
     ports: [PortCounters; MAX_PORTS],
     port_count: Counter,
+    /// What is counted of flows that no source group decided about.
+    pub ungrouped: GroupCounters,
+    /// Looks for a NAT port that found one, and those that did not.
+    pub nat_scans: [PortScans; 2],
     /// Frames handed to the host over the lane.
     pub local: Volume,
     /// Frames handed over to the workers that own their flows.
@@ -332,6 +436,12 @@ impl Default for WorkerCounters {
             denied: Default::default(),
             drops: std::array::from_fn(|_| Volume::default()),
             closed: Default::default(),
+            handshakes: Default::default(),
+            handshake_drops: std::array::from_fn(|_| std::array::from_fn(|_| Counter::default())),
+            unanswered: Default::default(),
+            groups: ArcSwap::default(),
+            ungrouped: GroupCounters::default(),
+            nat_scans: Default::default(),
             ports: Default::default(),
             port_count: Counter::default(),
             local: Volume::default(),
@@ -418,6 +528,43 @@ impl WorkerCounters {
     /// Flows that left the table.
     pub fn flows_closed(&self) -> u64 {
         self.closed.iter().map(Counter::get).sum()
+    }
+
+    /// The source groups of the policy in force, and those before that have flows still, with what is counted of each
+    /// since a policy has it. A group that comes back is counted anew.
+    pub fn groups(&self) -> Arc<Groups> {
+        self.groups.load_full()
+    }
+
+    pub(crate) fn set_groups(&self, groups: Groups) {
+        self.groups.store(Arc::new(groups));
+    }
+
+    /// Steps of TCP handshakes.
+    pub fn handshakes(&self, step: Handshake) -> u64 {
+        self.handshakes[step as usize].get()
+    }
+
+    pub(crate) fn count_handshake(&self, step: Handshake) {
+        self.handshakes[step as usize].inc();
+    }
+
+    /// First segments of TCP connections (`false`), or answers to these (`true`), discarded for one reason.
+    pub fn handshake_drops(&self, is_answer: bool, reason: DropReason) -> u64 {
+        self.handshake_drops[usize::from(is_answer)][reason as usize].get()
+    }
+
+    pub(crate) fn count_handshake_drop(&self, is_answer: bool, reason: DropReason) {
+        self.handshake_drops[usize::from(is_answer)][reason as usize].inc();
+    }
+
+    /// TCP flows that ended for one reason while only their first segment had been seen.
+    pub fn unanswered(&self, reason: CloseReason) -> u64 {
+        self.unanswered[reason as usize].get()
+    }
+
+    pub(crate) fn count_unanswered(&self, reason: CloseReason) {
+        self.unanswered[reason as usize].inc();
     }
 
     pub(crate) fn count_closed(&self, reason: CloseReason) {

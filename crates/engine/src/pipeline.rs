@@ -39,7 +39,7 @@ use policy::{Facts, OnDeny};
 
 use crate::address::Addr;
 use crate::clock::{Now, Tick};
-use crate::counters::{CloseReason, Direction};
+use crate::counters::{CloseReason, Direction, GroupCounters, Handshake};
 use crate::event::{Event, FlowFacts};
 use crate::flow::key::Random;
 use crate::flow::{Flow, FlowId, FlowTable, Lookup, NO_GROUP, NO_RULE, Sides};
@@ -58,9 +58,9 @@ use crate::route::Hop;
 use crate::snapshot::{NatMapping, Side, Snapshot};
 use crate::steer::{Owner, Steering};
 use crate::tally::{self, Tally};
-use crate::tcp::{Connection, End};
+use crate::tcp::{Connection, End, State};
 use crate::wire::ethernet;
-use crate::wire::tcp::{RST, SYN};
+use crate::wire::tcp::{ACK, RST, SYN};
 use crate::wire::{icmp, proto};
 use crate::{DropReason, Verdict, WorkerCounters};
 
@@ -206,6 +206,7 @@ impl Pipeline {
         };
         let mut tally = Tally::new(config.flow_capacity, flows.hasher().clone())?;
         tally.install(snapshot.policy());
+        counters.set_groups(tally.groups());
         let fragments = Fragments::new(flows.hasher().clone())?;
         let identifications = Identifications::new(
             flows.hasher().clone(),
@@ -304,6 +305,7 @@ impl Pipeline {
         self.news += 1;
         if !same_policy {
             self.tally.install(self.snapshot.policy());
+            self.counters.set_groups(self.tally.groups());
         }
         self.epoch = self.epoch.wrapping_add(1);
         self.heed_mtus();
@@ -419,6 +421,14 @@ impl Pipeline {
             return Step::Hold;
         }
         let step = step.unwrap_or_else(Step::Drop);
+        if let Step::Drop(reason) = step
+            && p.content == Content::Flow
+            && p.key.proto == proto::TCP
+            && p.segment.has(SYN)
+        {
+            self.counters
+                .count_handshake_drop(p.segment.has(ACK), reason);
+        }
         self.count(step, direction, p.key.proto, bytes);
         step
     }
@@ -776,6 +786,10 @@ impl Pipeline {
         }
 
         self.counters.flows_opened.inc();
+        self.group_counters(flow.tally).count_opened(flow.proto);
+        if is_tcp && !picks_up {
+            self.counters.count_handshake(Handshake::Syn);
+        }
         self.use_grant(flow.grant);
         self.tunnels.opened(flow.tunnel);
         self.counters
@@ -798,6 +812,12 @@ impl Pipeline {
             });
         }
         Ok(id)
+    }
+
+    /// What is counted of the group whose flows are at this place of the tally.
+    fn group_counters(&self, place: u16) -> &GroupCounters {
+        let of_group = self.tally.counters(place);
+        of_group.unwrap_or(&self.counters.ungrouped)
     }
 
     /// How many flows there may be before a further one of this client takes the place of another. The last sixteenth is
@@ -897,6 +917,9 @@ impl Pipeline {
             &mut probes,
         );
         self.counters.nat_port_probes.add(probes);
+        if probes > 0 {
+            self.counters.nat_scans[usize::from(bound.is_err())].note(probes);
+        }
         let bound = bound?;
         if let Some((id, reason)) = bound.instead_of {
             self.close(id, reason);
@@ -997,11 +1020,28 @@ impl Pipeline {
         let connection = &mut self.flows.body_mut(id).tcp;
         let before = connection.state;
         connection.advance(from, &p.segment, settings.tcp_window_check)?;
-        if connection.state != before {
+        let after = connection.state;
+        if after != before {
             self.flows.head_mut(id).last_seen = now.tick();
             self.flows.reschedule(id, self.snapshot.idle());
+            self.count_handshake(id, from, before, after);
         }
         Ok(())
+    }
+
+    /// Counts the step that a connection's handshake has made, if it is in it.
+    fn count_handshake(&self, id: FlowId, from: End, before: State, after: State) {
+        let step = match (before, after) {
+            (State::SynSent, State::SynReceived) => Handshake::SynAck,
+            (State::SynSent | State::SynReceived, State::Reset) => Handshake::Reset,
+            (State::SynReceived, _) if from == End::Client => Handshake::Ack,
+            _ => return,
+        };
+        self.counters.count_handshake(step);
+        if step == Handshake::Ack {
+            let group = self.group_counters(self.flows.head(id).tally);
+            group.handshakes_completed.inc();
+        }
     }
 
     /// Refuses a packet whose TTL or hop limit ends here, and says so to its sender.
@@ -1238,6 +1278,13 @@ impl Pipeline {
         self.tally.leave(flow);
         self.leave_grant(flow.grant);
         self.counters.count_closed(reason);
+        if flow.proto == proto::TCP {
+            match flow.tcp.state {
+                State::SynSent => self.counters.count_unanswered(reason),
+                State::SynReceived => self.group_counters(flow.tally).count_unfinished(reason),
+                _ => {}
+            }
+        }
         self.tunnels.closed(flow.tunnel);
         self.counters
             .flows_active

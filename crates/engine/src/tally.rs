@@ -15,6 +15,7 @@ use policy::Compiled;
 use crate::DropReason;
 use crate::address::Addr;
 use crate::clock::Now;
+use crate::counters::{GroupCounters, Groups};
 use crate::flow::key::KeyHasher;
 use crate::flow::{Flow, NO_GROUP, halves};
 use crate::fragment::source;
@@ -45,9 +46,11 @@ const FLOWS_PER_HEAD: usize = 8;
 
 #[derive(Debug)]
 struct Group {
+    id: Arc<str>,
     flows: u32,
     /// Whether the policy in force has it.
     current: bool,
+    counters: Arc<GroupCounters>,
 }
 
 #[derive(Debug)]
@@ -107,8 +110,10 @@ impl Tally {
 
     fn add_group(&mut self, id: &str) -> u16 {
         let group = Group {
+            id: id.into(),
             flows: 0,
             current: true,
+            counters: Arc::default(),
         };
         let unused = |group: &Group| !group.current && group.flows == 0;
         let place = match self.groups.iter().position(unused) {
@@ -126,6 +131,20 @@ impl Tally {
         };
         self.by_id.insert(id.into(), place as u16);
         place as u16
+    }
+
+    /// The groups that are counted now.
+    pub(crate) fn groups(&self) -> Groups {
+        let counted = self.groups.iter().filter(|g| g.current || g.flows > 0);
+        counted
+            .map(|group| (Arc::clone(&group.id), Arc::clone(&group.counters)))
+            .collect()
+    }
+
+    /// What is counted at a place; none for flows that no group decided about.
+    pub(crate) fn counters(&self, place: u16) -> Option<&GroupCounters> {
+        let group = self.groups.get(usize::from(place))?;
+        Some(&group.counters)
     }
 
     /// Where the group at this position of the policy in force is counted.

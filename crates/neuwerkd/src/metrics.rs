@@ -8,6 +8,7 @@ mod addresses;
 mod consensus;
 mod dataplane;
 mod dpdk;
+pub(crate) mod flows;
 pub(crate) mod handover;
 mod links;
 mod reference;
@@ -36,6 +37,7 @@ use addresses::AddressCollector;
 use consensus::ConsensusCollector;
 use dataplane::DataplaneCollector;
 use dpdk::DpdkCollector;
+use flows::FlowsCollector;
 pub use links::Links;
 use links::LinksCollector;
 pub use reference::reference;
@@ -78,6 +80,7 @@ impl Metrics {
     fn router(mut self, app: &Arc<App>) -> Router {
         ConsensusCollector::register(&mut self.registry, Arc::clone(app));
         DataplaneCollector::register(&mut self.registry, Arc::clone(app));
+        FlowsCollector::register(&mut self.registry, Arc::clone(app));
         DpdkCollector::register(&mut self.registry, Arc::clone(app));
         AddressCollector::register(&mut self.registry, Arc::clone(app));
         LinksCollector::register(&mut self.registry, Arc::clone(app));

@@ -25,7 +25,7 @@ pub(crate) struct Head {
     pub(crate) proto: u8,
     pub(crate) sides: Sides,
     tunnel: u16,
-    tally: u16,
+    pub(crate) tally: u16,
     pub(crate) last_seen: Tick,
     pub(crate) epoch: u32,
 }

@@ -3,6 +3,7 @@
 mod acquire;
 mod attack;
 mod bench;
+mod counted;
 mod fragments;
 mod grants;
 mod hairpin;

@@ -10,7 +10,7 @@ use sim::frame::{ACK, Body, FIN, Frame, RST, SYN};
 
 const SERVER: &str = "198.51.100.1:80";
 
-fn out(port: u16, flags: u8, seq: u32, ack: u32, payload: &[u8]) -> Frame {
+pub(crate) fn out(port: u16, flags: u8, seq: u32, ack: u32, payload: &[u8]) -> Frame {
     Frame::tcp(
         (ip("10.0.0.2"), port).into(),
         at(SERVER),
@@ -21,7 +21,7 @@ fn out(port: u16, flags: u8, seq: u32, ack: u32, payload: &[u8]) -> Frame {
     )
 }
 
-fn back(port: u16, flags: u8, seq: u32, ack: u32, payload: &[u8]) -> Frame {
+pub(crate) fn back(port: u16, flags: u8, seq: u32, ack: u32, payload: &[u8]) -> Frame {
     Frame::tcp(
         at(SERVER),
         (ip("192.0.2.1"), port).into(),

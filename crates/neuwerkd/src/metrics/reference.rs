@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use engine::DropReason;
 
-use super::{HTTP, addresses, consensus, dataplane, dpdk, handover, links};
+use super::{HTTP, addresses, consensus, dataplane, dpdk, flows, handover, links};
 
 const PREFACE: &str = "\
 <!-- Generated: cargo run -p neuwerk -- reference metrics > docs/metrics.md -->
@@ -51,14 +51,16 @@ pub fn reference() -> String {
     rows.extend(consensus::counters().map(|(name, help)| (total(name), "counter", "", help)));
     let counters = links::counters()
         .chain(dataplane::counters())
+        .chain(flows::counters())
         .chain(dpdk::counters())
         .chain(handover::COUNTERS)
         .chain(addresses::counters());
     rows.extend(counters.map(|(name, labels, help)| (total(name), "counter", labels, help)));
-    rows.extend(
-        links::histograms().map(|(name, labels, help)| (name.into(), "histogram", labels, help)),
-    );
-    let gauges = dataplane::gauges().chain(dpdk::GAUGES);
+    let histograms = links::histograms().into_iter().chain(flows::histograms());
+    rows.extend(histograms.map(|(name, labels, help)| (name.into(), "histogram", labels, help)));
+    let gauges = dataplane::gauges()
+        .chain(flows::gauges())
+        .chain(dpdk::GAUGES);
     rows.extend(gauges.map(|(name, labels, help)| (name.into(), "gauge", labels, help)));
     rows.extend(addresses::gauges().map(|(name, help)| (name.into(), "gauge", "", help)));
     rows.sort();

@@ -234,6 +234,25 @@ async fn the_stats_tell_the_share_of_the_ports_in_use() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn flows_are_counted_by_worker_and_source_group() {
+    let cluster = Cluster::one().await;
+    let _dataplane = looked_at(&cluster, 0, &[5001, 5002, 5003]).await;
+    let mut registry = prometheus_client::registry::Registry::default();
+    let app = Arc::clone(cluster.app(0));
+    crate::metrics::flows::FlowsCollector::register(&mut registry, app);
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    for line in [
+        r#"dp_flow_opens_total{proto="udp",source_group="clients"} 3"#,
+        r#"dp_flow_lifecycle_events_total{worker="0",event="opened",reason="new"} 3"#,
+        r#"dp_nat_port_scan_steps_bucket{le="1.0",worker="0",result="found"} 3"#,
+        r#"dp_nat_port_scan_steps_count{worker="0",result="found"} 3"#,
+    ] {
+        assert!(text.contains(line), "{line}\n{text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn flows_end_when_an_administrator_says_which() {
     let cluster = Cluster::one().await;
     let dataplane = looked_at(&cluster, 0, &[5001, 5002, 5003]).await;

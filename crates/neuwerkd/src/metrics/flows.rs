@@ -1,0 +1,343 @@
+//! What becomes of flows, by packet worker and by source group, as metrics. Of what is told by group or by reason, only
+//! what has happened has a line: there may be ten thousand groups.
+
+use std::collections::BTreeMap;
+use std::fmt::Error;
+use std::sync::Arc;
+
+use engine::counters::{CloseReason, GroupCounters, Groups, Handshake, PortScans, Protocol};
+use engine::{DropReason, WorkerCounters};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+
+use crate::http::App;
+
+/// Reads the counters that `app` has now.
+pub(crate) struct FlowsCollector {
+    app: Arc<App>,
+}
+
+impl FlowsCollector {
+    /// Registers it.
+    pub(crate) fn register(registry: &mut Registry, app: Arc<App>) {
+        registry.register_collector(Box::new(Self { app }));
+    }
+}
+
+impl std::fmt::Debug for FlowsCollector {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("FlowsCollector")
+    }
+}
+
+impl Collector for FlowsCollector {
+    fn encode(&self, encoder: DescriptorEncoder) -> Result<(), Error> {
+        encode(&self.app.counters(), encoder)
+    }
+}
+
+/// Name, labels, help.
+type Described = (&'static str, &'static str, &'static str);
+
+const OPENS: Described = (
+    "dp_flow_opens",
+    "proto, source_group",
+    "Flows opened, by the source group that allowed them; `default` if none decided",
+);
+const LIFECYCLE: Described = (
+    "dp_flow_lifecycle_events",
+    "worker, event, reason",
+    "Flows opened (`new`, `picked_up` in the middle of their connection, `taken_over` from the process before this one) and closed, by reason",
+);
+const PROMOTIONS: Described = (
+    "dp_syn_only_promotions",
+    "worker, reason",
+    "TCP flows of which only the first SYN had been seen, and that were answered",
+);
+const EVICTIONS: Described = (
+    "dp_syn_only_evictions",
+    "worker, reason",
+    "TCP flows that ended while only their first SYN had been seen, by why they ended",
+);
+const HANDSHAKES: Described = (
+    "dp_tcp_handshake_events",
+    "worker, event",
+    "Steps of TCP handshakes: syn (it opened a flow), syn_ack, ack (the connection is open), reset (it was refused)",
+);
+const FINAL_ACKS: Described = (
+    "dp_tcp_handshake_final_ack_in",
+    "worker, source_group",
+    "TCP handshakes that were completed",
+);
+const NO_FINAL_ACK: Described = (
+    "dp_tcp_handshake_synack_out_without_followup_ack",
+    "worker, source_group, reason",
+    "TCP flows that ended after the server had answered and before the client had answered that, by why they ended",
+);
+const HANDSHAKE_DROPS: Described = (
+    "dp_tcp_handshake_drops",
+    "worker, phase, reason",
+    "Segments of TCP handshakes that were discarded: syn, syn_ack",
+);
+
+/// A gauge of one worker.
+type Read = fn(&WorkerCounters) -> f64;
+
+#[rustfmt::skip] // A table reads better in columns.
+const GAUGES: [(&str, &str, &str, Read); 3] = [
+    ("dp_flow_table_used_slots_ratio", "worker", "Share of the places for flows that one packet worker uses, 0 to 1",
+        |w| w.flows_active.get() as f64 / (w.flow_capacity.get() as f64).max(1.0)),
+    ("dp_flow_table_tombstones",       "worker", "Places of ended flows that lookups still pass over: none, since an entry goes with its flow", |_| 0.0),
+    ("dp_flow_table_tombstone_ratio",  "worker", "The same as a share of all places: 0", |_| 0.0),
+];
+
+const SCANS: Described = (
+    "dp_nat_port_scan_steps",
+    "worker, result",
+    "Ports tried for one translated flow until one was `found`, or the search was given up (`exhausted`)",
+);
+
+/// Name, labels and help of every counter.
+pub(super) fn counters() -> [Described; 8] {
+    [
+        OPENS,
+        LIFECYCLE,
+        PROMOTIONS,
+        EVICTIONS,
+        HANDSHAKES,
+        FINAL_ACKS,
+        NO_FINAL_ACK,
+        HANDSHAKE_DROPS,
+    ]
+}
+
+/// Name, labels and help of every gauge.
+pub(super) fn gauges() -> impl Iterator<Item = Described> {
+    GAUGES
+        .iter()
+        .map(|(name, labels, help, _)| (*name, *labels, *help))
+}
+
+/// Name, labels and help of every histogram.
+pub(super) fn histograms() -> [Described; 1] {
+    [SCANS]
+}
+
+const PROTOCOLS: [(Protocol, &str); 4] = [
+    (Protocol::Tcp, "tcp"),
+    (Protocol::Udp, "udp"),
+    (Protocol::Icmp, "icmp"),
+    (Protocol::Other, "other"),
+];
+
+/// A worker with its number and its source groups.
+struct Worker<'a> {
+    number: String,
+    counters: &'a WorkerCounters,
+    groups: Arc<Groups>,
+}
+
+impl Worker<'_> {
+    /// Each group's name and counters; `default` for flows that no group decided about.
+    fn groups(&self) -> impl Iterator<Item = (&str, &GroupCounters)> {
+        let named = self.groups.iter().map(|(id, group)| (&**id, &**group));
+        named.chain([("default", &self.counters.ungrouped)])
+    }
+}
+
+fn encode(workers: &[Arc<WorkerCounters>], mut encoder: DescriptorEncoder) -> Result<(), Error> {
+    let workers = workers.iter().enumerate();
+    let workers: Vec<Worker> = workers
+        .map(|(number, counters)| Worker {
+            number: number.to_string(),
+            counters,
+            groups: counters.groups(),
+        })
+        .collect();
+    let encoder = &mut encoder;
+    opens(encoder, &workers)?;
+    lifecycle(encoder, &workers)?;
+    let lines = workers.iter().map(|worker| {
+        let answered = worker.counters.handshakes(Handshake::SynAck);
+        (
+            [("worker", &*worker.number), ("reason", "answered")],
+            answered,
+        )
+    });
+    counter(encoder, PROMOTIONS, lines)?;
+    let lines = workers.iter().flat_map(|worker| {
+        CloseReason::ALL.map(|reason| {
+            let labels = [("worker", &*worker.number), ("reason", reason.name())];
+            (labels, worker.counters.unanswered(reason))
+        })
+    });
+    counter(encoder, EVICTIONS, lines.filter(happened))?;
+    let lines = workers.iter().flat_map(|worker| {
+        Handshake::ALL.map(|step| {
+            let labels = [("worker", &*worker.number), ("event", step.name())];
+            (labels, worker.counters.handshakes(step))
+        })
+    });
+    counter(encoder, HANDSHAKES, lines)?;
+    let lines = workers.iter().flat_map(|worker| {
+        worker.groups().map(move |(id, group)| {
+            let labels = [("worker", &*worker.number), ("source_group", id)];
+            (labels, group.handshakes_completed.get())
+        })
+    });
+    counter(encoder, FINAL_ACKS, lines.filter(happened))?;
+    let lines = workers.iter().flat_map(|worker| {
+        worker.groups().flat_map(move |(id, group)| {
+            CloseReason::ALL.map(|reason| {
+                let labels = [
+                    ("worker", &*worker.number),
+                    ("source_group", id),
+                    ("reason", reason.name()),
+                ];
+                (labels, group.unfinished(reason))
+            })
+        })
+    });
+    counter(encoder, NO_FINAL_ACK, lines.filter(happened))?;
+    let lines = workers.iter().flat_map(|worker| {
+        [("syn", false), ("syn_ack", true)]
+            .into_iter()
+            .flat_map(move |(phase, is_answer)| {
+                DropReason::ALL.iter().map(move |reason| {
+                    let labels = [
+                        ("worker", &*worker.number),
+                        ("phase", phase),
+                        ("reason", reason.name()),
+                    ];
+                    (labels, worker.counters.handshake_drops(is_answer, *reason))
+                })
+            })
+    });
+    counter(encoder, HANDSHAKE_DROPS, lines.filter(happened))?;
+    for (name, label, help, read) in GAUGES {
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for worker in &workers {
+            let labels = [(label, &*worker.number)];
+            ConstGauge::new(read(worker.counters)).encode(family.encode_family(&labels)?)?;
+        }
+    }
+    scans(encoder, &workers)
+}
+
+fn happened<L>((_, value): &(L, u64)) -> bool {
+    *value > 0
+}
+
+/// A family with these lines.
+fn counter<L: EncodeLabelSet>(
+    encoder: &mut DescriptorEncoder,
+    (name, _, help): Described,
+    lines: impl Iterator<Item = (L, u64)>,
+) -> Result<(), Error> {
+    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+    for (labels, value) in lines {
+        ConstCounter::new(value).encode(family.encode_family(&labels)?)?;
+    }
+    Ok(())
+}
+
+fn opens(encoder: &mut DescriptorEncoder, workers: &[Worker]) -> Result<(), Error> {
+    let mut opened = BTreeMap::<_, u64>::new();
+    for (id, group) in workers.iter().flat_map(|worker| worker.groups()) {
+        for (protocol, name) in PROTOCOLS {
+            *opened.entry((name, id)).or_default() += group.opened(protocol);
+        }
+    }
+    let lines = opened.into_iter().map(|((proto, id), value)| {
+        let labels = [("proto", proto), ("source_group", id)];
+        (labels, value)
+    });
+    counter(encoder, OPENS, lines.filter(happened))
+}
+
+fn lifecycle(encoder: &mut DescriptorEncoder, workers: &[Worker]) -> Result<(), Error> {
+    let mut lines = Vec::new();
+    for Worker {
+        number, counters, ..
+    } in workers
+    {
+        let (opened, picked_up) = (counters.flows_opened.get(), counters.picked_up.get());
+        let mut line = |event, reason, value| {
+            let labels = [("worker", &**number), ("event", event), ("reason", reason)];
+            lines.push((labels, value));
+        };
+        line("opened", "new", opened.saturating_sub(picked_up));
+        line("opened", "picked_up", picked_up);
+        line("opened", "taken_over", counters.taken_over.get());
+        for reason in CloseReason::ALL {
+            line("closed", reason.name(), counters.closed(reason));
+        }
+    }
+    counter(encoder, LIFECYCLE, lines.into_iter())
+}
+
+fn scans(encoder: &mut DescriptorEncoder, workers: &[Worker]) -> Result<(), Error> {
+    let (name, _, help) = SCANS;
+    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
+    for worker in workers {
+        for (scans, result) in worker.counters.nat_scans.iter().zip(["found", "exhausted"]) {
+            let bounds = PortScans::BOUNDS.map(|bound| bound as f64);
+            let flows = scans.flows();
+            let buckets: Vec<(f64, u64)> = bounds
+                .into_iter()
+                .chain([f64::INFINITY])
+                .zip(flows)
+                .collect();
+            let labels = [("worker", &*worker.number), ("result", result)];
+            family
+                .encode_family(&labels)?
+                .encode_histogram::<NoLabelSet>(
+                    scans.ports() as f64,
+                    flows.iter().sum(),
+                    &buckets,
+                    None,
+                )?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug)]
+    struct Two;
+
+    impl Collector for Two {
+        fn encode(&self, encoder: DescriptorEncoder) -> Result<(), Error> {
+            super::encode(&[Arc::default(), Arc::default()], encoder)
+        }
+    }
+
+    #[test]
+    fn the_published_families_and_labels() {
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(Two));
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        for line in [
+            r#"dp_flow_lifecycle_events_total{worker="1",event="opened",reason="new"} 0"#,
+            r#"dp_flow_lifecycle_events_total{worker="0",event="closed",reason="idle_timeout"} 0"#,
+            r#"dp_syn_only_promotions_total{worker="0",reason="answered"} 0"#,
+            r#"dp_tcp_handshake_events_total{worker="1",event="syn_ack"} 0"#,
+            r#"dp_flow_table_used_slots_ratio{worker="0"} 0.0"#,
+            r#"dp_flow_table_tombstones{worker="0"} 0.0"#,
+            r#"dp_nat_port_scan_steps_bucket{le="+Inf",worker="1",result="exhausted"} 0"#,
+        ] {
+            assert!(text.contains(line), "{line}\n{text}");
+        }
+        let helps = text.lines().filter(|line| line.starts_with("# HELP"));
+        let described = counters().len() + gauges().count() + histograms().len();
+        assert_eq!(helps.count(), described);
+    }
+}
