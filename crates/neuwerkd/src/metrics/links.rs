@@ -138,7 +138,7 @@ fn peers(encoder: &mut DescriptorEncoder, tally: &Tally) -> Result<(), std::fmt:
 
 /// Each bucket's upper bound and content, the encoder's way, and the sum of the contents.
 fn buckets(requests: &Requests) -> (Vec<(f64, u64)>, u64) {
-    let bounds = BOUNDS_S.into_iter().chain([f64::MAX]);
+    let bounds = BOUNDS_S.into_iter().chain([f64::INFINITY]);
     let count = requests.answered.iter().sum();
     (bounds.zip(requests.answered).collect(), count)
 }
@@ -155,6 +155,6 @@ mod tests {
         let (buckets, count) = buckets(&requests);
         assert_eq!((buckets.len(), count), (BOUNDS_S.len() + 1, 5));
         assert_eq!(buckets[0], (0.000_5, 3));
-        assert_eq!(buckets[BOUNDS_S.len()], (f64::MAX, 2));
+        assert_eq!(buckets[BOUNDS_S.len()], (f64::INFINITY, 2));
     }
 }
