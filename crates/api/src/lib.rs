@@ -6,6 +6,7 @@
 #![warn(missing_docs)]
 
 pub mod account;
+pub mod audit;
 pub mod auth;
 pub mod changes;
 pub mod client;

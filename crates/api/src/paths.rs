@@ -42,6 +42,8 @@ pub const FLOWS_TOP: &str = "/api/v1/dataplane/flows/top";
 pub const FLOWS_KILL: &str = "/api/v1/dataplane/flows/kill";
 /// Translation addresses and their ports.
 pub const NAT: &str = "/api/v1/dataplane/nat";
+/// What the policy has denied on a node.
+pub const FINDINGS: &str = "/api/v1/audit/findings";
 /// What a node would do with a packet.
 pub const EXPLAIN: &str = "/api/v1/dataplane/explain";
 /// Names that clients have resolved.

@@ -2,6 +2,7 @@
 //! and counted, and packets go on.
 
 use std::net::IpAddr;
+use std::sync::mpsc::SyncSender;
 
 use crate::counters::CloseReason;
 
@@ -33,6 +34,8 @@ pub enum Event {
     Opened {
         /// Which.
         flow: FlowFacts,
+        /// Type and code of the ICMP query that opened it.
+        icmp: Option<(u8, u8)>,
         /// The policy is in audit mode and would have denied it.
         would_deny: bool,
     },
@@ -51,5 +54,36 @@ pub enum Event {
     Denied {
         /// Which.
         flow: FlowFacts,
+        /// Type and code of the ICMP query that would have opened it.
+        icmp: Option<(u8, u8)>,
     },
+}
+
+/// Where the events of one worker go, and which of them are wanted. Whoever receives them should look at them now and then
+/// rather than wait for each: to wake somebody who waits costs the worker a call of the system.
+#[derive(Clone, Debug)]
+pub struct Ring {
+    events: SyncSender<Event>,
+    all: bool,
+}
+
+impl Ring {
+    /// Takes every event.
+    pub fn of_all(events: SyncSender<Event>) -> Ring {
+        Ring { events, all: true }
+    }
+
+    /// Takes only what the policy denies, and what it would deny if it were not in audit mode.
+    pub fn of_denials(events: SyncSender<Event>) -> Ring {
+        Ring { events, all: false }
+    }
+
+    pub(crate) fn takes_all(&self) -> bool {
+        self.all
+    }
+
+    /// False if it is full, or nobody takes from it any more: the event is lost.
+    pub(crate) fn put(&self, event: Event) -> bool {
+        self.events.try_send(event).is_ok()
+    }
 }

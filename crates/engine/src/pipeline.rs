@@ -33,14 +33,13 @@ pub(crate) use icmp_error::quoted_key;
 
 use overlay::Underway;
 use std::sync::Arc;
-use std::sync::mpsc::SyncSender;
 
 use policy::{Facts, OnDeny};
 
 use crate::address::Addr;
 use crate::clock::{Now, Tick};
 use crate::counters::{CloseReason, Direction, GroupCounters, Handshake};
-use crate::event::{Event, FlowFacts};
+use crate::event::{Event, FlowFacts, Ring};
 use crate::flow::key::Random;
 use crate::flow::{Flow, FlowId, FlowTable, Lookup, NO_GROUP, NO_RULE, Sides};
 use crate::fragment::{Fragments, Identifications, Whole};
@@ -157,7 +156,7 @@ pub(crate) struct Pipeline {
     /// Neighbours to ask in this turn; empty between turns, kept for its memory.
     to_ask: Vec<NeighborId>,
     counters: Arc<WorkerCounters>,
-    events: Option<SyncSender<Event>>,
+    events: Option<Ring>,
     random: Random,
     partition: Partition,
     steering: Steering,
@@ -660,9 +659,7 @@ impl Pipeline {
             self.reset_both(now, &flow, from, frame, p);
         }
         self.close(id, CloseReason::Policy);
-        self.emit(Event::Denied {
-            flow: self.describe(&flow),
-        });
+        self.emit_denied(&flow);
         Err(DropReason::PolicyChanged)
     }
 
@@ -755,9 +752,7 @@ impl Pipeline {
             if decision.on_deny == OnDeny::Reset && is_tcp {
                 self.refuse_segment(now, port, frame, p);
             }
-            self.emit(Event::Denied {
-                flow: self.describe(&flow),
-            });
+            self.emit_denied(&flow);
             return Err(DropReason::PolicyDenied);
         }
         if snapshot.settings().draining {
@@ -804,10 +799,12 @@ impl Pipeline {
         if decision.would_deny {
             self.counters.would_deny.inc();
         }
-        if self.events.is_some() {
-            let flow = self.describe(&flow);
+        if let Some(ring) = &self.events
+            && (decision.would_deny || ring.takes_all())
+        {
             self.emit(Event::Opened {
-                flow,
+                flow: self.describe(&flow),
+                icmp: icmp_of(&flow),
                 would_deny: decision.would_deny,
             });
         }
@@ -1292,7 +1289,7 @@ impl Pipeline {
         if flow.is_translated() {
             self.unbound(flow);
         }
-        if self.events.is_some() {
+        if self.events.as_ref().is_some_and(Ring::takes_all) {
             let [bytes_out, bytes_in] = flow.bytes;
             self.emit(Event::Closed {
                 flow: self.describe(flow),
@@ -1319,9 +1316,19 @@ impl Pipeline {
         }
     }
 
+    /// Tells that the policy denies a flow.
+    fn emit_denied(&mut self, flow: &Flow) {
+        if self.events.is_some() {
+            self.emit(Event::Denied {
+                flow: self.describe(flow),
+                icmp: icmp_of(flow),
+            });
+        }
+    }
+
     fn emit(&mut self, event: Event) {
         if let Some(ring) = &self.events
-            && ring.try_send(event).is_err()
+            && !ring.put(event)
         {
             self.counters.events_lost.inc();
         }
@@ -1361,6 +1368,11 @@ fn lower_segments<K: Packet>(frame: &mut K, p: &Parsed, mtu: u16) -> bool {
     }
     gso.size = room as u16;
     true
+}
+
+/// Type and code of the ICMP query that has opened a flow.
+fn icmp_of(flow: &Flow) -> Option<(u8, u8)> {
+    matches!(flow.proto, proto::ICMP4 | proto::ICMP6).then_some(flow.icmp)
 }
 
 /// The largest segment that an end of a connection may offer to receive: what the settings say, and what fits the tunnel.

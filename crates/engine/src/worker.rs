@@ -5,13 +5,12 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
 use crate::acquire::{Config, Held, Learned};
-use crate::event::Event;
+use crate::event::Ring;
 use crate::flow::Lookup;
 use crate::fragment::Whole;
 use crate::look::Desk;
@@ -60,7 +59,7 @@ pub struct WorkerConfig {
     /// Flows that its table can hold, 1..=2^26. Memory is touched only as it fills.
     pub flow_capacity: u32,
     /// Where events go; none if nobody listens. Full means lost and counted.
-    pub events: Option<SyncSender<Event>>,
+    pub events: Option<Ring>,
 }
 
 /// What is known about one frame of a burst.

@@ -10,6 +10,7 @@ use clap::{
 use neuwerkd::config::Flags;
 
 use crate::failure::Failure;
+use crate::findings::Findings;
 use crate::flows::{FlowsVerb, Nat};
 use crate::joining;
 use crate::packets::{Drops, Explain, Trace};
@@ -46,6 +47,8 @@ pub(crate) enum Verb {
     Flows(FlowsVerb),
     /// Show how much of a node's translation addresses is in use.
     Nat(Nat),
+    /// Show what the policy denies, or would deny if it were not in audit mode.
+    Findings(Findings),
     /// Say what would become of a packet, and why.
     #[command(subcommand)]
     Explain(Explain),
@@ -764,6 +767,8 @@ mod tests {
             "flows top --by size",
             "flows top --count 0",
             "nat list",
+            "findings --type dns",
+            "findings --limit 0",
             "explain dns a.example",
             "explain dns --from 10.0.0.2",
             "explain packet --from 10.0.0.2",
@@ -822,6 +827,7 @@ mod tests {
             "flows top --by bytes --count 20 --node 00000000000000a1",
             "flows kill --group clients --rule web --reset",
             "nat --json",
+            "findings --group clients --type icmp_deny --within 1h --limit 10 --node 00000000000000a1",
             "explain packet --from 10.0.0.2 --to 1.1.1.1 --proto tcp --dport 443",
             "explain dns a.example --from 10.0.0.2",
             "explain dns a.example. --from fd00::2 --policy /p.yaml",

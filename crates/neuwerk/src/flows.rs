@@ -264,7 +264,7 @@ fn row(flow: &FlowEntry, rates: bool) -> Vec<String> {
     row
 }
 
-fn endpoint(ip: &str, port: u16) -> String {
+pub(crate) fn endpoint(ip: &str, port: u16) -> String {
     match ip.contains(':') {
         true => format!("[{ip}]:{port}"),
         false => format!("{ip}:{port}"),
@@ -287,7 +287,7 @@ fn bytes(count: u64) -> String {
     format!("{value:.digits$} {}", UNITS[unit])
 }
 
-fn seconds(ms: u64) -> String {
+pub(crate) fn seconds(ms: u64) -> String {
     match ms / 1000 {
         s @ 0..120 => format!("{s} s"),
         s @ 120..7200 => format!("{} min", s / 60),

@@ -12,6 +12,7 @@ mod check;
 mod cluster;
 mod connect;
 mod failure;
+mod findings;
 mod flows;
 mod joining;
 mod packets;
@@ -67,6 +68,7 @@ fn perform(cli: Cli, matches: &clap::ArgMatches) -> Result<ExitCode, Failure> {
         Verb::Restart(verb) => connect::block_on(restart::restart(verb)),
         Verb::Flows(verb) => connect::block_on(flows::flows(verb)),
         Verb::Nat(verb) => connect::block_on(flows::nat(verb)),
+        Verb::Findings(verb) => connect::block_on(findings::findings(verb)),
         Verb::Explain(verb) => connect::block_on(packets::explain(verb)),
         Verb::Trace(verb) => connect::block_on(packets::trace(verb)),
         Verb::Drops(verb) => connect::block_on(packets::drops(verb)),

@@ -149,6 +149,7 @@ pub fn start(config: Config, log: RecentLog, received: Received) -> anyhow::Resu
         app.set_names(proxy.metrics().clone());
     }
     control_runtime.spawn(Arc::clone(dataplane.dataplane()).keep_surveying());
+    control_runtime.spawn(Arc::clone(dataplane.dataplane()).keep_gathering());
     app.set_support(Arc::clone(&config), log);
     app.set_backups(Arc::new(Backups::new(&config.cluster.backup)));
     let certificates = Certificates::new(&config)?;

@@ -8,6 +8,7 @@ mod addresses;
 mod devices;
 #[cfg(feature = "dpdk")]
 mod dpdk;
+mod findings;
 mod look;
 mod ports;
 mod settings;
@@ -15,12 +16,14 @@ mod watch;
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use arc_swap::ArcSwap;
+use engine::event::{Event, Ring};
 use engine::look::Asker;
 use engine::mesh::mesh;
 use engine::port::{Link, Port};
@@ -39,6 +42,7 @@ use crate::handover::{Leaving, Received};
 pub(crate) use addresses::Kept;
 pub use addresses::{Acquire, Acquired, Addresses, PortAddresses};
 pub use devices::{Device, Figures};
+pub use findings::{Finding, FindingKind, Findings, Subject};
 pub use look::{Found, LookError, Order, Page, Shown, summed, utilization};
 pub use ports::HeldDataplane;
 pub(crate) use settings::check;
@@ -86,6 +90,8 @@ pub struct Dataplane {
     leaving: Arc<Mutex<Option<Leaving>>>,
     /// What was counted in the flow tables last.
     shown: Mutex<Arc<Shown>>,
+    /// What the policy has denied.
+    findings: Mutex<Findings>,
     /// Turns at watching packets.
     watches: Arc<Semaphore>,
     /// Set when the node stops.
@@ -94,6 +100,8 @@ pub struct Dataplane {
 
 struct WorkerThread {
     asker: Asker,
+    /// What the policy denies.
+    events: Mutex<Receiver<Event>>,
     counters: Arc<WorkerCounters>,
     waker: Waker,
     seen: Mutex<Seen>,
@@ -168,6 +176,7 @@ impl Dataplane {
             stop: Arc::new(AtomicBool::new(false)),
             leaving: Arc::default(),
             shown: Mutex::default(),
+            findings: Mutex::default(),
             watches: Arc::new(Semaphore::new(engine::tap::MAX_TAPS)),
             watches_stop: CancellationToken::new(),
             devices: Vec::new(),
@@ -198,7 +207,7 @@ impl Dataplane {
 
     fn spawn<P, L, O>(
         &mut self,
-        config: WorkerConfig,
+        mut config: WorkerConfig,
         idle: PollIdle,
         acquire: Option<Acquire>,
         open: O,
@@ -212,6 +221,8 @@ impl Dataplane {
         let counters = Arc::new(WorkerCounters::default());
         let waker = idle.waker();
         let (asker, desk) = engine::look::channel();
+        let (sender, events) = sync_channel(findings::RING);
+        config.events = Some(Ring::of_denials(sender));
         let (opened, result) = std::sync::mpsc::sync_channel(1);
         let thread = {
             let counters = Arc::clone(&counters);
@@ -257,6 +268,7 @@ impl Dataplane {
         });
         self.workers.push(WorkerThread {
             asker,
+            events: Mutex::new(events),
             counters,
             waker,
             seen,

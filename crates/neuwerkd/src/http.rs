@@ -15,6 +15,7 @@ pub mod control;
 pub mod dataplane;
 mod edge;
 pub mod error;
+mod findings;
 mod gate;
 pub mod health;
 mod history;

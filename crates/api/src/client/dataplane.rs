@@ -8,6 +8,7 @@ use http::{HeaderMap, Method};
 use http_body_util::BodyExt as _;
 
 use super::{Client, Error};
+use crate::audit::{FindingFilter, FindingList};
 use crate::dataplane::{
     Explanation, FlowFilter, FlowList, KilledFlows, NatUse, PacketQuery, TraceLine, with_query,
 };
@@ -85,6 +86,17 @@ impl Client {
     pub async fn nat(&self, node: Option<&str>) -> Result<NatUse, Error> {
         let pairs = node.map(|node| ("node", node.into()));
         self.get(&with_query(paths::NAT, pairs)).await
+    }
+
+    /// What the policy has denied on `node`, or the node that is asked.
+    pub async fn findings(
+        &self,
+        node: Option<&str>,
+        filter: &FindingFilter,
+    ) -> Result<FindingList, Error> {
+        let mut pairs: Vec<Pair<'_>> = filter.pairs();
+        pairs.extend(node.map(|node| ("node", node.into())));
+        self.get(&with_query(paths::FINDINGS, pairs)).await
     }
 
     /// What `node`, or the node that is asked, would do with a packet that begins a flow.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use policy::Compiled;
 
-use super::Pipeline;
+use super::{Pipeline, icmp_of};
 use crate::clock::{Now, TICK_SHIFT};
 use crate::counters::CloseReason;
 use crate::event::FlowFacts;
@@ -166,7 +166,6 @@ impl Pipeline {
 
     fn view(&self, now: Now, flow: &Flow, policy: &Arc<Compiled>, recent_bytes: u64) -> FlowView {
         let (group, rule, allowed) = decided(flow, policy, self.grants_under(policy));
-        let is_icmp = matches!(flow.proto, proto::ICMP4 | proto::ICMP6);
         let idle = now.tick().since(flow.last_seen);
         let expires = flow.idle(self.snapshot.idle()).saturating_sub(idle);
         let time = |ticks: u32| Duration::from_nanos(u64::from(ticks) << TICK_SHIFT);
@@ -176,7 +175,7 @@ impl Pipeline {
                 rule,
                 ..self.describe(flow)
             },
-            icmp: is_icmp.then_some(flow.icmp),
+            icmp: icmp_of(flow),
             nat: flow.is_translated().then(|| (flow.nat.ip(), flow.nat_port)),
             state: FlowState::of(flow),
             allowed,

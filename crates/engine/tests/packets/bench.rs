@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use engine::counters::{CloseReason, Direction, Protocol};
+use engine::event::Ring;
 use engine::grant::Table;
 use engine::port::memory::{MemoryPacket, MemoryPort};
 use engine::port::{Capabilities, Meta, Packet};
@@ -189,7 +190,7 @@ impl Bench {
             peers: None,
             seed: 7,
             flow_capacity,
-            events: Some(sender),
+            events: Some(Ring::of_all(sender)),
         };
         let worker = Worker::new(
             ports,

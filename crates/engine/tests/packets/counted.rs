@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use engine::DropReason;
 use engine::counters::{CloseReason, GroupCounters, Handshake, Protocol};
+use engine::{DropReason, Event};
 use sim::frame::{ACK, Frame, RST, SYN};
 
 use super::bench::*;
@@ -105,4 +105,24 @@ fn the_ports_that_are_tried_are_counted_for_each_flow() {
     assert_eq!(found.flows(), [1, 1, 0, 0, 0, 0, 0, 0]);
     assert_eq!(bench.counters.nat_port_probes.get(), 3);
     assert_eq!(bench.counters.nat_ports_kept.get(), 1);
+}
+
+#[test]
+fn denials_that_nobody_takes_are_lost_and_counted() {
+    let mut bench = Bench::new(&policy("deny", "drop", ""), two_arms());
+    let server = ip("198.51.100.1");
+    for port in 1..=1100 {
+        let question = Frame::udp(at("10.0.0.2:5000"), (server, port).into(), b"");
+        bench.dropped(INSIDE, question, DropReason::PolicyDenied);
+    }
+    assert_eq!(bench.counters.events_lost.get(), 1100 - 1024);
+    let told: Vec<_> = bench.events.try_iter().collect();
+    assert_eq!(told.len(), 1024);
+    let question = Frame::icmp(ip("10.0.0.2"), server, 8, 0, 7 << 16, b"");
+    bench.dropped(INSIDE, question, DropReason::PolicyDenied);
+    let told = bench.events.try_recv().expect("there is room again");
+    assert!(
+        matches!(told, Event::Denied { icmp: Some((8, 0)), flow } if flow.dst == server),
+        "{told:?}"
+    );
 }

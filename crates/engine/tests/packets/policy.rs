@@ -122,7 +122,7 @@ fn a_flow_that_is_now_denied_is_dropped() {
     });
     let denied = events
         .iter()
-        .any(|e| matches!(e, Event::Denied { flow } if flow.revision == 2));
+        .any(|e| matches!(e, Event::Denied { flow, icmp: None } if flow.revision == 2));
     assert!(closed && denied, "{events:?}");
 }
 

@@ -247,6 +247,8 @@ pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Answer<T> {
         api::dataplane::KilledFlows,
         api::dataplane::NatUse,
         api::dataplane::NatAddress,
+        api::audit::FindingList,
+        api::audit::AuditFinding,
         api::dataplane::Explanation,
         api::dns::DnsCacheResponse,
         api::dns::DnsCacheEntry,

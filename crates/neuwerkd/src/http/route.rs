@@ -10,8 +10,8 @@ use http::Method;
 
 use super::openapi::Doc;
 use super::{
-    App, account, backup, ca, changes, dataplane, health, history, joining, key, members, names,
-    openapi, policy, preflight, session, stats, sysdump, watch,
+    App, account, backup, ca, changes, dataplane, findings, health, history, joining, key, members,
+    names, openapi, policy, preflight, session, stats, sysdump, watch,
 };
 
 /// Who may use a route.
@@ -112,6 +112,7 @@ pub static ROUTES: &[Row] = &[
     row(Method::GET,    api::paths::FLOWS_TOP,              Any,    Named,            "topFlows",             || get(dataplane::top),              &dataplane::TOP),
     row(Method::POST,   api::paths::FLOWS_KILL,             Admin,  Named,            "killFlows",            || post(dataplane::kill),            &dataplane::KILL),
     row(Method::GET,    api::paths::NAT,                    Any,    Named,            "natUse",               || get(dataplane::nat),              &dataplane::NAT),
+    row(Method::GET,    api::paths::FINDINGS,               Any,    Named,            "auditFindings",        || get(findings::list),              &findings::LIST),
     row(Method::GET,    api::paths::EXPLAIN,                Any,    Named,            "explainPacket",        || get(watch::explain),              &watch::EXPLAIN),
     row(Method::GET,    api::paths::TRACE,                  Admin,  Named,            "tracePackets",         || get(watch::trace),                &watch::TRACE),
     row(Method::GET,    api::paths::DROPS,                  Admin,  Named,            "watchDrops",           || get(watch::drops),                &watch::DROPS),

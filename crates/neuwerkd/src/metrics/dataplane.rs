@@ -76,6 +76,7 @@ const COUNTERS: &[(&str, &str, Read)] = &[
     ("neuwerk_dp_fragmented",            "Packets cut into fragments for a link that carries less", |w| w.fragmented.get()),
     ("neuwerk_dp_nat_port_probes",       "Ports tried while free ones were looked for",           |w| w.nat_port_probes.get()),
     ("neuwerk_dp_nat_ports_kept",        "Flows that kept their source port through translation", |w| w.nat_ports_kept.get()),
+    ("neuwerk_dp_events_lost",           "Denials that are in no finding, since there were more than are taken in", |w| w.events_lost.get()),
     ("neuwerk_dp_no_buffer",             "Frames that the engine wanted to originate but had no buffer for, or no next hop that answers", |w| w.no_buffer.get()),
 ];
 

@@ -333,6 +333,66 @@ async fn any_member_answers_for_any_other() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_the_policy_denies_is_found() {
+    let cluster = Cluster::one().await;
+    let feed = Feed::default();
+    let dataplane = fed(&[5001], Arc::clone(&feed));
+    cluster.app(0).set_dataplane(&dataplane);
+    let denied = [
+        datagram_to(5001, 80),
+        datagram_to(5002, 80),
+        datagram_to(5001, 81),
+    ];
+    feed.lock().unwrap().extend(denied);
+    let dropped = || -> u64 {
+        let workers = dataplane.counters();
+        let denied = engine::DropReason::PolicyDenied;
+        workers
+            .iter()
+            .map(|w| w.dropped(denied).packets.get())
+            .sum()
+    };
+    cluster.wait("all are denied", |_| dropped() == 3).await;
+    dataplane.gather();
+    let get = async |query: &str| {
+        let path = format!("{}{query}", api::paths::FINDINGS);
+        cluster.get(0, &path).expect(StatusCode::OK).await.json()
+    };
+    let all = get("").await;
+    let items = all["items"].as_array().unwrap();
+    let told = items.iter().map(|item| {
+        let texts = ["finding_type", "src_ip", "dst_ip", "proto"];
+        let texts = texts.map(|name| item[name].as_str().unwrap_or_default());
+        assert_eq!(texts, ["l4_deny", "10.0.0.2", "198.51.100.1", "udp"]);
+        assert_eq!(item["node_ids"][0], all["node_id"]);
+        (
+            item["dst_port"].as_u64().unwrap(),
+            item["count"].as_u64().unwrap(),
+        )
+    });
+    assert_eq!(told.collect::<Vec<_>>(), [(81, 1), (80, 2)]);
+    for (query, expected) in [
+        ("?limit=1", 1),
+        ("?finding_type=icmp_deny", 0),
+        ("?finding_type=icmp_deny&finding_type=l4_deny", 2),
+        ("?source_group=clients", 0),
+        ("?until=5", 0),
+        ("?since=5", 2),
+    ] {
+        let found = get(query).await;
+        assert_eq!(
+            found["items"].as_array().unwrap().len(),
+            expected,
+            "{query}"
+        );
+    }
+    for query in ["?limit=0", "?finding_type=deny", "?since=now", "?policy=1"] {
+        let path = format!("{}{query}", api::paths::FINDINGS);
+        cluster.get(0, &path).expect(StatusCode::BAD_REQUEST).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn packets_are_explained_without_being_sent() {
     let cluster = Cluster::one().await;
     let dataplane = looked_at(&cluster, 0, &[5001]).await;
