@@ -150,6 +150,9 @@ pub fn start(config: Config, log: RecentLog, received: Received) -> anyhow::Resu
     }
     control_runtime.spawn(Arc::clone(dataplane.dataplane()).keep_surveying());
     control_runtime.spawn(Arc::clone(dataplane.dataplane()).keep_gathering());
+    let debug = &config.dpdk.overlay;
+    let debugging = Arc::clone(dataplane.dataplane());
+    control_runtime.spawn(debugging.keep_debugging(debug.debug, debug.health_probe_debug));
     app.set_support(Arc::clone(&config), log);
     app.set_backups(Arc::new(Backups::new(&config.cluster.backup)));
     let certificates = Certificates::new(&config)?;

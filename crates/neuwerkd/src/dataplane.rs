@@ -5,6 +5,7 @@
 //! once every worker has loaded that generation, which each does at the start of its next burst.
 
 mod addresses;
+mod debug;
 mod devices;
 #[cfg(feature = "dpdk")]
 mod dpdk;

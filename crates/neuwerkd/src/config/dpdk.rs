@@ -129,18 +129,20 @@ section! {
 }
 
 section! {
-    /// Tunnels. The first two keys hold in every mode.
-    DpdkOverlay, Part::DataplaneTuning;
+    /// Tunnels. These keys hold in every mode.
+    DpdkOverlay, Part::Overlay;
 
     /// Sends packets on in the other tunnel than the one that they came by, as Azure's gateway load balancer wants it;
     /// otherwise they go back in the same. For vxlan with a pair of networks.
-    swap_tunnels: bool = false, part(Part::Overlay);
+    swap_tunnels: bool = false;
     /// Sends from the tunnel's own UDP port; otherwise from the one that the packet came from, which spreads flows over
     /// paths.
-    force_tunnel_src_port: bool = false, part(Part::Overlay);
-    /// Logs tunnels.
+    force_tunnel_src_port: bool = false;
+    /// Logs once a second how many packets came out of tunnels and went into them, and how many could not, while any do.
+    /// Single packets are followed by `neuwerk trace`.
     debug: bool = false;
-    /// Logs health probes.
+    /// Logs once a second how many health probes were answered, and how many were not, while any come; of all probes, in a
+    /// tunnel or not.
     health_probe_debug: bool = false;
 }
 

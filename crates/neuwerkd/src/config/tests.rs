@@ -107,6 +107,16 @@ fn a_published_configuration_at_its_defaults_needs_no_warning() {
 }
 
 #[test]
+fn published_keys_of_the_dataplane_have_an_effect_in_every_mode() {
+    let config = file(
+        "dataplane: {flow_incomplete_tcp_idle_timeout_secs: 20, flow_incomplete_tcp_syn_sent_idle_timeout_secs: 3}\n\
+         dpdk: {overlay: {debug: true, health_probe_debug: true}}",
+    )
+    .unwrap();
+    assert_eq!(config.without_effect, Vec::<String>::new());
+}
+
+#[test]
 fn a_node_without_addresses_asks_for_them() {
     assert!(with(&[]).is_ok());
     let inside = "--dataplane-ports-inside-addresses=10.1.0.5/24";
