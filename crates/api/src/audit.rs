@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 /// Which findings are meant, as query parameters. What is not said does not matter.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FindingFilter {
-    /// `l4_deny` or `icmp_deny`; several: any of them.
+    /// `dns_deny`, `l4_deny` or `icmp_deny`; several: any of them.
     pub finding_type: Vec<String>,
     /// The source group that decided; several: any of them.
     pub source_group: Vec<String>,
@@ -53,14 +53,14 @@ pub struct FindingList {
     pub items: Vec<AuditFinding>,
     /// Denials that are in no finding, since there were more than are taken in.
     pub lost: u64,
-    /// Findings that had to go for want of room: 10,000 are kept, those that were seen last.
+    /// Findings that had to go for want of room: 10,000 of flows and as many of names are kept, those that were seen last.
     pub forgotten: u64,
 }
 
 /// Something that the policy has denied, however often.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct AuditFinding {
-    /// `l4_deny`, or `icmp_deny` for an ICMP query.
+    /// `dns_deny` for a name that was asked for, `icmp_deny` for an ICMP query, `l4_deny` for any other flow.
     pub finding_type: String,
     /// It was let pass all the same, since the policy is in audit mode there.
     pub would_deny: bool,
@@ -72,14 +72,20 @@ pub struct AuditFinding {
     pub rule: Option<String>,
     /// The policy revision that decided last.
     pub revision: u64,
-    /// Where the last of the packets came from.
+    /// Where the last of the packets or queries came from.
     pub src_ip: String,
-    /// Where they were to go.
-    pub dst_ip: String,
+    /// The name that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<String>,
+    /// Where the packets were to go.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dst_ip: Option<String>,
     /// To which port; 0 where there is none.
+    #[serde(default)]
     pub dst_port: u16,
     /// `tcp`, `udp`, `icmp`, `icmpv6` or a number.
-    pub proto: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proto: Option<String>,
     /// Type of the ICMP query.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub icmp_type: Option<u8>,
@@ -90,7 +96,7 @@ pub struct AuditFinding {
     pub first_seen: u64,
     /// When that happened last.
     pub last_seen: u64,
-    /// Packets that began such a flow.
+    /// Queries, or packets that began such a flow.
     pub count: u64,
     /// The nodes that have seen it.
     pub node_ids: Vec<String>,

@@ -767,7 +767,7 @@ mod tests {
             "flows top --by size",
             "flows top --count 0",
             "nat list",
-            "findings --type dns",
+            "findings --type tls_deny",
             "findings --limit 0",
             "explain dns a.example",
             "explain dns --from 10.0.0.2",

@@ -17,8 +17,8 @@ pub(crate) struct Findings {
     /// Source group that decided; repeated: any of them.
     #[arg(long, value_name = "GROUP")]
     group: Vec<String>,
-    /// Only flows that are no ICMP queries (l4_deny), or only these (icmp_deny).
-    #[arg(long = "type", value_name = "TYPE", value_parser = ["l4_deny", "icmp_deny"])]
+    /// Only names that were asked for (dns_deny), ICMP queries (icmp_deny), or other flows (l4_deny).
+    #[arg(long = "type", value_name = "TYPE", value_parser = ["dns_deny", "l4_deny", "icmp_deny"])]
     kind: Option<String>,
     /// Only what was seen within this time.
     #[arg(long, value_name = "TIME", value_parser = api::duration::parse)]
@@ -84,16 +84,18 @@ fn table(list: &FindingList, now_s: u64) -> String {
 
 fn row(finding: &AuditFinding, now_s: u64) -> Vec<String> {
     let or_dash = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".into());
-    let destination = match (finding.icmp_type, finding.icmp_code) {
-        (Some(kind), Some(code)) => format!("{} type {kind}/{code}", finding.dst_ip),
-        _ => endpoint(&finding.dst_ip, finding.dst_port),
+    let ip = finding.dst_ip.as_deref().unwrap_or("-");
+    let destination = match (&finding.hostname, finding.icmp_type, finding.icmp_code) {
+        (Some(name), ..) => name.clone(),
+        (None, Some(kind), Some(code)) => format!("{ip} type {kind}/{code}"),
+        _ => endpoint(ip, finding.dst_port),
     };
     let ago_ms = now_s.saturating_sub(finding.last_seen).saturating_mul(1000);
     vec![
         finding.count.to_string(),
         seconds(ago_ms),
         finding.src_ip.clone(),
-        finding.proto.clone(),
+        finding.proto.clone().unwrap_or_else(|| "dns".into()),
         destination,
         or_dash(&finding.source_group),
         or_dash(&finding.rule),
@@ -112,9 +114,9 @@ mod tests {
     fn a_finding_is_one_line() {
         let finding = AuditFinding {
             src_ip: "fd00::2".into(),
-            dst_ip: "2001:db8::1".into(),
+            dst_ip: Some("2001:db8::1".into()),
             dst_port: 443,
-            proto: "tcp".into(),
+            proto: Some("tcp".into()),
             source_group: Some("clients".into()),
             would_deny: true,
             last_seen: 100,
@@ -122,8 +124,8 @@ mod tests {
             ..AuditFinding::default()
         };
         let query = AuditFinding {
-            proto: "icmp".into(),
-            dst_ip: "192.0.2.1".into(),
+            proto: Some("icmp".into()),
+            dst_ip: Some("192.0.2.1".into()),
             icmp_type: Some(8),
             icmp_code: Some(0),
             src_ip: "10.0.0.2".into(),
@@ -131,8 +133,15 @@ mod tests {
             count: 1,
             ..AuditFinding::default()
         };
+        let name = AuditFinding {
+            hostname: Some("a.example.com".into()),
+            src_ip: "10.0.0.2".into(),
+            last_seen: 129,
+            count: 3,
+            ..AuditFinding::default()
+        };
         let list = FindingList {
-            items: vec![finding, query],
+            items: vec![finding, query, name],
             ..FindingList::default()
         };
         let text = table(&list, 130);
@@ -145,6 +154,7 @@ mod tests {
             [
                 "7 30 s fd00::2 tcp [2001:db8::1]:443 clients - would deny",
                 "1 30 s 10.0.0.2 icmp 192.0.2.1 type 8/0 - - deny",
+                "3 1 s 10.0.0.2 dns a.example.com - - deny",
             ]
         );
     }

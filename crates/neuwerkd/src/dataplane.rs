@@ -43,6 +43,7 @@ use crate::handover::{Leaving, Received};
 pub(crate) use addresses::Kept;
 pub use addresses::{Acquire, Acquired, Addresses, PortAddresses};
 pub use devices::{Device, Figures};
+pub(crate) use findings::DeniedNames;
 pub use findings::{Finding, FindingKind, Findings, Subject};
 pub use look::{Found, LookError, Order, Page, Shown, summed, utilization};
 pub use ports::HeldDataplane;
@@ -93,6 +94,8 @@ pub struct Dataplane {
     shown: Mutex<Arc<Shown>>,
     /// What the policy has denied.
     findings: Mutex<Findings>,
+    /// Where the DNS proxy tells what it has denied, and the end from which that is taken.
+    denied_names: (Arc<DeniedNames>, Mutex<findings::Taken>),
     /// Turns at watching packets.
     watches: Arc<Semaphore>,
     /// Set when the node stops.
@@ -165,6 +168,7 @@ impl Dataplane {
             Some(seed) => seed,
             None => random_seed()?,
         };
+        let (denied_names, taken) = DeniedNames::new();
         let mut dataplane = Dataplane {
             published,
             grants,
@@ -178,6 +182,7 @@ impl Dataplane {
             leaving: Arc::default(),
             shown: Mutex::default(),
             findings: Mutex::default(),
+            denied_names: (denied_names, Mutex::new(taken)),
             watches: Arc::new(Semaphore::new(engine::tap::MAX_TAPS)),
             watches_stop: CancellationToken::new(),
             devices: Vec::new(),

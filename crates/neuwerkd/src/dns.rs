@@ -69,9 +69,10 @@ pub(crate) fn proxy(
         client_queries_per_second: dns.client_queries_per_second,
         client_burst: dns.client_burst,
     };
+    let denied = Arc::clone(dataplane.denied_names());
+    let granting = Arc::new(Programming(Arc::clone(grants), denied));
     let dataplane = Arc::clone(dataplane);
     let policy = Box::new(move || dataplane.policy());
-    let granting = Arc::new(Programming(Arc::clone(grants)));
     Ok(Some(Proxy::new(settings, policy, granting, registry)))
 }
 

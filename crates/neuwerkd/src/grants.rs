@@ -19,12 +19,12 @@ use engine::Snapshot;
 use engine::grant::Table;
 use grants::{Asked, Grant, Origin, Settings, Store, Wanted};
 use policy::Compiled;
-use proxy::dns::{Granted, Granting, Told};
+use proxy::dns::{Denied, Granted, Granting, Told};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
-use crate::dataplane::monotonic;
+use crate::dataplane::{DeniedNames, monotonic};
 use crate::readiness::{Part, Readiness};
 use barred::Barred;
 use journal::Journal;
@@ -473,8 +473,8 @@ async fn rest(is_needed: bool, needed: &mut watch::Receiver<bool>) {
     }
 }
 
-/// [`Granting`] waits for peers, so it needs to outlive the answer.
-pub(crate) struct Programming(pub(crate) Arc<Grants>);
+/// [`Granting`] waits for peers, so it needs to outlive the answer. What is denied is for the node's findings.
+pub(crate) struct Programming(pub(crate) Arc<Grants>, pub(crate) Arc<DeniedNames>);
 
 impl Granting for Programming {
     fn grant(&self, told: &Told<'_>) -> Granted {
@@ -496,6 +496,10 @@ impl Granting for Programming {
             for_ms: learned.until_ms.saturating_sub(now_ms),
             wait,
         }
+    }
+
+    fn denied(&self, denied: &Denied<'_>) {
+        self.1.tell(denied);
     }
 
     fn epoch(&self) -> u64 {

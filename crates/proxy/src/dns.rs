@@ -31,7 +31,7 @@ use rustls_pki_types::ServerName;
 use tokio::net::{TcpListener, UdpSocket};
 use tokio_util::sync::CancellationToken;
 
-pub use granting::{Granted, Granting, NoGrants, Told};
+pub use granting::{Denied, Granted, Granting, NoGrants, Told};
 pub use metrics::{FAMILIES, Metrics, Totals};
 use service::Service;
 

@@ -1,42 +1,53 @@
 //! What the policy denies, and what it would deny if it were not in audit mode.
 //!
-//! Packet workers tell it over bounded rings, one each, which are emptied ten times a second; what finds no room there is lost
-//! and counted. Here it is gathered by what was denied to whom: a client that asks again and again is one finding.
+//! Packet workers tell it over bounded rings, one each, and the DNS proxy over another; they are emptied ten times a second,
+//! and what finds no room there is lost and counted. Here it is gathered by what was denied to whom: a client that asks again
+//! and again is one finding.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use engine::Event;
 use engine::event::FlowFacts;
 use policy::Compiled;
+use proxy::dns::Denied;
 
 use super::Dataplane;
 
-/// Denials of one worker that may wait.
+/// Denials that may wait, of one worker or of the proxy.
 pub(super) const RING: usize = 1024;
 /// How often they are taken.
 const PAUSE: Duration = Duration::from_millis(100);
-/// Findings that are kept. Beyond that the one that was seen last longest ago goes.
+/// Findings that are kept of flows, and as many of names. Beyond that the one that was seen last longest ago goes.
 const MAX_FINDINGS: usize = 10_000;
 /// A finding has one line in the log in so long, and all of them so many each time that denials are taken.
 const LOG_AGAIN_S: u64 = 60;
 const LOG_LINES: usize = 20;
 
-/// What kind of flow was denied.
+/// What was denied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FindingKind {
-    /// One with ports, or of a protocol without.
+    /// A query for a name.
+    Name,
+    /// A flow with ports, or of a protocol without.
     Packet,
-    /// An ICMP query.
+    /// A flow that an ICMP query begins.
     Icmp,
 }
 
 impl FindingKind {
+    /// All kinds.
+    pub const ALL: [FindingKind; 3] = [FindingKind::Name, FindingKind::Packet, FindingKind::Icmp];
+
     /// The published name.
     pub fn name(self) -> &'static str {
         match self {
+            FindingKind::Name => "dns_deny",
             FindingKind::Packet => "l4_deny",
             FindingKind::Icmp => "icmp_deny",
         }
@@ -46,7 +57,7 @@ impl FindingKind {
 /// What was denied, to whom, and by what.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Subject {
-    /// Which kind of flow.
+    /// Which kind it is of.
     pub kind: FindingKind,
     /// It was let pass all the same, since the policy is in audit mode there.
     pub would_deny: bool,
@@ -54,12 +65,14 @@ pub struct Subject {
     pub group: Option<String>,
     /// Its rule that decided, if one did.
     pub rule: Option<String>,
+    /// The name that was asked for.
+    pub hostname: Option<String>,
     /// Where the flow was to go.
-    pub dst: IpAddr,
+    pub dst: Option<IpAddr>,
     /// To which port; 0 where there is none.
     pub dst_port: u16,
     /// By which IP protocol.
-    pub proto: u8,
+    pub proto: Option<u8>,
     /// Type and code of an ICMP query.
     pub icmp: Option<(u8, u8)>,
 }
@@ -67,7 +80,7 @@ pub struct Subject {
 /// How often and when something was denied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// Packets that began such a flow.
+    /// Queries, or packets that began such a flow.
     pub count: u64,
     /// When that happened first, seconds since 1970.
     pub first_seen_s: u64,
@@ -86,19 +99,43 @@ pub struct Finding {
 /// The findings of a node since it started.
 #[derive(Debug, Default)]
 pub struct Findings {
-    by_subject: HashMap<Arc<Subject>, Finding>,
-    /// By the order in which they were seen last.
-    order: BTreeMap<u64, Arc<Subject>>,
+    /// Apart, since whoever asks for many names is not to hide what becomes of packets.
+    flows: Table,
+    names: Table,
     next_place: u64,
     /// Findings that had to go for want of room.
     forgotten: u64,
 }
 
+#[derive(Debug, Default)]
+struct Table {
+    by_subject: HashMap<Arc<Subject>, Finding>,
+    /// By the order in which they were seen last.
+    order: BTreeMap<u64, Arc<Subject>>,
+}
+
+impl Table {
+    /// How many had to go so that another one has room.
+    fn make_room(&mut self) -> u64 {
+        if self.by_subject.len() < MAX_FINDINGS {
+            return 0;
+        }
+        let oldest = self.order.pop_first();
+        let gone = oldest.and_then(|(_, oldest)| self.by_subject.remove(&oldest));
+        u64::from(gone.is_some())
+    }
+}
+
 impl Findings {
     /// All of them, those that were seen last first.
     pub fn newest(&self) -> impl Iterator<Item = (&Subject, &Finding)> {
-        let newest = self.order.values().rev();
-        newest.filter_map(|subject| Some((&**subject, self.by_subject.get(subject)?)))
+        let tables = [&self.flows, &self.names].into_iter();
+        let mut all: Vec<_> = tables
+            .flat_map(|table| &table.by_subject)
+            .map(|(subject, finding)| (&**subject, finding))
+            .collect();
+        all.sort_unstable_by_key(|(_, finding)| Reverse(finding.place));
+        all.into_iter()
     }
 
     /// How many had to go for want of room.
@@ -106,46 +143,53 @@ impl Findings {
         self.forgotten
     }
 
-    /// Takes a denial in. Returns what is known of it now.
-    fn note(&mut self, subject: Subject, flow: &FlowFacts, now_s: u64) -> &mut Finding {
+    /// Takes in that something was denied to a client by a revision of the policy. `lines` is how many lines the log may
+    /// have of it still.
+    fn note(
+        &mut self,
+        subject: Subject,
+        (source, revision): (IpAddr, u64),
+        now_s: u64,
+        lines: &mut usize,
+    ) {
         let place = self.next_place;
         self.next_place += 1;
-        let known = self.by_subject.get(&subject).map(|finding| finding.place);
-        let subject = match known.and_then(|place| self.order.remove(&place)) {
+        let table = match subject.kind {
+            FindingKind::Name => &mut self.names,
+            FindingKind::Packet | FindingKind::Icmp => &mut self.flows,
+        };
+        let known = table.by_subject.get(&subject).map(|finding| finding.place);
+        let subject = match known.and_then(|place| table.order.remove(&place)) {
             Some(subject) => subject,
             None => {
-                self.make_room();
+                self.forgotten += table.make_room();
                 Arc::new(subject)
             }
         };
-        self.order.insert(place, Arc::clone(&subject));
-        let finding = self.by_subject.entry(subject).or_insert(Finding {
+        table.order.insert(place, Arc::clone(&subject));
+        let finding = table.by_subject.entry(Arc::clone(&subject));
+        let finding = finding.or_insert(Finding {
             count: 0,
             first_seen_s: now_s,
             last_seen_s: now_s,
-            last_source: flow.src,
-            revision: flow.revision,
+            last_source: source,
+            revision,
             place,
             logged_s: None,
         });
         finding.count += 1;
         finding.last_seen_s = now_s;
-        (finding.last_source, finding.revision) = (flow.src, flow.revision);
+        (finding.last_source, finding.revision) = (source, revision);
         finding.place = place;
-        finding
-    }
-
-    fn make_room(&mut self) {
-        if self.by_subject.len() < MAX_FINDINGS {
-            return;
-        }
-        if let Some((_, oldest)) = self.order.pop_first() {
-            self.by_subject.remove(&oldest);
-            self.forgotten += 1;
+        let is_due = |logged_s: u64| now_s.saturating_sub(logged_s) >= LOG_AGAIN_S;
+        if *lines > 0 && finding.logged_s.is_none_or(is_due) {
+            finding.logged_s = Some(now_s);
+            *lines -= 1;
+            log(&subject, finding);
         }
     }
 
-    /// Takes in what a worker has told, by the policy in force. `lines` is how many lines the log may have of it still.
+    /// Takes in what a worker has told, by the policy in force.
     fn take(&mut self, event: &Event, policy: &Compiled, now_s: u64, lines: &mut usize) {
         let (flow, icmp, would_deny) = match event {
             Event::Denied { flow, icmp } => (flow, *icmp, false),
@@ -157,27 +201,41 @@ impl Findings {
             Event::Opened { .. } | Event::Closed { .. } => return,
         };
         let subject = subject(flow, icmp, would_deny, policy);
-        let finding = self.note(subject.clone(), flow, now_s);
-        let is_due = |logged_s: u64| now_s.saturating_sub(logged_s) >= LOG_AGAIN_S;
-        if *lines == 0 || !finding.logged_s.is_none_or(is_due) {
-            return;
-        }
-        finding.logged_s = Some(now_s);
-        *lines -= 1;
-        tracing::debug!(
-            kind = subject.kind.name(),
-            would_deny,
-            source_group = subject.group,
-            rule = subject.rule,
-            revision = flow.revision,
-            source = %flow.src,
-            destination = %flow.dst,
-            port = flow.dst_port,
-            protocol = flow.proto,
-            count = finding.count,
-            "the policy denies a flow"
-        );
+        self.note(subject, (flow.src, flow.revision), now_s, lines);
     }
+
+    /// The same of what the DNS proxy has told.
+    fn take_name(&mut self, denied: DeniedName, now_s: u64, lines: &mut usize) {
+        let subject = Subject {
+            kind: FindingKind::Name,
+            would_deny: denied.would_deny,
+            group: denied.group,
+            rule: denied.rule,
+            hostname: Some(denied.name),
+            dst: None,
+            dst_port: 0,
+            proto: None,
+            icmp: None,
+        };
+        self.note(subject, (denied.client, denied.revision), now_s, lines);
+    }
+}
+
+fn log(subject: &Subject, finding: &Finding) {
+    tracing::debug!(
+        kind = subject.kind.name(),
+        would_deny = subject.would_deny,
+        source_group = subject.group,
+        rule = subject.rule,
+        revision = finding.revision,
+        source = %finding.last_source,
+        hostname = subject.hostname,
+        destination = subject.dst.map(tracing::field::display),
+        port = subject.dst_port,
+        protocol = subject.proto,
+        count = finding.count,
+        "the policy denies"
+    );
 }
 
 /// Group and rule have names while the policy that decided is in force.
@@ -197,13 +255,60 @@ fn subject(
         would_deny,
         group: group.and_then(|group| Some(policy.group_id(group)?.to_owned())),
         rule: rule.and_then(|(group, rule)| Some(policy.rule_id(group, rule)?.to_owned())),
-        dst: flow.dst,
+        hostname: None,
+        dst: Some(flow.dst),
         // An identifier is no port.
         dst_port: if icmp.is_some() { 0 } else { flow.dst_port },
-        proto: flow.proto,
+        proto: Some(flow.proto),
         icmp,
     }
 }
+
+/// A name that was denied, until it is taken in.
+#[derive(Debug)]
+struct DeniedName {
+    client: IpAddr,
+    name: String,
+    group: Option<String>,
+    rule: Option<String>,
+    revision: u64,
+    would_deny: bool,
+}
+
+/// Where the DNS proxy tells of names that are denied; never blocks.
+#[derive(Debug)]
+pub(crate) struct DeniedNames {
+    ring: SyncSender<DeniedName>,
+    lost: AtomicU64,
+}
+
+impl DeniedNames {
+    /// With the end from which they are taken.
+    pub(crate) fn new() -> (Arc<DeniedNames>, Taken) {
+        let (ring, taken) = sync_channel(RING);
+        let lost = AtomicU64::new(0);
+        (Arc::new(DeniedNames { ring, lost }), Taken(taken))
+    }
+
+    /// Tells of one.
+    pub(crate) fn tell(&self, denied: &Denied<'_>) {
+        let denied = DeniedName {
+            client: denied.client,
+            name: denied.name.to_owned(),
+            group: denied.group.map(str::to_owned),
+            rule: denied.rule.map(str::to_owned),
+            revision: denied.revision,
+            would_deny: denied.would_deny,
+        };
+        if self.ring.try_send(denied).is_err() {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The other end of [`DeniedNames`].
+#[derive(Debug)]
+pub(crate) struct Taken(Receiver<DeniedName>);
 
 impl Dataplane {
     /// What the policy has denied.
@@ -211,15 +316,19 @@ impl Dataplane {
         self.findings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Denials that were lost since the workers told them faster than they were taken.
-    pub fn denials_lost(&self) -> u64 {
-        let workers = self.workers.iter();
-        workers
-            .map(|worker| worker.counters.events_lost.get())
-            .sum()
+    /// Where the DNS proxy tells of names that are denied.
+    pub(crate) fn denied_names(&self) -> &Arc<DeniedNames> {
+        &self.denied_names.0
     }
 
-    /// Takes what the workers tell, again and again.
+    /// Denials that were lost since they were told faster than they were taken.
+    pub fn denials_lost(&self) -> u64 {
+        let workers = self.workers.iter();
+        let of_workers: u64 = workers.map(|w| w.counters.events_lost.get()).sum();
+        of_workers + self.denied_names().lost.load(Ordering::Relaxed)
+    }
+
+    /// Takes what workers and proxy tell, again and again.
     pub async fn keep_gathering(self: Arc<Self>) {
         let mut ticks = tokio::time::interval(PAUSE);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -229,7 +338,7 @@ impl Dataplane {
         }
     }
 
-    /// Takes what the workers have told by now, at most what their rings hold.
+    /// Takes what they have told by now, at most what their rings hold.
     pub(crate) fn gather(&self) {
         let policy = self.policy();
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
@@ -240,6 +349,11 @@ impl Dataplane {
             for event in events.try_iter().take(RING) {
                 self.findings().take(&event, &policy, now_s, &mut lines);
             }
+        }
+        let names = self.denied_names.1.lock();
+        let names = names.unwrap_or_else(PoisonError::into_inner);
+        for denied in names.0.try_iter().take(RING) {
+            self.findings().take_name(denied, now_s, &mut lines);
         }
     }
 }
@@ -357,6 +471,51 @@ mod tests {
         assert_eq!(findings.forgotten(), 1);
         let ports: Vec<_> = findings.newest().map(|(s, _)| s.dst_port).collect();
         assert!(ports.contains(&1) && !ports.contains(&2));
+    }
+
+    #[test]
+    fn names_are_findings_beside_flows_and_do_not_crowd_them_out() {
+        let (names, Taken(taken)) = DeniedNames::new();
+        let mut findings = Findings::default();
+        findings.take(&denied(53), &policy(3), 1, &mut 0);
+        let mut ask = |name: &str| {
+            names.tell(&Denied {
+                client: "10.0.0.2".parse().unwrap(),
+                name,
+                group: Some("clients"),
+                rule: None,
+                revision: 3,
+                would_deny: false,
+            });
+            for denied in taken.try_iter() {
+                findings.take_name(denied, 2, &mut 0);
+            }
+        };
+        for n in 0..=MAX_FINDINGS {
+            ask(&format!("{n}.example.com"));
+        }
+        assert_eq!(findings.forgotten(), 1);
+        let kinds = |kind| findings.newest().filter(move |(s, _)| s.kind == kind);
+        assert_eq!(kinds(FindingKind::Name).count(), MAX_FINDINGS);
+        assert_eq!(kinds(FindingKind::Packet).count(), 1);
+        let (newest, _) = findings.newest().next().unwrap();
+        assert_eq!(newest.hostname.as_deref(), Some("10000.example.com"));
+    }
+
+    #[test]
+    fn names_that_nobody_takes_are_lost_and_counted() {
+        let (names, _taken) = DeniedNames::new();
+        for _ in 0..RING + 7 {
+            names.tell(&Denied {
+                client: "10.0.0.2".parse().unwrap(),
+                name: "example.com",
+                group: None,
+                rule: None,
+                revision: 3,
+                would_deny: true,
+            });
+        }
+        assert_eq!(names.lost.load(Ordering::Relaxed), 7);
     }
 
     #[test]

@@ -21,7 +21,7 @@ pub(super) static LIST: Doc =
         .params(&[
             Param {
                 name: "finding_type",
-                description: "`l4_deny` or `icmp_deny`; repeated: any of them",
+                description: "`dns_deny`, `l4_deny` or `icmp_deny`; repeated: any of them",
             },
             Param {
                 name: "source_group",
@@ -111,9 +111,9 @@ impl Asked {
 }
 
 fn kind(text: &str) -> Answer<FindingKind> {
-    let all = [FindingKind::Packet, FindingKind::Icmp];
-    let found = all.into_iter().find(|kind| kind.name() == text);
-    found.ok_or_else(|| Refused::bad_request("finding_type must be l4_deny or icmp_deny"))
+    let mut all = FindingKind::ALL.into_iter();
+    let found = all.find(|kind| kind.name() == text);
+    found.ok_or_else(|| Refused::bad_request("finding_type must be dns_deny, l4_deny or icmp_deny"))
 }
 
 fn seconds(key: &str, text: &str) -> Answer<u64> {
@@ -129,9 +129,10 @@ fn entry(subject: &Subject, finding: &Finding, node_id: &str) -> AuditFinding {
         rule: subject.rule.clone(),
         revision: finding.revision,
         src_ip: finding.last_source.to_string(),
-        dst_ip: subject.dst.to_string(),
+        hostname: subject.hostname.clone(),
+        dst_ip: subject.dst.map(|ip| ip.to_string()),
         dst_port: subject.dst_port,
-        proto: protocol_name(subject.proto),
+        proto: subject.proto.map(protocol_name),
         icmp_type: subject.icmp.map(|(kind, _)| kind),
         icmp_code: subject.icmp.map(|(_, code)| code),
         first_seen: finding.first_seen_s,

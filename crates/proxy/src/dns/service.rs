@@ -19,7 +19,7 @@ use policy::{Compiled, NameDecision};
 use tokio_util::task::TaskTracker;
 
 use super::clock::Clock;
-use super::granting::{Granted, Granting, Told};
+use super::granting::{Denied, Granted, Granting, Told};
 use super::metrics::{Caches, Metrics};
 use super::pool::Pool;
 use super::resolve::{Flights, Outcome};
@@ -227,6 +227,9 @@ impl Service {
             .group
             .and_then(|group| policy.shared_group_id(group))
             .unwrap_or(&self.no_group);
+        if !decision.allow || decision.would_deny {
+            self.tell_denied(&policy, decision, client, text);
+        }
         if !decision.allow {
             self.deny(&query, &policy, decision, text, out);
             self.metrics.query("deny", "policy", group);
@@ -510,6 +513,19 @@ impl Service {
     pub(super) fn outlive(&self, wanted: &Wanted) {
         let found = lock(self.shard(wanted)).lookup(wanted, u64::MAX).is_some();
         assert!(!found, "it is kept for ever");
+    }
+
+    /// Tells that a name is denied, or would be.
+    fn tell_denied(&self, policy: &Compiled, decision: NameDecision, client: IpAddr, name: &str) {
+        let of_rule = decision.group.zip(decision.rule);
+        self.granting.denied(&Denied {
+            client,
+            name,
+            group: decision.group.and_then(|group| policy.group_id(group)),
+            rule: of_rule.and_then(|(group, rule)| policy.rule_id(group, rule)),
+            revision: policy.revision(),
+            would_deny: decision.would_deny,
+        });
     }
 
     fn deny(

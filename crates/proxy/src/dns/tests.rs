@@ -243,6 +243,43 @@ async fn denied_names_never_reach_an_upstream() {
     assert!(!refusing.metrics().contains(nxdomain));
 }
 
+/// Writes down what is denied.
+#[derive(Default)]
+struct Clerk(std::sync::Mutex<Vec<String>>);
+
+impl Granting for Clerk {
+    fn grant(&self, told: &Told<'_>) -> Granted {
+        NoGrants.grant(told)
+    }
+
+    fn denied(&self, denied: &Denied<'_>) {
+        let by = (denied.group, denied.rule, denied.revision);
+        let line = format!(
+            "{} {} {by:?} {}",
+            denied.client, denied.name, denied.would_deny
+        );
+        self.0.lock().unwrap().push(line);
+    }
+}
+
+#[tokio::test]
+async fn denied_names_are_told() {
+    let upstream = Server::sound(Duration::ZERO).await;
+    let clerk = Arc::new(Clerk::default());
+    let scene = Scene::granting(&[&upstream], |_| (), Arc::clone(&clerk) as _);
+    for name in ["bad.example.com", "www.example.com", "example.org"] {
+        scene.udp(&query(name, 1)).await.unwrap();
+    }
+    let told = clerk.0.lock().unwrap();
+    assert_eq!(
+        *told,
+        [
+            r#"127.0.0.1 bad.example.com (Some("web"), Some("bad"), 1) false"#,
+            r#"127.0.0.1 example.org (Some("web"), None, 1) false"#,
+        ]
+    );
+}
+
 /// The cache drops an answer that is too old even to be served when none is to be had, and counts it no more.
 #[tokio::test]
 async fn what_the_cache_holds_is_what_is_told() {
