@@ -135,4 +135,53 @@ fn a_drop_is_explained_before_and_captured_when_it_happens() {
         "# drops --counters\n{}",
         at_home(&mut cluster, "drops --counters")
     );
+    let denied = servers[1].to_string();
+    wait::until_true("the finding", SOON, || {
+        let found = json(&mut cluster, "findings --type l4_deny");
+        let items = found["items"].as_array().unwrap();
+        let is_it = |item: &&Value| item["dst_ip"] == denied.as_str();
+        Ok(items.iter().find(is_it).is_some_and(|item| {
+            let facts = (&item["src_ip"], &item["dst_port"], &item["would_deny"]);
+            let (client, port) = (client.to_string().into(), lab::server::PORT.into());
+            facts == (&client, &port, &false.into())
+        }))
+    })
+    .unwrap();
+    println!("# findings\n{}", at_home(&mut cluster, "findings"));
+}
+
+#[test]
+#[ignore = "needs root; make test runs it"]
+fn a_client_looks_like_an_address_of_the_pool() {
+    let mut cluster = Cluster::lay_out(1).unwrap();
+    let config = cluster.node(1).dir().join("config.yaml");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let text = text.replace("  snat: auto\n", "  snat: [192.0.2.200/30, 192.0.2.210]\n");
+    cluster.node(1).set_config(&text).unwrap();
+    cluster.node(1).start().unwrap();
+    cluster.wait_ready().unwrap();
+    let policy = policy_allowing(&allowed_servers());
+    cluster.api(1).unwrap().put_policy(&policy).unwrap();
+    let server = address::allowed_server(Family::V4);
+    let live = cluster.live(1, server).unwrap();
+    wait::until_true("lines on the connection", SOON, || {
+        Ok(live.account().lines > 0)
+    })
+    .unwrap();
+    let list = json(&mut cluster, &format!("flows list --to {server}"));
+    let shown = list["flows"][0]["nat_ip"].as_str().unwrap().to_owned();
+    let pool = ["192.0.2.201", "192.0.2.202", "192.0.2.210"];
+    assert!(pool.contains(&shown.as_str()), "{list}");
+    let nat = json(&mut cluster, "nat");
+    let addresses = nat["addresses"].as_array().unwrap().iter();
+    let of_pool = addresses.filter(|a| pool.contains(&a["address"].as_str().unwrap()));
+    let in_use = of_pool.map(|a| (&a["address"] == shown.as_str(), &a["tcp_ports"]));
+    let in_use: Vec<_> = in_use.collect();
+    assert_eq!(in_use.len(), pool.len(), "{nat}");
+    assert!(
+        in_use
+            .iter()
+            .all(|(mine, ports)| **ports == u64::from(*mine)),
+        "{nat}"
+    );
 }
