@@ -30,6 +30,7 @@ bench: tools
 
 bench-dataplane: tools
 	@cargo bench -p io --bench engine
+	@cargo bench -p policy --bench evaluate -- --compare
 	@cargo xtask bench forwarding
 	@cargo xtask bench attack
 	@cargo bench -p io --features dpdk --bench dpdk

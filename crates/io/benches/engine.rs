@@ -5,7 +5,8 @@
 //!
 //! - **Established flows**: UDP packets of 60 bytes in shuffled order, so that each meets a flow that the caches have
 //!   forgotten; translated to the outside address, forwarded, and checked.
-//! - **New flows**: each packet opens one, is judged by the policy and gets a port; with 10 and with 10,000 rules.
+//! - **New flows**: each packet opens one, is judged by the policy and gets a port; with 10, 10,000 and 100,000 rules and
+//!   with 100,000 networks.
 //! - **A million flows**: the memory that they take, the time to hand them to the next process, and the longest turn of the worker while all expire.
 //! - **A new policy** of 10,000 rules under load: packets lost by it, and the longest turn of the worker.
 //!
@@ -69,13 +70,19 @@ fn main() -> Result<()> {
         "ns",
         Target::AtMost(500.0),
     ));
-    lines.push(Line {
-        what: "new flow, 10,000 rules ÷ 10 rules".into(),
-        value: many,
-        yardstick: few,
-        unit: "ns",
-        target: Some(Target::AtMost(1.5)),
-    });
+    for (name, value) in [
+        ("10,000 rules", many),
+        ("100,000 rules", new_flows(&Rules::of(100_000), flows)?),
+        ("100,000 CIDRs", new_flows(&Rules::networks(), flows)?),
+    ] {
+        lines.push(Line {
+            what: format!("new flow, {name} ÷ 10 rules"),
+            value,
+            yardstick: few,
+            unit: "ns",
+            target: Some(Target::AtMost(1.5)),
+        });
+    }
     lines.extend(million()?);
     lines.extend(swap(if quick { 5 } else { 50 })?);
     report::publish("engine", ["engine", "yardstick"], &lines)

@@ -1,19 +1,33 @@
 //! What judging a packet costs as documents grow, and what compiling them costs.
 //!
-//! Each shape is measured on the same packets: half of them hit the ten rules that are in every
-//! document, half hit none. `cargo bench -p policy`.
+//! Every document is measured on the same packets, half of which hit the ten rules that are in all of them. Those of
+//! 100,000 rules or networks are compared with that of nothing but the ten, in turns, once with packets to a few
+//! destinations and once with packets to destinations all over what the rules are about; the result goes to
+//! `target/bench/evaluate.json`. Then all shapes, the worst ones too. `cargo bench -p policy --bench evaluate`;
+//! `-- --compare` for the comparison alone, which is a part of `make bench-dataplane`.
 
 #![expect(clippy::disallowed_methods, reason = "a benchmark looks at the clock")]
 #![allow(clippy::print_stdout, reason = "the table is the result")]
 
+#[path = "../../io/benches/engine/report.rs"]
+mod report;
+
 use std::fmt::Write as _;
 use std::hint::black_box;
 use std::net::Ipv4Addr;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use anyhow::{Context, Result, bail, ensure};
 use policy::{Compiled, Document, Facts};
+use report::{Line, Target};
 
 const EVALUATIONS: usize = 2_000_000;
+
+/// Turns that the documents take in the comparison; the best of each counts.
+const TURNS: usize = 7;
+
+/// Destinations, from 203.0.0.0 on, among which the rules are that packets are not about.
+const SPREAD: u32 = 3_200_000;
 
 /// A rule by its number, as JSON.
 fn rule(out: &mut String, number: usize, matches: &str) {
@@ -51,7 +65,16 @@ fn address(i: usize) -> Ipv4Addr {
     Ipv4Addr::from(0xcb00_0000 + i as u32)
 }
 
-fn shapes() -> Vec<(&'static str, String)> {
+/// 100,000 networks with gaps between them, as a list in JSON.
+fn networks() -> String {
+    let list: Vec<String> = (0..100_000)
+        .map(|i| format!("\"{}/28\"", address(i * 32)))
+        .collect();
+    list.join(",")
+}
+
+/// The ten rules, and what is compared with them.
+fn compared() -> Vec<(&'static str, String)> {
     let n = 99_990;
     vec![
         ("10 rules", one_group(|_| ())),
@@ -81,6 +104,24 @@ fn shapes() -> Vec<(&'static str, String)> {
                 }
             }),
         ),
+        (
+            "one rule with 100,000 CIDRs",
+            one_group(|out| rule(out, 0, &format!("\"dst_cidrs\":[{}]", networks()))),
+        ),
+        (
+            "a source group with 100,000 CIDRs",
+            one_group(|_| ()).replace(
+                "[\"10.0.0.0/8\"]",
+                &format!("[\"10.0.0.0/8\",{}]", networks()),
+            ),
+        ),
+    ]
+}
+
+fn shapes() -> Vec<(&'static str, String)> {
+    let n = 99_990;
+    let mut shapes = compared();
+    shapes.extend([
         (
             "100,000 rules by port alone, then by address alone",
             one_group(|out| {
@@ -228,28 +269,98 @@ fn shapes() -> Vec<(&'static str, String)> {
             }
             json + &one_group(|_| ())["{\"source_groups\":[".len()..]
         }),
-    ]
+    ]);
+    shapes
 }
 
+/// Packets to 80 destinations that the ten rules have, and to as many that no rule has.
 fn packets() -> Vec<Facts> {
     (0..1024_u32)
-        .map(|i| Facts {
-            src: Ipv4Addr::from(0x0a00_0000 + i * 7919).into(),
-            dst: Ipv4Addr::from(0xc633_6400 + i * 37 % 160 + (i & 1) * 0x1_0000).into(),
-            proto: 6,
-            src_port: 20_000 + i as u16,
-            dst_port: 443,
-            icmp: None,
+        .map(|i| packet(i, 0xc633_6400 + i * 37 % 160 + (i & 1) * 0x1_0000))
+        .collect()
+}
+
+/// Packets of which every other one has a destination of its own, somewhere among what the rules are about.
+fn spread() -> Vec<Facts> {
+    let mut random = 1_u64;
+    (0..65_536_u32)
+        .map(|i| {
+            random = random
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            let far = 0xcb00_0000 + (random >> 33) as u32 % SPREAD;
+            packet(
+                i,
+                if i & 1 == 0 {
+                    0xc633_6400 + i * 37 % 160
+                } else {
+                    far
+                },
+            )
         })
         .collect()
 }
 
-fn per_packet(compiled: &Compiled, packets: &[Facts]) -> Duration {
+fn packet(number: u32, dst: u32) -> Facts {
+    Facts {
+        src: Ipv4Addr::from(0x0a00_0000 + number % 1024 * 7919).into(),
+        dst: Ipv4Addr::from(dst).into(),
+        proto: 6,
+        src_port: 20_000 + (number % 1024) as u16,
+        dst_port: 443,
+        icmp: None,
+    }
+}
+
+/// Nanoseconds for each packet.
+fn per_packet(compiled: &Compiled, packets: &[Facts]) -> f64 {
     let started = Instant::now();
     for facts in packets.iter().cycle().take(EVALUATIONS) {
         black_box(compiled.evaluate(black_box(facts)));
     }
-    started.elapsed() / EVALUATIONS as u32
+    started.elapsed().as_secs_f64() * 1e9 / EVALUATIONS as f64
+}
+
+/// What packets cost with large documents, beside what the same cost with ten rules.
+fn compare() -> Result<Vec<Line>> {
+    let documents = compared()
+        .into_iter()
+        .map(|(name, json)| {
+            let document = Document::parse_json(json.as_bytes()).context(name)?;
+            Ok((name, Compiled::compile(&document, 1).context(name)?))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let mut lines = Vec::new();
+    for (traffic, packets) in [("few", packets()), ("many", spread())] {
+        for (name, compiled) in &documents {
+            let hit = packets.iter().step_by(2);
+            let allowed = hit.filter(|facts| compiled.evaluate(facts).allow).count();
+            ensure!(
+                allowed == packets.len() / 2,
+                "{name}: {allowed} packets hit the ten rules"
+            );
+        }
+        let mut best = vec![f64::INFINITY; documents.len()];
+        for _ in 0..TURNS {
+            for (best, (_, compiled)) in best.iter_mut().zip(&documents) {
+                *best = best.min(per_packet(compiled, &packets));
+            }
+        }
+        lines.extend(
+            documents
+                .iter()
+                .zip(&best)
+                .skip(1)
+                .map(|((name, _), time)| Line {
+                    what: format!("{name}, {traffic} destinations"),
+                    value: *time,
+                    yardstick: best[0],
+                    unit: "ns",
+                    target: Some(Target::AtMost(1.5)),
+                }),
+        );
+    }
+    Ok(lines)
 }
 
 /// Most memory this process has held, in MiB.
@@ -259,10 +370,27 @@ fn peak_mib() -> Option<u64> {
     Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? / 1024)
 }
 
-fn main() {
+fn main() -> Result<()> {
+    let mut all = true;
+    for argument in std::env::args().skip(1) {
+        match argument.as_str() {
+            "--bench" => {}
+            "--compare" => all = false,
+            other => bail!("unknown argument {other}"),
+        }
+    }
+    report::publish("evaluate", ["large", "10 rules"], &compare()?)?;
+    if all {
+        table();
+    }
+    Ok(())
+}
+
+/// Every shape, one after the other.
+fn table() {
     let packets = packets();
     println!(
-        "{:58} {:>9} {:>9} {:>9} {:>9}",
+        "\n{:58} {:>9} {:>9} {:>9} {:>9}",
         "", "read", "compile", "packet", "peak MiB"
     );
     for (name, json) in shapes() {
@@ -275,10 +403,9 @@ fn main() {
                 let compile = started.elapsed();
                 let packet = per_packet(&compiled, &packets);
                 println!(
-                    "{name:58} {:>7}ms {:>7}ms {:>7}ns {:>9}",
+                    "{name:58} {:>7}ms {:>7}ms {packet:>7.0}ns {:>9}",
                     read.as_millis(),
                     compile.as_millis(),
-                    packet.as_nanos(),
                     peak_mib().unwrap_or_default()
                 );
             }

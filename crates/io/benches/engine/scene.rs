@@ -42,7 +42,20 @@ impl Rules {
         Self::of(10_000)
     }
 
-    fn of(count: u32) -> Self {
+    /// Ten rules, of which the last allows the traffic, behind one with 100,000 networks.
+    #[allow(dead_code, reason = "not every bench has them")]
+    pub(crate) fn networks() -> Self {
+        let list: Vec<String> = (0..100_000)
+            .map(|i| format!("\"{}/28\"", Ipv4Addr::from(0xcb00_0000 + i * 32)))
+            .collect();
+        let first = format!(
+            "\"rules\":[{{\"id\":\"networks\",\"action\":\"allow\",\"match\":{{\"dst_cidrs\":[{}]}}}},",
+            list.join(",")
+        );
+        Self(Self::few().0.replace("\"rules\":[", &first))
+    }
+
+    pub(crate) fn of(count: u32) -> Self {
         let mut json = String::from(
             "{\"source_groups\":[{\"id\":\"clients\",\"mode\":\"enforce\",\
              \"sources\":{\"cidrs\":[\"10.0.0.0/8\"]},\"rules\":[",
