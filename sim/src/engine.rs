@@ -5,13 +5,13 @@
 //! any free one will do.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
 use std::time::Duration;
 
 use engine::DropReason;
-use policy::{Compiled, Facts, OnDeny};
+use policy::{Document, Facts, OnDeny};
 
 use crate::frame::{ACK, Body, FIN, Frame, RST, SYN};
+use crate::policy::evaluate;
 
 /// Our stations, inside and outside.
 pub const MACS: [[u8; 6]; 2] = [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]];
@@ -33,6 +33,15 @@ pub struct Node {
 }
 
 impl Node {
+    /// Whether an address is on the inside link.
+    pub(crate) fn is_inside(&self, a: IpAddr) -> bool {
+        match (a, self.inside) {
+            (IpAddr::V4(a), [IpAddr::V4(n), _]) => a.octets()[0] == n.octets()[0],
+            (IpAddr::V6(a), [_, IpAddr::V6(n)]) => a.octets()[..8] == n.octets()[..8],
+            _ => false,
+        }
+    }
+
     /// What RFC 6296 makes of a client in the inside prefix: the subnet takes up what the prefixes
     /// differ by, so that the sum stays. All ones never appears.
     fn translate_prefix(&self, client: IpAddr) -> Option<IpAddr> {
@@ -46,6 +55,15 @@ impl Node {
         words[3] = subnet.rem_euclid(0xffff) as u16;
         Some(Ipv6Addr::from(words).into())
     }
+}
+
+/// A policy as the reference reads it: naively, from the document.
+#[derive(Debug, Clone)]
+pub struct Policy {
+    /// What it says.
+    pub document: Document,
+    /// Its number, of its own.
+    pub revision: u64,
 }
 
 /// What must come of a frame.
@@ -96,7 +114,7 @@ struct Flow {
 #[derive(Debug)]
 pub struct Reference {
     node: Node,
-    policy: Arc<Compiled>,
+    policy: Policy,
     flows: Vec<Flow>,
 }
 
@@ -127,7 +145,7 @@ impl Flow {
 }
 
 /// The tuple of a frame; an ICMP identifier stands for the port of the side that asks.
-fn tuple(f: &Frame) -> (u8, SocketAddr, SocketAddr) {
+pub(crate) fn tuple(f: &Frame) -> (u8, SocketAddr, SocketAddr) {
     let (proto, s, d) = match &f.body {
         Body::Tcp {
             src_port, dst_port, ..
@@ -181,7 +199,7 @@ fn between(f: &Frame, src: SocketAddr, dst: SocketAddr) -> Frame {
 
 impl Reference {
     /// A node without flows.
-    pub fn new(node: Node, policy: Arc<Compiled>) -> Reference {
+    pub fn new(node: Node, policy: Policy) -> Reference {
         Reference {
             node,
             policy,
@@ -190,7 +208,7 @@ impl Reference {
     }
 
     /// Another policy from now on.
-    pub fn publish(&mut self, policy: Arc<Compiled>) {
+    pub fn publish(&mut self, policy: Policy) {
         self.policy = policy;
     }
 
@@ -227,14 +245,6 @@ impl Reference {
         let translated = |f: &&Flow| f.proto == proto && f.client == client && f.shown != client;
         let flow = self.flows.iter().find(translated)?;
         self.node.independent.then_some(flow.shown)
-    }
-
-    fn is_inside(&self, a: IpAddr) -> bool {
-        match (a, self.node.inside) {
-            (IpAddr::V4(a), [IpAddr::V4(n), _]) => a.octets()[0] == n.octets()[0],
-            (IpAddr::V6(a), [_, IpAddr::V6(n)]) => a.octets()[..8] == n.octets()[..8],
-            _ => false,
-        }
     }
 
     fn is_ours(&self, a: IpAddr) -> bool {
@@ -290,11 +300,12 @@ impl Reference {
         } else {
             (flow.server, flow.client)
         };
-        if flow.judged_by != self.policy.revision() {
-            let decision =
-                self.policy
-                    .evaluate(&facts(flow.proto, flow.client, flow.server, flow.icmp));
-            flow.judged_by = self.policy.revision();
+        if flow.judged_by != self.policy.revision {
+            let decision = evaluate(
+                &self.policy.document,
+                &facts(flow.proto, flow.client, flow.server, flow.icmp),
+            );
+            flow.judged_by = self.policy.revision;
             if !decision.allow {
                 self.flows.remove(i);
                 let mut resets = Vec::new();
@@ -358,7 +369,7 @@ impl Reference {
         if port == 1 {
             return drop(DropReason::FromOutside);
         }
-        if self.is_ours(src.ip()) || !self.is_inside(src.ip()) {
+        if self.is_ours(src.ip()) || !self.node.is_inside(src.ip()) {
             return drop(DropReason::Martian);
         }
         if proto == 6 && flags(f) & (SYN | ACK) != SYN {
@@ -381,7 +392,7 @@ impl Reference {
         if let Some(expired) = self.ttl_ends(port, f) {
             return expired;
         }
-        let decision = self.policy.evaluate(&facts(proto, src, dst, icmp));
+        let decision = evaluate(&self.policy.document, &facts(proto, src, dst, icmp));
         if !decision.allow {
             let reset = proto == 6 && decision.on_deny == OnDeny::Reset;
             let resets = if reset {
@@ -391,7 +402,7 @@ impl Reference {
             };
             return Expected::Dropped(DropReason::PolicyDenied, resets);
         }
-        let out = usize::from(!self.is_inside(dst.ip()));
+        let out = usize::from(!self.node.is_inside(dst.ip()));
         let mut shown = src;
         let mut is_free = true;
         if out == 1 {
@@ -412,7 +423,7 @@ impl Reference {
             server: dst,
             shown,
             sides: [port, out],
-            judged_by: self.policy.revision(),
+            judged_by: self.policy.revision,
             last_seen: now,
             tcp,
         });
@@ -557,7 +568,8 @@ fn reset_back(f: &Frame, port: usize) -> Frame {
     reset.between(MACS[port], PEER)
 }
 
-fn facts(proto: u8, src: SocketAddr, dst: SocketAddr, icmp: Option<(u8, u8)>) -> Facts {
+/// What a policy judges by.
+pub(crate) fn facts(proto: u8, src: SocketAddr, dst: SocketAddr, icmp: Option<(u8, u8)>) -> Facts {
     let (src_port, dst_port) = if icmp.is_some() {
         (0, 0)
     } else {

@@ -6,4 +6,5 @@ pub mod cluster;
 pub mod engine;
 pub mod frame;
 pub mod neighbor;
+pub mod packets;
 pub mod policy;

@@ -1,4 +1,4 @@
-//! Development commands: `cargo xtask test | ci | sim | bench | faults | fuzz | fix`. `ci` and `test` never write into
+//! Development commands: `cargo xtask test | ci | sim | packets | bench | faults | fuzz | fix`. `ci` and `test` never write into
 //! the working tree.
 #![forbid(unsafe_code)]
 #![expect(
@@ -38,6 +38,16 @@ enum Task {
         /// Print what happens, line by line.
         #[arg(long)]
         verbose: bool,
+    },
+    /// Put random packets through the packet engine and its reference model, which must do the same to each; ends at the
+    /// first that differs, with the seed.
+    Packets {
+        /// How many, at least.
+        #[arg(long, default_value_t = 10_000_000)]
+        count: u64,
+        /// The first seed.
+        #[arg(long, default_value_t = 0)]
+        from: u64,
     },
     /// Measure, and compare with the yardsticks; needs root. The results go to `target/bench`.
     Bench {
@@ -86,6 +96,7 @@ fn main() -> ExitCode {
             from,
             verbose,
         } => simulate(seeds, from, verbose),
+        Task::Packets { count, from } => packets(count, from),
         Task::Bench { what, options } => bench(what, &options),
         Task::Faults { options } => lab("faults", &options),
         Task::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds),
@@ -168,6 +179,26 @@ fn simulate(seeds: u64, from: u64, verbose: bool) -> Result<()> {
         arguments.push("--verbose");
     }
     cargo(&arguments, &[])
+}
+
+fn packets(count: u64, from: u64) -> Result<()> {
+    let (count, from) = (count.to_string(), from.to_string());
+    cargo(
+        &[
+            "run",
+            "--quiet",
+            "--package",
+            "sim",
+            "--bin",
+            "packet-sim",
+            "--",
+            "--count",
+            &count,
+            "--from",
+            &from,
+        ],
+        &[],
+    )
 }
 
 fn fix() -> Result<()> {

@@ -1,0 +1,494 @@
+//! Random packets, policies and jumps of time for the real worker and the reference, which must do the same to every
+//! frame. What this is to show is checked by itself as well: that nothing leaves untranslated, that nothing leaves
+//! which a naive reading of the policy denies, and that an answer comes to who asked, as it was sent.
+//!
+//! A story is a list of such actions that follows from a seed, so that millions of packets take the memory of a few
+//! thousand, and a failure is told by a number. `cargo xtask packets` tells many.
+
+use std::cell::Cell;
+use std::collections::{HashMap, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+use std::ops::{AddAssign, RangeInclusive};
+use std::sync::Arc;
+use std::time::Duration;
+
+use engine::{DropReason, Now};
+use policy::{Compiled, Document};
+use proptest::prelude::*;
+use proptest::test_runner::{RngAlgorithm, TestError, TestRng, TestRunner};
+
+use crate::engine::{Expected, Node, Policy, Reference, facts, tuple};
+use crate::frame::{ACK, Body, FIN, Frame, RST, SYN};
+use crate::policy::{evaluate, generate};
+use real::Real;
+
+mod real;
+
+/// Packets that have left last, which servers may answer.
+const RECENT: usize = 4;
+
+/// Most actions of a story that is told by its seed.
+const ACTIONS: usize = 2000;
+
+/// What happens to a node from its start on.
+#[derive(Clone, Debug)]
+pub struct Story {
+    nat: Nat,
+    actions: Vec<Action>,
+}
+
+/// How clients are translated.
+#[derive(Clone, Copy, Debug, Default)]
+struct Nat {
+    independent: bool,
+    by_prefix: bool,
+}
+
+/// What became of the packets of stories.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Told {
+    /// Packets that came.
+    pub packets: u64,
+    /// Those that left to the outside, all of them translated.
+    pub left: u64,
+    /// Those that came back to who had asked.
+    pub returned: u64,
+    /// Those that were dropped.
+    pub dropped: u64,
+    /// Policies that took effect.
+    pub policies: u64,
+}
+
+impl AddAssign for Told {
+    fn add_assign(&mut self, other: Told) {
+        self.packets += other.packets;
+        self.left += other.left;
+        self.returned += other.returned;
+        self.dropped += other.dropped;
+        self.policies += other.policies;
+    }
+}
+
+/// Stories of so many actions.
+pub fn story(actions: RangeInclusive<usize>) -> impl Strategy<Value = Story> {
+    let actions = prop::collection::vec(action(), actions);
+    (actions, any::<bool>(), any::<bool>()).prop_map(|(actions, independent, by_prefix)| Story {
+        nat: Nat {
+            independent,
+            by_prefix,
+        },
+        actions,
+    })
+}
+
+/// Tells the story of a seed, the same each time.
+///
+/// # Errors
+/// Where the engine did something else than the reference, with the fewest actions that lead there.
+pub fn tell_seed(seed: u64) -> Result<Told, String> {
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
+    let config = ProptestConfig {
+        failure_persistence: None,
+        max_shrink_time: 60_000,
+        ..ProptestConfig::default()
+    };
+    let mut runner = TestRunner::new_with_rng(config, rng);
+    let tree = story(1..=ACTIONS)
+        .new_tree(&mut runner)
+        .map_err(|reason| reason.to_string())?;
+    let told = Cell::new(Told::default());
+    let ended = runner.run_one(tree, |story| {
+        told.set(tell(&story)?);
+        Ok(())
+    });
+    match ended {
+        Ok(_) => Ok(told.get()),
+        Err(TestError::Fail(reason, story)) => Err(format!("{reason}\nwhat it takes: {story:#?}")),
+        Err(TestError::Abort(reason)) => Err(reason.to_string()),
+    }
+}
+
+fn ip(s: &str) -> IpAddr {
+    s.parse().expect("a constant")
+}
+
+fn node(nat: Nat) -> Node {
+    let prefix = |s: &str| s.parse().expect("a constant");
+    Node {
+        inside: [ip("10.0.0.1"), ip("fd00::1")],
+        outside: [ip("192.0.2.1"), ip("2001:db8::1")],
+        independent: nat.independent,
+        prefixes: nat
+            .by_prefix
+            .then(|| [prefix("fd00::"), prefix("2001:db8:7::")]),
+    }
+}
+
+/// Both forms of a policy.
+fn read(json: &str, revision: u64) -> (Arc<Compiled>, Policy) {
+    let document = Document::parse_json(json.as_bytes()).expect("a valid policy");
+    let compiled = Compiled::compile(&document, revision).expect("a policy that compiles");
+    (Arc::new(compiled), Policy { document, revision })
+}
+
+/// Something that happens to a node.
+#[derive(Clone, Debug)]
+pub enum Action {
+    /// A packet of one of a few conversations, from either end.
+    Packet {
+        /// Of IPv6.
+        v6: bool,
+        /// UDP, TCP, echo, TCP.
+        kind: u8,
+        /// The client's number.
+        client: u8,
+        /// The server's number: two far ones, one on the inside link, the node.
+        server: u8,
+        /// The conversation's number.
+        port: u16,
+        /// The server sends it.
+        from_server: bool,
+        /// It comes to the wrong port of the node.
+        stray: bool,
+        /// TTL or hop limit.
+        ttl: u8,
+        /// Which flags, sequence number and acknowledgement.
+        tcp: (u8, u8, u8),
+    },
+    /// A server answers one of the packets that have left last, counted from the newest.
+    Answer(usize),
+    /// So many milliseconds pass.
+    Pass(u32),
+    /// Another policy, as JSON.
+    Policy(String),
+}
+
+fn action() -> impl Strategy<Value = Action> {
+    let packet = (
+        (any::<bool>(), 0u8..4, 2u8..4, 0u8..4, 0u16..3),
+        (
+            any::<bool>(),
+            prop::bool::weighted(0.05),
+            prop::sample::select(vec![1u8, 2, 64, 64, 64, 64]),
+        ),
+        (0u8..8, 0u8..2, 0u8..2),
+    )
+        .prop_map(
+            |((v6, kind, client, server, port), (from_server, stray, ttl), tcp)| Action::Packet {
+                v6,
+                kind,
+                client,
+                server,
+                port,
+                from_server,
+                stray,
+                ttl,
+                tcp,
+            },
+        );
+    let times = vec![
+        1u32, 500, 9_000, 11_000, 29_900, 31_000, 61_000, 121_000, 241_000, 301_000, 7_441_000,
+    ];
+    prop_oneof![
+        12 => packet,
+        6 => (0..RECENT).prop_map(Action::Answer),
+        2 => prop::sample::select(times).prop_map(Action::Pass),
+        1 => policy().prop_map(Action::Policy),
+    ]
+}
+
+/// A policy about the conversations, now and then one about anything.
+fn policy() -> impl Strategy<Value = String> {
+    prop_oneof![
+        9 => prop::sample::select(vec![0u8, 0, 0, 1, 1, 1, 2, 3]).prop_map(simple),
+        1 => generate::document().prop_map(|document| document.to_string()),
+    ]
+}
+
+/// The policies that take turns.
+fn simple(kind: u8) -> String {
+    let rule = r#"{"id":"r","action":"deny","match":{"proto":"tcp","dst_ports":[80]}}"#;
+    let group = |default: &str, on_deny: &str, rules: &str| {
+        format!(
+            r#"{{"default_policy":"deny","source_groups":[{{"id":"g","mode":"enforce","on_deny":"{on_deny}",
+            "default_action":"{default}","sources":{{"cidrs":["10.0.0.0/8","fd00::/16"]}},"rules":[{rules}]}}]}}"#
+        )
+    };
+    match kind {
+        0 => group("allow", "drop", ""),
+        1 => group("allow", "reset", rule),
+        2 => group("deny", "reset", ""),
+        _ => group("deny", "drop", &rule.replace("deny", "allow")),
+    }
+}
+
+/// The frame of an action. A server sends to what the client was shown as last, which is kept by
+/// conversation.
+fn frame(a: &Action, shown: impl Fn(u8, SocketAddr, SocketAddr) -> SocketAddr) -> (usize, Frame) {
+    let Action::Packet {
+        v6,
+        kind,
+        client,
+        server,
+        port,
+        from_server,
+        stray,
+        ttl,
+        tcp,
+    } = a
+    else {
+        unreachable!("only packets have frames")
+    };
+    let (c, s) = if *v6 {
+        (
+            ip(&format!("fd00::{client}")),
+            ip(["2001:db8:1::1", "2001:db8:1::2", "fd00::7", "2001:db8::1"][*server as usize]),
+        )
+    } else {
+        (
+            ip(&format!("10.0.0.{client}")),
+            ip(["198.51.100.1", "198.51.100.2", "10.0.0.7", "192.0.2.1"][*server as usize]),
+        )
+    };
+    // To a NAT address only echo goes: where nobody waits, the port that its sender would show stays unknown.
+    let s = match (s, *kind) {
+        (s, 0 | 1 | 3) if s == ip("192.0.2.1") => ip("10.0.0.1"),
+        (s, 0 | 1 | 3) if s == ip("2001:db8::1") => ip("fd00::1"),
+        (s, _) => s,
+    };
+    let server_port = if *port == 2 { 80 } else { 443 };
+    let client_at: SocketAddr = (c, 4000 + port % 2).into();
+    let server_at: SocketAddr = (s, if *kind == 2 { 0 } else { server_port }).into();
+    let inside_server = *server == 2;
+    let ingress = if *from_server != *stray {
+        usize::from(!inside_server)
+    } else {
+        0
+    };
+    let (src, dst) = if *from_server {
+        (server_at, shown(*kind, client_at, server_at))
+    } else {
+        (client_at, server_at)
+    };
+    let frame = match kind {
+        0 => Frame::udp(src, dst, b"data"),
+        1 | 3 => {
+            let flags = [SYN, SYN | ACK, ACK, ACK, ACK, FIN | ACK, RST, FIN | ACK][tcp.0 as usize];
+            let (mine, theirs) = if *from_server { (500, 100) } else { (100, 500) };
+            let seq = if flags & SYN != 0 { mine } else { mine + 1 };
+            Frame::tcp(
+                src,
+                dst,
+                flags,
+                seq + u32::from(tcp.1),
+                theirs + 1 + u32::from(tcp.2),
+                b"",
+            )
+        }
+        _ => {
+            let id = if *from_server { dst.port() } else { src.port() };
+            Frame::echo(src.ip(), dst.ip(), *from_server, id, 1)
+        }
+    };
+    (ingress, frame.with_ttl(*ttl))
+}
+
+fn source_port(f: &Frame) -> u16 {
+    match f.body {
+        Body::Tcp { src_port, .. } | Body::Udp { src_port, .. } => src_port,
+        Body::Icmp { rest, .. } => (rest >> 16) as u16,
+        Body::Other { .. } => 0,
+    }
+}
+
+/// What both do with a story, which must be the same.
+///
+/// # Errors
+/// The first frame with which it was not.
+pub fn tell(story: &Story) -> Result<Told, TestCaseError> {
+    let mut told = Told::default();
+    let node = node(story.nat);
+    let (compiled, mut policy) = read(&simple(0), 1);
+    let mut real = Real::new(compiled, story.nat);
+    let mut reference = Reference::new(node.clone(), policy.clone());
+    let mut now = Now(1_000_000_000);
+    let mut last_shown = HashMap::new();
+    let mut bindings = HashMap::new();
+    let mut recent: VecDeque<Frame> = VecDeque::new();
+    for action in &story.actions {
+        // By which port a frame comes, and in which conversation, if a client sends it.
+        let (port, f, asks) = match action {
+            Action::Pass(ms) => {
+                now = now + Duration::from_millis(u64::from(*ms));
+                real.catch_up(now);
+                continue;
+            }
+            Action::Policy(json) => {
+                let (compiled, next) = read(json, policy.revision + 1);
+                policy = next;
+                real.publish(compiled);
+                reference.publish(policy.clone());
+                told.policies += 1;
+                continue;
+            }
+            Action::Answer(back) => match recent.get(*back) {
+                Some(asked) => (1, answer(asked), None),
+                None => continue,
+            },
+            Action::Packet {
+                kind, from_server, ..
+            } => {
+                let conversation = if *kind == 3 { 1 } else { *kind };
+                let (port, f) = frame(action, |_, c, s| {
+                    let kept = |c: SocketAddr| -> SocketAddr {
+                        let shown = if s.ip() == ip("10.0.0.7") || s.ip() == ip("fd00::7") {
+                            c.ip()
+                        } else {
+                            node.outside[usize::from(c.is_ipv6())]
+                        };
+                        (shown, c.port()).into()
+                    };
+                    *last_shown.get(&(conversation, c, s)).unwrap_or(&kept(c))
+                });
+                (port, f, (!from_server).then_some(conversation))
+            }
+        };
+        let (mut sent, dropped) = real.receive(now, port, &f);
+        sent.sort_by_key(|(port, _)| *port);
+        match reference.receive(now.0, port, &f) {
+            Expected::Sent(port, frame) => {
+                prop_assert_eq!(&sent, &[(port, frame)], "{:?} {:?}", action, dropped);
+            }
+            Expected::SentFromAnyPort(frame) => {
+                prop_assert_eq!(sent.len(), 1, "{:?} {:?}", action, dropped);
+                let chosen = source_port(&sent[0].1);
+                prop_assert_eq!(reference.learn_port(chosen), Ok(()));
+                prop_assert_eq!(sent[0].1.src, frame.src);
+            }
+            Expected::Dropped(reason, mut frames) => {
+                frames.sort_by_key(|(port, _)| *port);
+                prop_assert_eq!(dropped, Some(reason), "{:?} {:?}", action, sent);
+                prop_assert_eq!(&sent, &frames, "{:?}", action);
+            }
+        }
+        check(&node, &policy, (port, &f), &sent, dropped, &mut bindings)?;
+
+        told.packets += 1;
+        told.dropped += u64::from(dropped.is_some());
+        if let (None, [(out, as_sent)]) = (dropped, &sent[..]) {
+            told.left += u64::from((port, *out) == (0, 1));
+            told.returned += u64::from((port, *out) == (1, 0));
+            if (port, *out) == (0, 1) {
+                recent.truncate(RECENT - 1);
+                recent.push_front(as_sent.clone());
+            }
+            if let Some(conversation) = asks {
+                let (c, s) = ends(&f);
+                let shown: SocketAddr = (as_sent.src, source_port(as_sent)).into();
+                last_shown.insert((conversation, c, s), shown);
+            }
+        }
+    }
+    Ok(told)
+}
+
+/// Who showed a source to a server last: by protocol, server and that source.
+type Bindings = HashMap<(u8, SocketAddr, SocketAddr), SocketAddr>;
+
+/// What holds of every frame, whatever the reference says.
+fn check(
+    node: &Node,
+    policy: &Policy,
+    (port, came): (usize, &Frame),
+    sent: &[(usize, Frame)],
+    dropped: Option<DropReason>,
+    bindings: &mut Bindings,
+) -> Result<(), TestCaseError> {
+    for (_, frame) in sent.iter().filter(|(out, _)| *out == 1) {
+        prop_assert!(!node.is_inside(frame.src), "untranslated: {:?}", frame);
+    }
+    let (None, [(out, left)]) = (dropped, sent) else {
+        return Ok(());
+    };
+    let (proto, src, dst) = tuple(came);
+    match (port, *out) {
+        (0, 1) => {
+            let judged = evaluate(&policy.document, &facts(proto, src, dst, icmp(came)));
+            prop_assert!(judged.allow, "the policy denies {:?}", came);
+            let (_, shown, server) = tuple(left);
+            prop_assert_eq!(server, dst);
+            bindings.insert((proto, server, shown), src);
+        }
+        (1, 0) => {
+            let asked = bindings.get(&(proto, src, dst));
+            let (_, server, client) = tuple(left);
+            prop_assert_eq!(asked, Some(&client), "nobody asked for {:?}", came);
+            prop_assert_eq!(server, src);
+            prop_assert_eq!(payload(left), payload(came));
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+fn icmp(f: &Frame) -> Option<(u8, u8)> {
+    match f.body {
+        Body::Icmp {
+            icmp_type, code, ..
+        } => Some((icmp_type, code)),
+        _ => None,
+    }
+}
+
+fn payload(f: &Frame) -> &[u8] {
+    match &f.body {
+        Body::Tcp { payload, .. }
+        | Body::Udp { payload, .. }
+        | Body::Icmp { payload, .. }
+        | Body::Other { payload, .. } => payload,
+    }
+}
+
+/// What a server says to a packet as it left.
+fn answer(asked: &Frame) -> Frame {
+    let (src, dst): (SocketAddr, SocketAddr) = match asked.body {
+        Body::Tcp {
+            src_port, dst_port, ..
+        }
+        | Body::Udp {
+            src_port, dst_port, ..
+        } => ((asked.src, src_port).into(), (asked.dst, dst_port).into()),
+        _ => ((asked.src, 0).into(), (asked.dst, 0).into()),
+    };
+    match asked.body {
+        Body::Tcp {
+            seq, ack, flags, ..
+        } if flags & SYN != 0 => Frame::tcp(dst, src, SYN | ACK, 500.max(ack), seq + 1, b""),
+        Body::Tcp {
+            seq, ack, flags, ..
+        } => Frame::tcp(
+            dst,
+            src,
+            ACK | flags & FIN,
+            ack,
+            seq + u32::from(flags & FIN),
+            b"",
+        ),
+        Body::Icmp { rest, .. } => {
+            let (id, seq) = ((rest >> 16) as u16, rest as u16);
+            Frame::echo(dst.ip(), src.ip(), true, id, seq)
+        }
+        _ => Frame::udp(dst, src, b"an answer"),
+    }
+}
+
+/// Client and server of a packet from the client.
+fn ends(f: &Frame) -> (SocketAddr, SocketAddr) {
+    let dst_port = match f.body {
+        Body::Tcp { dst_port, .. } | Body::Udp { dst_port, .. } => dst_port,
+        _ => 0,
+    };
+    ((f.src, source_port(f)).into(), (f.dst, dst_port).into())
+}

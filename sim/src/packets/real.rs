@@ -1,0 +1,153 @@
+//! The worker as it is in production, between ports in memory whose neighbours answer.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use engine::port::Packet;
+use engine::port::memory::{MemoryPacket, MemoryPort};
+use engine::snapshot::{Limits, NatMapping, Nptv6, PortSettings, Settings, Snat};
+use engine::{DropReason, Now, Snapshot, Worker, WorkerConfig, WorkerCounters};
+use policy::Compiled;
+
+use super::{Nat, ip};
+use crate::engine::{MACS, PEER};
+use crate::frame::Frame;
+use crate::neighbor;
+
+pub(super) struct Real {
+    worker: Worker<MemoryPort, MemoryPort>,
+    published: Arc<ArcSwap<Snapshot>>,
+    counters: Arc<WorkerCounters>,
+}
+
+impl Real {
+    pub(super) fn new(policy: Arc<Compiled>, nat: Nat) -> Real {
+        let net = |s: &str| s.parse().expect("a constant");
+        let settings = Settings {
+            ports: vec![
+                PortSettings {
+                    addresses: vec![net("10.0.0.1/8"), net("fd00::1/64")],
+                    ..PortSettings::default()
+                },
+                PortSettings {
+                    addresses: vec![net("192.0.2.1/24"), net("2001:db8::1/64")],
+                    gateways: vec![ip("192.0.2.254"), ip("2001:db8::fe")],
+                    ..PortSettings::default()
+                },
+            ],
+            nat66: Some(Snat::Auto),
+            nat_mapping: match nat.independent {
+                true => NatMapping::EndpointIndependent,
+                false => NatMapping::AddressAndPortDependent,
+            },
+            nptv6: nat.by_prefix.then(|| Nptv6 {
+                inside: "fd00::/48".parse().expect("a constant"),
+                outside: "2001:db8:7::/48".parse().expect("a constant"),
+            }),
+            limits: Limits {
+                icmp_errors_per_s: u32::MAX,
+                resets_per_s: u32::MAX,
+                ..Limits::default()
+            },
+            ..Settings::default()
+        };
+        let snapshot = Snapshot::new(1, policy, settings).expect("settings that work");
+        let published = Arc::new(ArcSwap::from_pointee(snapshot));
+        let counters = Arc::new(WorkerCounters::default());
+        let ports = MACS.iter().map(|mac| MemoryPort::new(*mac, 1500)).collect();
+        let config = WorkerConfig {
+            index: 0,
+            count: 1,
+            peers: None,
+            seed: 11,
+            flow_capacity: 4096,
+            events: None,
+        };
+        let worker = Worker::new(
+            ports,
+            None,
+            Arc::clone(&published),
+            config,
+            Arc::clone(&counters),
+        )
+        .expect("memory for the table");
+        Real {
+            worker,
+            published,
+            counters,
+        }
+    }
+
+    pub(super) fn publish(&mut self, policy: Arc<Compiled>) {
+        let next = self.published.load().generation() + 1;
+        self.published
+            .store(Arc::new(self.published.load().with_policy(
+                next,
+                policy,
+                engine::grant::Table::default(),
+            )));
+    }
+
+    fn dropped(&self) -> Vec<u64> {
+        DropReason::ALL
+            .iter()
+            .map(|r| self.counters.dropped(*r).packets.get())
+            .collect()
+    }
+
+    /// What comes out after this frame, and for which reason it was dropped if it was.
+    pub(super) fn receive(
+        &mut self,
+        now: Now,
+        port: usize,
+        f: &Frame,
+    ) -> (Vec<(usize, Frame)>, Option<DropReason>) {
+        let before = self.dropped();
+        let bytes = f.clone().between(PEER, MACS[port]).emit();
+        self.worker.ports_mut()[port]
+            .rx
+            .push_back(MemoryPacket::new(bytes));
+        let sent = self.receive_rest(now);
+        let after = self.dropped();
+        let reason = DropReason::ALL
+            .iter()
+            .zip(before.iter().zip(after))
+            .find(|(_, (b, a))| **b != *a);
+        (sent, reason.map(|(r, _)| *r))
+    }
+
+    /// Polls until the timers have caught up: an expired flow holds its port until one takes it.
+    pub(super) fn catch_up(&mut self, now: Now) {
+        for _ in 0..100 {
+            self.worker.poll(now);
+        }
+        self.receive_rest(now);
+    }
+
+    /// Polls until nothing moves; what came out, apart from talk with neighbours.
+    fn receive_rest(&mut self, now: Now) -> Vec<(usize, Frame)> {
+        let mut sent = Vec::new();
+        loop {
+            let mut quiet = self.worker.poll(now) == 0;
+            for i in 0..2 {
+                while let Some(packet) = self.worker.ports_mut()[i].tx.pop_front() {
+                    quiet = false;
+                    match neighbor::answer(packet.bytes()) {
+                        Some(answer) => {
+                            self.worker.ports_mut()[i]
+                                .rx
+                                .extend(answer.map(MemoryPacket::new));
+                        }
+                        None => sent.push((
+                            i,
+                            Frame::parse(packet.bytes()).expect("right in every checksum"),
+                        )),
+                    }
+                }
+            }
+            if quiet {
+                return sent;
+            }
+        }
+    }
+}
