@@ -1,11 +1,11 @@
-/// What hexadecimal digits and white space mean, and anything else as it is.
+/// What hexadecimal digits and white space mean, but for lines that begin with `#`, and anything else as it is.
 fn decode(input: &[u8]) -> Vec<u8> {
-    let text = input.iter().all(|byte| byte.is_ascii_hexdigit() || byte.is_ascii_whitespace());
-    if !text {
+    let lines = input.split(|byte| *byte == b'\n');
+    let text = lines.filter(|line| !line.starts_with(b"#")).flatten();
+    if !text.clone().all(|byte| byte.is_ascii_hexdigit() || byte.is_ascii_whitespace()) {
         return input.to_vec();
     }
-    let digits: Vec<u8> = input
-        .iter()
+    let digits: Vec<u8> = text
         .filter_map(|byte| char::from(*byte).to_digit(16))
         .map(|digit| digit as u8)
         .collect();

@@ -5,3 +5,4 @@ libfuzzer_sys::fuzz_target!(|input: &[u8]| heard(input));
 
 include!("../hex.rs");
 include!("../../crates/engine/tests/corpus/addresses.rs");
+include!("../../crates/engine/tests/corpus/checksums.rs");

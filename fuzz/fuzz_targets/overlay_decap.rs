@@ -5,3 +5,4 @@ libfuzzer_sys::fuzz_target!(|input: &[u8]| sound_in_tunnel(&decode(input)));
 
 include!("../decode.rs");
 include!("../../crates/engine/tests/corpus/tunnel.rs");
+include!("../../crates/engine/tests/corpus/checksums.rs");

@@ -6,10 +6,12 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 
 /// The targets in `fuzz/fuzz_targets`.
-const TARGETS: [&str; 14] = [
+const TARGETS: [&str; 16] = [
     "wire",
     "addresses",
     "overlay_decap",
+    "fragments",
+    "neighbours",
     "policy_document",
     "join_request",
     "join_token",

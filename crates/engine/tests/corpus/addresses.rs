@@ -133,15 +133,3 @@ fn heard(input: &[u8]) {
         }
     }
 }
-
-/// The folded sum of the words of these parts, each of even length but the last.
-fn ones(parts: &[&[u8]]) -> u16 {
-    let words = parts.iter().flat_map(|part| part.chunks(2));
-    let mut sum: u32 = words
-        .map(|w| u32::from(w[0]) << 8 | u32::from(w.get(1).copied().unwrap_or(0)))
-        .sum();
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    sum as u16
-}

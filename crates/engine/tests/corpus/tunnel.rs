@@ -1,7 +1,7 @@
 // What must hold of any packet in a tunnel. Shared by the fuzz target `overlay_decap` and the replay of its corpus.
 
-/// Sends the bytes as what is behind the UDP header, in every kind of tunnel. Each frame gets exactly one verdict, and
-/// what comes out is a frame.
+/// Sends the bytes as what is behind the UDP header, in every kind of tunnel, twice as they are and twice with right
+/// checksums in the packet within. Each frame gets exactly one verdict, and what comes out is a frame.
 fn sound_in_tunnel(body: &[u8]) {
     use engine::counters::{Direction, Protocol};
     use engine::overlay::{Encapsulation, Overlay, VxlanTunnel};
@@ -74,11 +74,19 @@ fn sound_in_tunnel(body: &[u8]) {
         frame.extend(port.to_be_bytes());
         frame.extend(udp_len.to_be_bytes());
         frame.extend([0, 0]);
+        let outer = frame.len();
         frame.extend(body);
-        for turn in 1..=2 {
+        for turn in 1..=4 {
+            if turn == 3 {
+                right_checksums_inside(&mut frame[outer..], port == 6081);
+            }
             let packet = MemoryPacket::new(frame.clone());
             worker.ports_mut()[0].rx.push_back(packet);
             worker.poll(Now(turn));
+        }
+        // A fragment gets its own when its others have not come.
+        for second in 60..64 {
+            worker.poll(Now(second * 1_000_000_000));
         }
         while let Some(sent) = worker.ports_mut()[0].tx.pop_front() {
             assert!(sent.bytes().len() >= 14, "a frame");
@@ -97,6 +105,20 @@ fn sound_in_tunnel(body: &[u8]) {
                 verdicts += counters.allowed(direction, protocol).packets.get();
             }
         }
-        assert_eq!(verdicts, 2, "one verdict for each frame");
+        assert_eq!(verdicts, 4, "one verdict for each frame");
+    }
+}
+
+/// Makes the checksums right in the packet behind a header of GENEVE (RFC 8926), or else of VXLAN (RFC 7348).
+fn right_checksums_inside(body: &mut [u8], is_geneve: bool) {
+    const ETHERNET: usize = 14;
+    let options = body.first().map_or(0, |first| usize::from(first & 0x3f) * 4);
+    let at = match body.get(2..4) {
+        Some([0x65, 0x58]) if is_geneve => 8 + options + ETHERNET,
+        _ if is_geneve => 8 + options,
+        _ => 8 + ETHERNET,
+    };
+    if let Some(packet) = body.get_mut(at..) {
+        right_checksums(packet);
     }
 }
