@@ -1,4 +1,4 @@
-//! Development commands: `cargo xtask test | ci | sim | packets | bench | faults | fuzz | fix`. `ci` and `test` never write into
+//! Development commands: `cargo xtask test | ci | sim | packets | memcheck | bench | faults | fuzz | fix`. `ci` and `test` never write into
 //! the working tree.
 #![forbid(unsafe_code)]
 #![expect(
@@ -11,6 +11,7 @@ mod dependencies;
 mod dpdk;
 mod fuzz;
 mod licence;
+mod memcheck;
 mod test;
 
 use std::path::Path;
@@ -49,6 +50,8 @@ enum Task {
         #[arg(long, default_value_t = 0)]
         from: u64,
     },
+    /// Run the tests of `mem` and `io` under valgrind. Without root those that need it are left out.
+    Memcheck,
     /// Measure, and compare with the yardsticks; needs root. The results go to `target/bench`.
     Bench {
         /// What to measure; without it everything.
@@ -97,6 +100,7 @@ fn main() -> ExitCode {
             verbose,
         } => simulate(seeds, from, verbose),
         Task::Packets { count, from } => packets(count, from),
+        Task::Memcheck => memcheck::run(),
         Task::Bench { what, options } => bench(what, &options),
         Task::Faults { options } => lab("faults", &options),
         Task::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds),

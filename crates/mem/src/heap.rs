@@ -16,3 +16,16 @@ pub fn give_back() {
         libc::mallopt(libc::M_TRIM_THRESHOLD, LARGE_BYTES);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn memory_comes_and_goes_as_before() {
+        super::give_back();
+        for len in [1, 300 * 1024, 8 << 20] {
+            let block = vec![7_u8; len];
+            let moved = std::thread::spawn(move || block.iter().filter(|byte| **byte == 7).count());
+            assert_eq!(moved.join().unwrap(), len);
+        }
+    }
+}
