@@ -91,7 +91,7 @@ fn compared() -> Vec<(&'static str, String)> {
             }),
         ),
         (
-            "100,000 rules, nested networks, many ports",
+            "100,000 rules, nested networks, ports",
             one_group(|out| {
                 for i in 0..n {
                     let matches = format!(
