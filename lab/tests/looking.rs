@@ -175,7 +175,7 @@ fn a_client_looks_like_an_address_of_the_pool() {
     let nat = json(&mut cluster, "nat");
     let addresses = nat["addresses"].as_array().unwrap().iter();
     let of_pool = addresses.filter(|a| pool.contains(&a["address"].as_str().unwrap()));
-    let in_use = of_pool.map(|a| (&a["address"] == shown.as_str(), &a["tcp_ports"]));
+    let in_use = of_pool.map(|a| (a["address"] == shown.as_str(), &a["tcp_ports"]));
     let in_use: Vec<_> = in_use.collect();
     assert_eq!(in_use.len(), pool.len(), "{nat}");
     assert!(
