@@ -14,6 +14,7 @@ mod node {
     pub(super) const PEER: [u8; 6] = [2, 0, 0, 0, 0, 9];
 
     /// In which tunnel packets come.
+    #[allow(dead_code, reason = "not every target has tunnels")]
     #[derive(Clone, Copy, PartialEq)]
     pub(super) enum Tunnel {
         None,
