@@ -152,6 +152,7 @@ fn dpdk_tells_figures() {
 
 /// What is sent is in the file, and what is in the file is received.
 #[test]
+#[ignore = "needs root, to read from an interface; make test runs it"]
 fn dpdk_pcap() {
     let directory = tempfile::tempdir().expect("a directory");
     let file = directory.path().join("frames.pcap");
