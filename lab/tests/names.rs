@@ -16,12 +16,12 @@ use lab::address::{self, FAMILIES, Family};
 use lab::client::{self, Outcome, PATIENCE};
 use lab::cluster::Cluster;
 use lab::names::{
-    self, A, ALT_PORT, Ask, LONG_CHAIN, Names, Reply, SPECIAL, Stream, UNBOUND, kind_of,
-    percentile, policy, right, service, wrong,
+    self, A, ALT_PORT, Ask, LONG_CHAIN, Names, RESOLVER, Reply, SPECIAL, Stream, UNBOUND,
+    connect_through, kind_of, percentile, policy, right, service, wrong,
 };
 use lab::netns::Netns;
 use lab::server::PORT;
-use lab::tool;
+use lab::{tool, wait};
 
 /// A client that resolves and connects.
 const CONNECT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/clients/connect.c");
@@ -186,6 +186,53 @@ fn real_resolvers_ask_a_node_and_reach_what_it_has_answered() {
     for part in ["n70.alt.test", "n70.fresh.test", "\"alt\"", "\"clients\""] {
         assert!(text.contains(part), "{part} in {text}");
     }
+}
+
+#[test]
+#[ignore = "needs root; make test runs it"]
+fn a_grant_ends_when_its_time_is_up_unless_a_flow_uses_it() {
+    let mut cluster = Cluster::lay_out(1).unwrap();
+    let _names = Names::lay_out(&cluster, &[RESOLVER]).unwrap();
+    let node = cluster.node(1);
+    node.configure("dataplane", "dns_allowlist_idle_secs: 1")
+        .unwrap();
+    node.start().unwrap();
+    cluster.wait_ready().unwrap();
+    cluster.api(1).unwrap().put_policy(&policy()).unwrap();
+    let client = Arc::clone(&cluster.topology.client);
+    let (used, unused) = (800, 801);
+    let name = |number: u32| format!("n{number}.ttl1.fresh.test");
+    let address = |number| right(number, Family::V4);
+    for number in [used, unused] {
+        let reply = ask(&client, &Ask::new(&name(number), A));
+        assert_eq!(reply.addresses, [address(number)]);
+    }
+    let begin = Instant::now();
+    let live = SocketAddr::new(address(used), PORT);
+    let live = client.enter(|| connect_through(1, live, FIRST_PACKET).unwrap());
+
+    let from = address::spread_client(Family::V4).to_string();
+    let node = cluster.node(1);
+    let explained = |number: u32| {
+        let said = node.control(&["explain", "dns", &name(number), "--from", &from]);
+        said.unwrap()
+    };
+    for (number, uses) in [(used, "1 flows"), (unused, "0 flows")] {
+        let said = explained(number);
+        println!("{said}");
+        assert!(said.contains("verdict      allow"), "{said}");
+        let grant = format!("{} by fresh", address(number));
+        assert!(said.contains(&grant) && said.contains(uses), "{said}");
+    }
+    // The least that a grant lasts is a minute.
+    let over = || Ok(!explained(unused).contains(" by fresh"));
+    let patience = Duration::from_secs(90);
+    wait::until_true("the end of the unused grant", patience, over).unwrap();
+    assert!(begin.elapsed() >= Duration::from_secs(60));
+    let outcome = |number| probe(&client, address(number), PORT, FIRST_PACKET);
+    assert_eq!(outcome(unused), Outcome::Silent);
+    assert_eq!(outcome(used), Outcome::Connected);
+    drop(live);
 }
 
 #[test]
