@@ -28,6 +28,8 @@ const CONNECT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/clients/connect.c");
 const SOON: Duration = Duration::from_secs(10);
 /// How long a connection is waited for that should not come about: longer than a node holds a first packet back.
 const BRIEFLY: Duration = Duration::from_millis(300);
+/// Queries go on for so long before, between and after two restarts: some hundreds of them.
+const BETWEEN_RESTARTS: Duration = Duration::from_secs(1);
 /// An answer that is longer than a datagram may be, and the number of its first address.
 const OVERSIZED: &str = "oversized";
 const OVERSIZED_FROM: u32 = 5_000;
@@ -412,13 +414,13 @@ fn no_query_is_lost_while_the_program_is_replaced() {
         });
         let restarts: Vec<_> = (0..2)
             .map(|_| {
-                thread::sleep(Duration::from_millis(500));
+                thread::sleep(BETWEEN_RESTARTS);
                 let said = cluster.node(1).control(&["restart"]);
                 // What was granted is granted still.
                 (said, probe(&client, kept, PORT, PATIENCE))
             })
             .collect();
-        thread::sleep(Duration::from_millis(500));
+        thread::sleep(BETWEEN_RESTARTS);
         over.store(true, Ordering::Relaxed);
         (
             through_port.join().unwrap().unwrap(),
