@@ -195,7 +195,7 @@ impl Pipeline {
             && self.places.take(source)
     }
 
-    /// Lets packets be held from now on, or no longer: [`Step::Hold`].
+    /// Lets packets be held from now on, or no longer: [`Step::Hold`](super::Step::Hold).
     pub(crate) fn let_hold(&mut self, may_be: bool) {
         self.places.is_open = may_be;
     }
