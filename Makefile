@@ -11,8 +11,8 @@ help:
 	@echo "make fix     format, and apply what the lints suggest"
 
 demo: tools
-	cargo build --release --package neuwerk --package lab --bins
-	@"$$(cargo metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/release/demo"
+	cargo build --profile demo --package neuwerk --package lab --bin neuwerk --bin demo
+	@"$$(cargo metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/demo/demo"
 
 test: tools
 	@cargo xtask test
