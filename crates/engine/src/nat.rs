@@ -37,6 +37,10 @@ const RESET_STANDS: u32 = 15;
 const ADDRESSES: usize = 4;
 /// Ports below are kept where a client uses them, but never chosen.
 const FIRST_PORT: u16 = 1024;
+/// How many of its ports a worker goes on by from one that it tried to the next. A client opens flows from ports in a row
+/// and keeps them, so that what is next to a taken port is taken as well. A prime above the number of ports: it divides
+/// none, so that each has its turn. Of all ports it is the golden section, which spreads the first few evenly.
+const STRIDE: u32 = 104_381;
 
 /// The share of the ports that one worker gives out: those that leave its index when divided by
 /// the number of workers, so that the owner of an answer can be read off its port ([`crate::steer`]).
@@ -310,17 +314,26 @@ impl Key {
     }
 }
 
-/// A port of the partition from [`FIRST_PORT`] on, by a random number.
-fn first_owned(random: u64, partition: Partition) -> u16 {
-    let (index, count) = (u64::from(partition.index), u64::from(partition.count));
-    let first = u64::from(FIRST_PORT).next_multiple_of(count) + index;
-    let owned = (u64::from(u16::MAX) - first) / count + 1;
-    (first + random % owned * count) as u16
+/// The lowest port of the partition from [`FIRST_PORT`] on, and how many there are.
+fn owned(partition: Partition) -> (u32, u32) {
+    let (index, count) = (u32::from(partition.index), u32::from(partition.count));
+    let first = u32::from(FIRST_PORT).next_multiple_of(count) + index;
+    (first, (u32::from(u16::MAX) - first) / count + 1)
 }
 
+/// A port of the partition from [`FIRST_PORT`] on, by a random number.
+fn first_owned(random: u64, partition: Partition) -> u16 {
+    let (first, owned) = owned(partition);
+    let nth = (random % u64::from(owned)) as u32;
+    (first + nth * u32::from(partition.count)) as u16
+}
+
+/// The one to try after `port`, far from it.
 fn next_owned(port: u16, partition: Partition) -> u16 {
-    port.checked_add(partition.count)
-        .unwrap_or_else(|| first_owned(0, partition))
+    let (first, owned) = owned(partition);
+    let count = u32::from(partition.count);
+    let nth = ((u32::from(port) - first) / count + STRIDE) % owned;
+    (first + nth * count) as u16
 }
 
 #[cfg(test)]
@@ -374,6 +387,18 @@ mod tests {
             let mut port = first_owned(random, partition);
             for _ in 0..100 {
                 prop_assert!(port >= FIRST_PORT && partition.owns(port), "{}", port);
+                port = next_owned(port, partition);
+            }
+        }
+
+        #[test]
+        fn every_port_has_its_turn(random: u64, count in 1u16..=1024, index in 0u16..1024) {
+            let partition = Partition { index: index % count, count };
+            let (_, owned) = owned(partition);
+            let mut port = first_owned(random, partition);
+            let mut seen = std::collections::HashSet::new();
+            for _ in 0..owned {
+                prop_assert!(seen.insert(port), "{} twice", port);
                 port = next_owned(port, partition);
             }
         }

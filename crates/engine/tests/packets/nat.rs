@@ -408,6 +408,24 @@ fn outside_addresses_on_the_inside_are_not_believed() {
     );
 }
 
+/// Clients use ports in a row and keep them: among these the free ones are not found from one port to the next.
+#[test]
+fn nobody_gives_way_while_ports_are_free() {
+    let mut bench = Bench::with_capacity(&allow_all(), two_arms(), 8192);
+    let server = at("198.51.100.1:53");
+    let mut ask = |client: &str, port| {
+        let client = (ip(client), port).into();
+        bench.send(INSIDE, Frame::udp(client, server, b"")).len()
+    };
+    let mut sent: usize = (2000..2300).map(|port| ask("10.0.0.250", port)).sum();
+    for n in 60..250 {
+        let client = format!("10.0.0.{n}");
+        sent += (2000..2032).map(|port| ask(&client, port)).sum::<usize>();
+    }
+    assert_eq!(sent, 300 + 190 * 32);
+    assert_eq!(bench.counters.flows_active.get(), sent as u64);
+}
+
 /// Ports that each of 1024 workers has.
 const SHARE: u16 = 63;
 
