@@ -138,6 +138,8 @@ impl Cluster {
                 election_max_ms: 1600,
             },
             promote_after: Duration::ZERO,
+            // As many elections long as it is by default: one whose votes are split is followed by another.
+            propose_timeout: Duration::from_secs(20),
             ..NodeConfig::new(node_id)
         };
         let free_bytes = Arc::clone(&self.free_bytes);
