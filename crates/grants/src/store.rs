@@ -2,23 +2,26 @@
 
 mod askers;
 mod peers;
+mod room;
+mod rules;
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::BuildHasher;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use engine::grant::{Address, Granted, Table, Uses};
+use engine::grant::{Table, Uses};
 use foldhash::fast::RandomState;
 use hashbrown::hash_table::HashTable;
 use policy::{Compiled, GrantScope, NameRule};
 
 use crate::claims::{Holding, Key, Spot};
-use crate::counted::{Counted, Counters, Left, RuleId, Rules};
+use crate::counted::{Counted, Counters, Left, Rules};
 use crate::stream::{MAX_ADDRESSES, MAX_TEXT_BYTES};
 use crate::{MAX_TTL_S, MIN_TTL_S, OWN, Origin};
 use askers::Askers;
 use peers::Heard;
+use rules::{Numbers, Preparing};
 
 /// How much earlier than wanted a claim may end without being told anew, in milliseconds.
 const SLACK_MS: u64 = 5_000;
@@ -26,9 +29,6 @@ const SLACK_MS: u64 = 5_000;
 const LOGGED: usize = 1 << 16;
 /// Addresses in these changes.
 const LOGGED_ADDRESSES: usize = 4 * LOGGED;
-/// Holdings that are looked at when a grant has to go, and addresses of each.
-const CANDIDATES: usize = 16;
-const CANDIDATES_OF_ONE: usize = 8;
 /// Most addresses of one name for one group or client: who answers a few others each time does not fill the memory.
 const MAX_SPOTS: usize = 2_048;
 
@@ -202,19 +202,6 @@ impl std::fmt::Debug for Barred {
     }
 }
 
-/// Rules of one policy by what they are called.
-type Numbers = HashMap<NameRule, RuleId, RandomState>;
-
-/// A policy that is to be in force, as far as everything is derived from it.
-#[derive(Debug)]
-struct Preparing {
-    policy: Arc<Compiled>,
-    numbers: Numbers,
-    table: Table,
-    /// Holdings below have been derived.
-    at: usize,
-}
-
 /// An address that names have.
 #[derive(Debug, Default)]
 struct Place {
@@ -308,101 +295,6 @@ impl Store {
     #[must_use]
     pub fn uses(&self) -> &Arc<Uses> {
         &self.counters.uses
-    }
-
-    /// Derives a part of everything, `count` holdings, for a policy that is about to be in force, so that
-    /// [`install`](Self::install) has little left to do. What changes meanwhile is derived for both. True once all is.
-    pub fn prepare(&mut self, policy: &Arc<Compiled>, count: usize) -> bool {
-        let is_same = |next: &Preparing| Arc::ptr_eq(&next.policy, policy);
-        if !self.next_policy.as_ref().is_some_and(is_same) {
-            self.next_policy = Some(Preparing {
-                policy: Arc::clone(policy),
-                numbers: Numbers::default(),
-                table: Table::new(Arc::clone(&self.counters.uses)),
-                at: 0,
-            });
-        }
-        let from = self.next_policy.as_ref().map_or(0, |next| next.at);
-        let end = (from + count).min(self.holdings.len());
-        for at in from..end {
-            if let Some(holding) = &mut self.holdings[at] {
-                holding.next_rules = derive(policy, &holding.key);
-            }
-        }
-        if let Some(next) = &mut self.next_policy {
-            next.at = end;
-        }
-        for at in from..end {
-            let Some(holding) = &self.holdings[at] else {
-                continue;
-            };
-            let addresses: Vec<IpAddr> = holding.spots.iter().map(|spot| spot.address).collect();
-            for address in addresses {
-                self.rebuild_next(address);
-            }
-        }
-        end == self.holdings.len()
-    }
-
-    /// Goes by what was prepared for a policy from now on, if all of it was.
-    fn take_prepared(&mut self, policy: &Arc<Compiled>) -> bool {
-        let is_ready = |next: &mut Preparing| {
-            Arc::ptr_eq(&next.policy, policy) && next.at >= self.holdings.len()
-        };
-        let Some(next) = self.next_policy.take_if(is_ready) else {
-            self.next_policy = None;
-            return false;
-        };
-        let incomplete = self.table.is_incomplete();
-        (self.numbers, self.table) = (next.numbers, next.table);
-        self.table.set_incomplete(incomplete);
-        self.changes += 1;
-        for place in self.places.values_mut() {
-            for counted in &mut place.counted {
-                counted.stray = !std::mem::take(&mut counted.next);
-            }
-        }
-        true
-    }
-
-    /// Derives everything anew, for a policy that is about to be in force, and hands out its table. What the policy before
-    /// had rules for and a newer one has none for, ends; what no policy had rules for yet goes on, for one that has.
-    pub fn install(&mut self, policy: Arc<Compiled>, now_ms: u64) -> Table {
-        // Revision 0 stands for no policy, also while one that is there is withheld.
-        let ends = self.policy.revision() > 0 && policy.revision() > self.policy.revision();
-        let is_prepared = self.take_prepared(&policy);
-        self.policy = policy;
-        let mut ended = Vec::new();
-        for (at, holding) in self.holdings.iter_mut().enumerate() {
-            let Some(holding) = holding else { continue };
-            let next = std::mem::take(&mut holding.next_rules);
-            let rules = match is_prepared {
-                true => next,
-                false => derive(&self.policy, &holding.key),
-            };
-            let before = std::mem::replace(&mut holding.rules, rules);
-            if ends && holding.rules.is_empty() && !before.is_empty() {
-                ended.push(at as u32);
-            }
-        }
-        if is_prepared {
-            for at in ended {
-                self.end_own(at, now_ms);
-            }
-            return self.table();
-        }
-        self.numbers.clear();
-        for at in ended {
-            self.end_own(at, now_ms);
-        }
-        let incomplete = self.table.is_incomplete();
-        self.table = Table::new(Arc::clone(&self.counters.uses));
-        self.table.set_incomplete(incomplete);
-        let addresses: Vec<IpAddr> = self.places.keys().copied().collect();
-        for address in addresses {
-            self.rebuild(address, None, now_ms);
-        }
-        self.table()
     }
 
     /// Ends this node's claims on a name, and says so.
@@ -796,150 +688,6 @@ impl Store {
             .fold(0, u32::saturating_add)
     }
 
-    /// Makes what packets to an address are judged by. `ended` is the name that it has had until now.
-    fn rebuild(&mut self, address: IpAddr, ended: Option<&Key>, now_ms: u64) {
-        let Some(place) = self.places.get_mut(&address) else {
-            return;
-        };
-        let holders = std::mem::take(&mut place.holders);
-        let mut counted = std::mem::take(&mut place.counted);
-        for own in &mut counted {
-            own.stray = true;
-        }
-        let mut granted = Vec::new();
-        // None of them is, if the address is barred.
-        let granting = if (self.barred.0)(address) {
-            0
-        } else {
-            holders.len()
-        };
-        for holder in &holders[..granting] {
-            let Some(holding) = &self.holdings[*holder as usize] else {
-                continue;
-            };
-            let client = holding.key.client;
-            for rule in &holding.rules {
-                let number = match self.numbers.get(rule) {
-                    Some(number) => *number,
-                    None => {
-                        let number = number(&mut self.rules, &self.policy, *rule);
-                        self.numbers.insert(*rule, number);
-                        number
-                    }
-                };
-                let own = counted
-                    .iter_mut()
-                    .find(|own| (own.rule, own.client) == (number, client));
-                let id = match own {
-                    Some(own) => {
-                        own.stray = false;
-                        own.id
-                    }
-                    None => {
-                        let Some(id) = self.counters.take() else {
-                            continue;
-                        };
-                        make_room(&mut counted);
-                        counted.push(Counted {
-                            rule: number,
-                            client,
-                            id,
-                            stray: false,
-                            next: false,
-                        });
-                        id
-                    }
-                };
-                granted.push(Granted {
-                    rule: *rule,
-                    client,
-                    counted: id,
-                });
-            }
-        }
-        let is_preparing = self.next_policy.is_some();
-        counted.retain(|own| {
-            // While the name is held on, flows that were judged by a rule that has gone keep it.
-            let keep = !own.stray
-                || own.next && is_preparing
-                || (!holders.is_empty() && self.counters.uses.of(own.id) > 0);
-            if !keep {
-                self.counters.leave(address, *own, ended.cloned(), now_ms);
-            }
-            keep
-        });
-        self.table.set(address, Address::new(granted));
-        self.changes += 1;
-        if holders.is_empty() && counted.is_empty() {
-            self.places.remove(&address);
-            if let Some(next) = &mut self.next_policy {
-                next.table.set(address, Address::default());
-            }
-        } else if let Some(place) = self.places.get_mut(&address) {
-            place.holders = holders;
-            place.counted = counted;
-            self.rebuild_next(address);
-        }
-    }
-
-    /// Makes what packets to an address are to be judged by under the policy in preparation, if there is one.
-    fn rebuild_next(&mut self, address: IpAddr) {
-        let (Some(next), Some(place)) = (&mut self.next_policy, self.places.get_mut(&address))
-        else {
-            return;
-        };
-        for own in &mut place.counted {
-            own.next = false;
-        }
-        let mut granted = Vec::new();
-        let is_barred = (self.barred.0)(address);
-        let holders = place
-            .holders
-            .iter()
-            .filter(|at| (**at as usize) < next.at && !is_barred);
-        for holding in holders.filter_map(|at| self.holdings[*at as usize].as_ref()) {
-            let client = holding.key.client;
-            for rule in &holding.next_rules {
-                let number = *next
-                    .numbers
-                    .entry(*rule)
-                    .or_insert_with(|| number(&mut self.rules, &next.policy, *rule));
-                let same = |own: &&mut Counted| (own.rule, own.client) == (number, client);
-                let id = match place.counted.iter_mut().find(same) {
-                    Some(own) => {
-                        own.next = true;
-                        own.id
-                    }
-                    None => {
-                        let Some(id) = self.counters.take() else {
-                            continue;
-                        };
-                        make_room(&mut place.counted);
-                        place.counted.push(Counted {
-                            rule: number,
-                            client,
-                            id,
-                            stray: true,
-                            next: true,
-                        });
-                        id
-                    }
-                };
-                granted.push(Granted {
-                    rule: *rule,
-                    client,
-                    counted: id,
-                });
-            }
-        }
-        next.table.set(address, Address::new(granted));
-    }
-
-    /// The rules that a name's addresses are granted to now.
-    fn derive(&self, key: &Key) -> Box<[NameRule]> {
-        derive(&self.policy, key)
-    }
-
     /// Puts a change of own claims into the stream, and says at which place.
     fn tell(&mut self, at: u32, addresses: Vec<IpAddr>, until_ms: Option<u64>) -> u64 {
         let place = self.next;
@@ -965,90 +713,6 @@ impl Store {
         place
     }
 
-    /// Makes room by ending a grant that no flow uses: of a few that whoever has most asked for, the one that would have ended
-    /// first; of anybody's, if it uses all of those. `but` is spared.
-    fn evict(&mut self, but: u32, now_ms: u64) -> bool {
-        let found = self.least(true, but).or_else(|| self.least(false, but));
-        if let Some((at, address)) = found {
-            self.end_early(at, address, true, now_ms);
-            self.drop_if_empty(at);
-        }
-        found.is_some()
-    }
-
-    /// Makes room by ending a grant of a name: of a few drawn at random that no flow uses, the one that would have ended
-    /// first.
-    fn evict_of(&mut self, at: u32, now_ms: u64) -> bool {
-        let count = self.holding(at).spots.len();
-        let drawn: [usize; CANDIDATES] = std::array::from_fn(|_| self.draw(count));
-        let spots = drawn.map(|place| &self.holding(at).spots[place]);
-        let unused = spots
-            .into_iter()
-            .filter(|spot| self.uses_at(at, spot.address) == 0);
-        let first = unused.min_by_key(|spot| spot.until_ms());
-        let Some(address) = first.map(|spot| spot.address) else {
-            return false;
-        };
-        self.end_early(at, address, false, now_ms);
-        true
-    }
-
-    /// Ends a grant before its time, since there is no room: `at_all`, or none for more of its name.
-    fn end_early(&mut self, at: u32, address: IpAddr, at_all: bool, now_ms: u64) {
-        self.evicted += 1;
-        let claims = self.spot(at, address).map(|spot| spot.claims().to_vec());
-        for claim in claims.unwrap_or_default() {
-            if claim.origin != OWN {
-                let heard = self.heard_of(claim.origin);
-                heard.partial = true;
-                heard.without_room |= at_all;
-            }
-            self.disclaim(at, address, claim.origin, now_ms);
-            if claim.origin == OWN {
-                self.lost += 1;
-                self.tell(at, vec![address], None);
-            }
-        }
-    }
-
-    /// Of a few grants that no flow uses, drawn at random from those of whoever has most, or from all: which ends first.
-    fn least(&mut self, of_heaviest: bool, but: u32) -> Option<(u32, IpAddr)> {
-        let all = match of_heaviest {
-            true => self.askers.heaviest().len(),
-            false => self.holdings.len(),
-        };
-        let mut found: Option<(u64, u32, IpAddr)> = None;
-        for _ in 0..CANDIDATES {
-            let drawn = self.draw(all);
-            let at = match of_heaviest {
-                true => *self.askers.heaviest().get(drawn)?,
-                false => drawn as u32,
-            };
-            let Some(Some(holding)) = self.holdings.get(at as usize) else {
-                continue;
-            };
-            if at == but {
-                continue;
-            }
-            let from = drawn % holding.spots.len().max(1);
-            for spot in holding.spots[from..].iter().take(CANDIDATES_OF_ONE) {
-                let sooner = found.is_none_or(|(until_ms, ..)| spot.until_ms() < until_ms);
-                if sooner && self.uses_at(at, spot.address) == 0 {
-                    found = Some((spot.until_ms(), at, spot.address));
-                }
-            }
-        }
-        found.map(|(_, at, address)| (at, address))
-    }
-
-    /// A number below `bound`, or 0, by xorshift64 (Marsaglia, 2003).
-    fn draw(&mut self, bound: usize) -> usize {
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        (self.random % bound.max(1) as u64) as usize
-    }
-
     fn find(&self, key: &Key) -> Option<u32> {
         let hash = self.hasher.hash_one(key);
         let same = |at: &u32| self.holding(*at).key == *key;
@@ -1068,7 +732,7 @@ impl Store {
             next_rules: match &mut self.next_policy {
                 Some(next) if at as usize <= next.at => {
                     next.at = next.at.max(at as usize + 1);
-                    derive(&next.policy, key)
+                    rules::derive(&next.policy, key)
                 }
                 _ => Box::default(),
             },
@@ -1118,31 +782,11 @@ impl Store {
     }
 }
 
-/// The rules that a name's addresses are granted to under a policy. What one client has found is granted to it also by
-/// rules that would let the whole group have it, as a rule may that was changed.
-fn derive(policy: &Compiled, key: &Key) -> Box<[NameRule]> {
-    let Some(group) = policy.group_by_id(&key.group) else {
-        return Box::default();
-    };
-    let mut rules = Vec::new();
-    policy.rules_by_name(group, &key.name, &mut rules);
-    rules.retain(|rule| key.client.is_some() || policy.grant_scope(*rule) == GrantScope::Group);
-    rules.into()
-}
-
 /// Room for one element more, and for none beside it where there are few: most of a million lists have one.
 pub(crate) fn make_room<T>(list: &mut Vec<T>) {
     if list.len() == list.capacity() {
         list.reserve_exact(list.len().max(1));
     }
-}
-
-fn number(rules: &mut Rules, policy: &Compiled, rule: NameRule) -> RuleId {
-    let ids = policy
-        .name_rule_position(rule)
-        .and_then(|(group, rule)| Some((policy.group_id(group)?, policy.rule_id(group, rule)?)));
-    let (group, rule) = ids.unwrap_or_default();
-    rules.number(group, rule)
 }
 
 #[cfg(test)]
