@@ -16,7 +16,7 @@ pub(crate) fn run() -> Result<()> {
             "--all-targets",
             // The fuzz targets, too, and the benches of single stages.
             "--features",
-            "fuzz/link,engine/stages",
+            "fuzz/link,fuzz/control,engine/stages",
             "--locked",
             "--",
             "-D",

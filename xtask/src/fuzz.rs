@@ -1,17 +1,26 @@
 //! `cargo xtask fuzz`: looks for inputs that the targets do not handle soundly. What it finds is kept as a file of the
-//! corpus, which ordinary tests replay.
+//! corpus, which ordinary tests replay; how long it has looked in vain, as a line of `fuzz/runs.tsv`.
 
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::Write;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
-/// The targets in `fuzz/fuzz_targets`.
-const TARGETS: [&str; 16] = [
+/// The targets in `fuzz/fuzz_targets` that need no more than the engine.
+const DATAPLANE: [&str; 5] = [
     "wire",
     "addresses",
     "overlay_decap",
     "fragments",
     "neighbours",
+];
+
+/// The others.
+const CONTROL: [&str; 11] = [
     "policy_document",
     "join_request",
     "join_token",
@@ -28,18 +37,22 @@ const TARGETS: [&str; 16] = [
 /// Encodings that are kept beside their types, and are a corpus as well.
 const GOLDEN: &str = "crates/cluster/tests/golden";
 
+/// The runs that found nothing: when each ended, its target, seconds, inputs, and the commit.
+const RUNS: &str = "fuzz/runs.tsv";
+
 /// Runs one target, or all of them, for so many seconds each. New inputs go to `target/fuzz`, one that fails to
 /// `fuzz/artifacts`.
 pub(crate) fn run(target: Option<&str>, seconds: u64) -> Result<()> {
     ensure!(seconds > 0, "--seconds must be at least 1");
-    let targets = match target {
-        None => TARGETS.to_vec(),
-        Some(one) if TARGETS.contains(&one) => vec![one],
-        Some(other) => bail!(
-            "there is no target {other}; there are {}",
-            TARGETS.join(", ")
-        ),
+    let all = || DATAPLANE.into_iter().chain(CONTROL);
+    let targets: Vec<&str> = match target {
+        None => all().collect(),
+        Some(one) => all().filter(|target| *target == one).collect(),
     };
+    if targets.is_empty() {
+        let all: Vec<_> = all().collect();
+        bail!("there is no such target; there are {}", all.join(", "));
+    }
     let answers = fuzzer(&["--version"])
         .output()
         .is_ok_and(|output| output.status.success());
@@ -48,28 +61,92 @@ pub(crate) fn run(target: Option<&str>, seconds: u64) -> Result<()> {
         "fuzzing needs a nightly toolchain and cargo-fuzz: rustup toolchain install nightly; cargo install cargo-fuzz"
     );
     for target in targets {
-        let found = format!("target/fuzz/{target}");
-        let kept = format!("fuzz/corpus/{target}");
-        std::fs::create_dir_all(crate::root().join(&found))
-            .with_context(|| format!("cannot create {found}"))?;
-        let total = format!("-max_total_time={seconds}");
-        eprintln!("==> fuzz {target}, {seconds} s");
-        // The first directory takes what is new; the corpus itself is only read.
-        let golden = ["member_message", "disk_record"].contains(&target);
-        let status = fuzzer(&["run", "--features", "link", target, &found, &kept])
-            .args(golden.then_some(GOLDEN))
-            .arg("--")
-            .args([
-                &total,
-                "-timeout=10",
-                "-max_len=8192",
-                "-print_final_stats=1",
-            ])
-            .status()?;
-        ensure!(
-            status.success(),
-            "{target} fails: the input is in fuzz/artifacts/{target}; make it small with \
-             `cargo +nightly fuzz tmin {target} FILE`, mend, and keep it in {kept}"
+        let inputs = fuzz(target, seconds)?;
+        note(target, seconds, inputs)?;
+    }
+    show()
+}
+
+/// Runs a target and returns how many inputs it was given.
+fn fuzz(target: &str, seconds: u64) -> Result<u64> {
+    let found = format!("target/fuzz/{target}");
+    let kept = format!("fuzz/corpus/{target}");
+    std::fs::create_dir_all(crate::root().join(&found))
+        .with_context(|| format!("cannot create {found}"))?;
+    let features = match DATAPLANE.contains(&target) {
+        true => "link",
+        false => "link,control",
+    };
+    let total = format!("-max_total_time={seconds}");
+    let log = format!("{found}.log");
+    eprintln!("==> fuzz {target}, {seconds} s, what it says is in {log}");
+    let told =
+        File::create(crate::root().join(&log)).with_context(|| format!("cannot create {log}"))?;
+    // The first directory takes what is new; the corpus itself is only read.
+    let golden = ["member_message", "disk_record"].contains(&target);
+    let status = fuzzer(&["run", "--features", features, target, &found, &kept])
+        .args(golden.then_some(GOLDEN))
+        .arg("--")
+        .args([
+            &total,
+            "-timeout=10",
+            "-max_len=8192",
+            "-print_final_stats=1",
+        ])
+        .stderr(told)
+        .status()?;
+    ensure!(
+        status.success(),
+        "{target} fails, see {log}: the input is in fuzz/artifacts/{target}; make it small with \
+         `cargo +nightly fuzz tmin {target} FILE`, mend, and keep it in {kept}"
+    );
+    let said = std::fs::read(crate::root().join(&log))?;
+    String::from_utf8_lossy(&said)
+        .lines()
+        .find_map(|line| line.strip_prefix("stat::number_of_executed_units:"))
+        .and_then(|count| count.trim().parse().ok())
+        .with_context(|| format!("{log} does not say how many inputs there were"))
+}
+
+/// Adds a run to [`RUNS`].
+fn note(target: &str, seconds: u64, inputs: u64) -> Result<()> {
+    let commit = Command::new("git")
+        .args(["describe", "--always", "--dirty"])
+        .current_dir(crate::root())
+        .output()?;
+    let commit = String::from_utf8(commit.stdout)?;
+    let ended = OffsetDateTime::now_utc()
+        .replace_nanosecond(0)?
+        .format(&Rfc3339)?;
+    let line = format!(
+        "{ended}\t{target}\t{seconds}\t{inputs}\t{}\n",
+        commit.trim()
+    );
+    OpenOptions::new()
+        .append(true)
+        .open(crate::root().join(RUNS))
+        .and_then(|mut runs| runs.write_all(line.as_bytes()))
+        .with_context(|| format!("cannot write {RUNS}"))
+}
+
+/// Prints how long each target has run in all, and with how many inputs.
+fn show() -> Result<()> {
+    let runs = std::fs::read_to_string(crate::root().join(RUNS))?;
+    let mut sums: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
+    for line in runs.lines().skip(1) {
+        let fields: Vec<&str> = line.split('\t').collect();
+        let [_, target, seconds, inputs, _] = fields[..] else {
+            bail!("a line of {RUNS} is none: {line}");
+        };
+        let sum = sums.entry(target).or_default();
+        sum.0 += seconds.parse::<u64>()?;
+        sum.1 += inputs.parse::<u64>()?;
+    }
+    for (target, (seconds, inputs)) in sums {
+        println!(
+            "{target:<16} {:>6} min {:>12} inputs, none failed",
+            seconds / 60,
+            inputs
         );
     }
     Ok(())
