@@ -1,5 +1,9 @@
 //! What a worker counts. One writer (the worker), any number of readers; no locked instruction.
 
+mod ages;
+mod group;
+mod icmp;
+
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,7 +12,11 @@ use arc_swap::ArcSwap;
 
 use crate::address::Addr;
 use crate::port::{Link, PortStats};
+use crate::tcp::Connection;
 use crate::{DropReason, Verdict};
+pub use ages::{Ages, Completion};
+pub use group::{GroupCounters, Groups, Traffic};
+pub use icmp::IcmpDecision;
 
 /// A counter or gauge with a single writer.
 #[derive(Debug, Default)]
@@ -55,6 +63,31 @@ impl Volume {
     }
 }
 
+/// The same as plain numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Total {
+    /// Frames.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+impl From<&Volume> for Total {
+    fn from(volume: &Volume) -> Total {
+        Total {
+            packets: volume.packets.get(),
+            bytes: volume.bytes.get(),
+        }
+    }
+}
+
+impl std::ops::AddAssign for Total {
+    fn add_assign(&mut self, other: Total) {
+        self.packets += other.packets;
+        self.bytes += other.bytes;
+    }
+}
+
 /// Which way a packet goes, for the `direction` label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
@@ -62,6 +95,19 @@ pub enum Direction {
     Outbound,
     /// From outside.
     Inbound,
+}
+
+impl Direction {
+    /// Both, in the order of their discriminants.
+    pub const ALL: [Direction; 2] = [Direction::Outbound, Direction::Inbound];
+
+    /// The stable name used in metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Direction::Outbound => "outbound",
+            Direction::Inbound => "inbound",
+        }
+    }
 }
 
 /// The `proto` label.
@@ -78,6 +124,24 @@ pub enum Protocol {
 }
 
 impl Protocol {
+    /// All, in the order of their discriminants.
+    pub const ALL: [Protocol; 4] = [
+        Protocol::Tcp,
+        Protocol::Udp,
+        Protocol::Icmp,
+        Protocol::Other,
+    ];
+
+    /// The stable name used in metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+            Protocol::Icmp => "icmp",
+            Protocol::Other => "other",
+        }
+    }
+
     pub(crate) fn of(proto: u8) -> Protocol {
         const BY_NUMBER: [Protocol; 256] = {
             let mut all = [Protocol::Other; 256];
@@ -196,38 +260,6 @@ impl PortScans {
     }
 }
 
-/// What is counted of the flows of one source group.
-#[derive(Debug, Default)]
-pub struct GroupCounters {
-    opened: [Counter; 4],
-    /// TCP handshakes that were completed.
-    pub handshakes_completed: Counter,
-    unfinished: [Counter; CloseReason::ALL.len()],
-}
-
-impl GroupCounters {
-    /// Flows opened.
-    pub fn opened(&self, protocol: Protocol) -> u64 {
-        self.opened[protocol as usize].get()
-    }
-
-    pub(crate) fn count_opened(&self, proto: u8) {
-        self.opened[Protocol::of(proto) as usize].inc();
-    }
-
-    /// TCP flows that ended for this reason after the server had answered, and before the client had answered that.
-    pub fn unfinished(&self, reason: CloseReason) -> u64 {
-        self.unfinished[reason as usize].get()
-    }
-
-    pub(crate) fn count_unfinished(&self, reason: CloseReason) {
-        self.unfinished[reason as usize].inc();
-    }
-}
-
-/// Source groups by their ids, each with what is counted of it.
-pub type Groups = Vec<(Arc<str>, Arc<GroupCounters>)>;
-
 /// What one data port of a worker has moved and lost, and whether it is up; a few hundred milliseconds old at most.
 #[derive(Debug, Default)]
 pub struct PortCounters {
@@ -339,17 +371,16 @@ const MAX_PORTS: usize = 2;
 #[derive(Debug)]
 pub struct WorkerCounters {
     generation: Counter,
-    allowed: [[Volume; 4]; 2],
-    denied: [[Volume; 4]; 2],
     drops: [Volume; DropReason::COUNT],
     closed: [Counter; CloseReason::ALL.len()],
     handshakes: [Counter; Handshake::ALL.len()],
     handshake_drops: [[Counter; DropReason::COUNT]; 2],
     unanswered: [Counter; CloseReason::ALL.len()],
+    ages: [[Ages; Completion::ALL.len()]; CloseReason::ALL.len()],
     groups: ArcSwap<Groups>,
     ports: [PortCounters; MAX_PORTS],
     port_count: Counter,
-    /// What is counted of flows that no source group decided about.
+    /// What is counted of packets and flows that no source group decided about.
     pub ungrouped: GroupCounters,
     /// Looks for a NAT port that found one, and those that did not.
     pub nat_scans: [PortScans; 2],
@@ -432,13 +463,12 @@ impl Default for WorkerCounters {
     fn default() -> Self {
         WorkerCounters {
             generation: Counter::default(),
-            allowed: Default::default(),
-            denied: Default::default(),
             drops: std::array::from_fn(|_| Volume::default()),
             closed: Default::default(),
             handshakes: Default::default(),
             handshake_drops: std::array::from_fn(|_| std::array::from_fn(|_| Counter::default())),
             unanswered: Default::default(),
+            ages: Default::default(),
             groups: ArcSwap::default(),
             ungrouped: GroupCounters::default(),
             nat_scans: Default::default(),
@@ -505,14 +535,26 @@ impl WorkerCounters {
         self.port_count.set(count as u64);
     }
 
-    /// Packets forwarded or handed to the host.
-    pub fn allowed(&self, direction: Direction, protocol: Protocol) -> &Volume {
-        &self.allowed[direction as usize][protocol as usize]
+    /// Packets forwarded or handed to the host, of all source groups and of none.
+    pub fn allowed(&self, direction: Direction, protocol: Protocol) -> Total {
+        let groups = self.groups.load();
+        let mut total = groups.retired().allowed(direction, protocol);
+        total += self.ungrouped.allowed(direction, protocol).into();
+        for (_, group) in groups.iter() {
+            total += group.allowed(direction, protocol).into();
+        }
+        total
     }
 
-    /// Packets refused by policy or because a flow may not begin there.
-    pub fn denied(&self, direction: Direction, protocol: Protocol) -> &Volume {
-        &self.denied[direction as usize][protocol as usize]
+    /// Packets refused by policy or because a flow may not begin there, of all source groups and of none.
+    pub fn denied(&self, direction: Direction, protocol: Protocol) -> Total {
+        let groups = self.groups.load();
+        let mut total = groups.retired().denied(direction, protocol);
+        total += self.ungrouped.denied(direction, protocol).into();
+        for (_, group) in groups.iter() {
+            total += group.denied(direction, protocol).into();
+        }
+        total
     }
 
     /// Frames discarded for one reason.
@@ -567,6 +609,16 @@ impl WorkerCounters {
         self.unanswered[reason as usize].inc();
     }
 
+    /// How long TCP flows had lasted that ended for one reason when their handshake had come so far.
+    pub fn ages(&self, reason: CloseReason, completion: Completion) -> &Ages {
+        &self.ages[reason as usize][completion as usize]
+    }
+
+    pub(crate) fn count_age(&self, reason: CloseReason, connection: &Connection, ticks: u32) {
+        let completion = Completion::of(connection);
+        self.ages[reason as usize][completion as usize].note(ticks);
+    }
+
     pub(crate) fn count_closed(&self, reason: CloseReason) {
         self.closed[reason as usize].inc();
     }
@@ -577,37 +629,13 @@ impl WorkerCounters {
         self.drops[reason as usize].bytes.add(bytes);
     }
 
-    /// Counts a frame that goes on.
-    #[inline(always)]
-    pub(crate) fn count_forwarded(&self, direction: Direction, proto: u8, bytes: usize) {
-        self.allowed[direction as usize][Protocol::of(proto) as usize].count(bytes);
-    }
-
-    /// Counts the fate of one frame.
-    pub(crate) fn count_verdict(
-        &self,
-        verdict: Verdict,
-        direction: Direction,
-        proto: u8,
-        bytes: usize,
-    ) {
-        let (d, p) = (direction as usize, Protocol::of(proto) as usize);
+    /// Counts what became of a frame, which is not, or not only, a matter of its source group.
+    pub(crate) fn count_verdict(&self, verdict: Verdict, bytes: usize) {
         match verdict {
-            Verdict::Forward(_) => self.count_forwarded(direction, proto, bytes),
-            Verdict::Local => {
-                self.allowed[d][p].count(bytes);
-                self.local.count(bytes);
-            }
+            Verdict::Forward(_) => {}
+            Verdict::Local => self.local.count(bytes),
             Verdict::Reply => self.replied.inc(),
-            Verdict::Drop(reason) => {
-                self.drops[reason as usize].count(bytes);
-                if matches!(
-                    reason,
-                    DropReason::PolicyDenied | DropReason::PolicyChanged | DropReason::FromOutside
-                ) {
-                    self.denied[d][p].count(bytes);
-                }
-            }
+            Verdict::Drop(reason) => self.drops[reason as usize].count(bytes),
         }
     }
 }

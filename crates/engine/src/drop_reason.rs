@@ -128,6 +128,15 @@ drop_reasons! {
 impl DropReason {
     /// How many reasons there are.
     pub const COUNT: usize = DropReason::ALL.len();
+
+    /// Whether it is a decision about the packet, by the policy or since its flow may not begin there: what `deny` stands
+    /// for in metrics. All others are troubles on its way.
+    pub(crate) const fn is_denial(self) -> bool {
+        matches!(
+            self,
+            DropReason::PolicyDenied | DropReason::PolicyChanged | DropReason::FromOutside
+        )
+    }
 }
 
 #[cfg(test)]

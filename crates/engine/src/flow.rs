@@ -124,6 +124,8 @@ pub(crate) struct Flow {
     /// The network that both ends are in, by number; 0 outside of tunnels.
     pub(crate) tunnel: u16,
     pub(crate) last_seen: Tick,
+    /// When its first packet came; at most [`parts::MAX_AGE`] before the last.
+    pub(crate) opened: Tick,
     /// Bytes of whole frames from either end.
     pub(crate) bytes: [u64; 2],
     /// Packets from either end; a super-packet counts once.
@@ -437,6 +439,7 @@ impl FlowTable {
             if self.has_expired(FlowId(place), now, idle) {
                 return Some(self.forget(place));
             }
+            self.flows.keep_age(place);
             let (_, deadline) = self.deadline(place, idle);
             self.wheel.place(place, now, deadline);
         }

@@ -13,6 +13,7 @@
 //!
 //! Direction and NAT are values on this one path; IPv4 and IPv6 share it.
 
+mod account;
 mod acquire;
 mod forward;
 mod fragment;
@@ -31,6 +32,8 @@ mod reset;
 pub mod stages;
 mod tap;
 
+use account::Account;
+pub(crate) use account::Uncounted;
 pub(crate) use icmp_error::quoted_key;
 
 use overlay::Underway;
@@ -99,13 +102,6 @@ impl Step {
             Step::Drop(reason) => Verdict::Drop(reason),
         }
     }
-}
-
-/// What a frame is to be counted as, once it is known whether it leaves.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Uncounted {
-    direction: Direction,
-    proto: u8,
 }
 
 /// Where a packet goes next.
@@ -249,10 +245,7 @@ impl Pipeline {
             },
             tunnels: Tunnels::default(),
             underway: None,
-            uncounted: Uncounted {
-                direction: Direction::Outbound,
-                proto: 0,
-            },
+            uncounted: Uncounted::default(),
             nat_active: 0,
             mappings: Mappings::new(config.flow_capacity)?,
             exhausted: Exhausted::new(),
@@ -396,12 +389,9 @@ impl Pipeline {
         lookup: Lookup,
     ) -> Step {
         let bytes = frame.bytes().len();
-        let mut direction = match self.snapshot.two_arms() && port.0 > 0 {
-            true => Direction::Inbound,
-            false => Direction::Outbound,
-        };
+        let mut account = self.account(port);
         let step = match p.content {
-            Content::Flow => self.handle_packet(now, port, frame, p, lookup, &mut direction),
+            Content::Flow => self.handle_packet(now, port, frame, p, lookup, &mut account),
             Content::Fragment => {
                 // A datagram that came in pieces is not held: it is in no frame.
                 let is_open = std::mem::take(&mut self.places.is_open);
@@ -409,10 +399,10 @@ impl Pipeline {
                 self.places.is_open = is_open;
                 return step;
             }
-            _ => self.handle_other(now, port, frame, p, &mut direction),
+            _ => self.handle_other(now, port, frame, p, &mut account),
         };
         if let Ok(Step::Send(out)) = step {
-            self.counters.count_forwarded(direction, p.key.proto, bytes);
+            self.count_allowed(account, p.key.proto, p.icmp, bytes);
             return Step::Send(out);
         }
         if std::mem::take(&mut self.places.waits) {
@@ -427,44 +417,8 @@ impl Pipeline {
             self.counters
                 .count_handshake_drop(p.segment.has(ACK), reason);
         }
-        self.count(step, direction, p.key.proto, bytes);
+        self.count(step, account, p.key.proto, p.icmp, bytes);
         step
-    }
-
-    /// Counts the fate of a frame, if it is known by now.
-    fn count(&mut self, step: Step, direction: Direction, proto: u8, bytes: usize) {
-        match step {
-            // One that has turned back is counted where its fate is known.
-            Step::TurnFor(..) => {}
-            // It may find no room yet, or no neighbour.
-            Step::Await(..) | Step::Lane | Step::Whole => {
-                self.uncounted = Uncounted { direction, proto };
-            }
-            Step::Consumed => self.counters.consumed.inc(),
-            step => {
-                let verdict = step.verdict();
-                self.counters
-                    .count_verdict(verdict, direction, proto, bytes);
-            }
-        }
-    }
-
-    /// What the frame is to be counted as that was decided on last, if that was to have it wait, or to hand it to the host.
-    pub(crate) fn uncounted(&self) -> Uncounted {
-        self.uncounted
-    }
-
-    /// Counts a frame that has waited, and leaves now.
-    pub(crate) fn count_sent(&self, uncounted: Uncounted, bytes: usize) {
-        let Uncounted { direction, proto } = uncounted;
-        self.counters.count_forwarded(direction, proto, bytes);
-    }
-
-    /// Counts the frame that was decided on last, and has been handed to the host.
-    pub(crate) fn count_local(&self, bytes: usize) {
-        let Uncounted { direction, proto } = self.uncounted;
-        self.counters
-            .count_verdict(Verdict::Local, direction, proto, bytes);
     }
 
     /// What is neither a packet of a flow nor a part of one.
@@ -475,10 +429,10 @@ impl Pipeline {
         port: PortId,
         frame: &mut K,
         p: &Parsed,
-        direction: &mut Direction,
+        account: &mut Account,
     ) -> Result<Step, DropReason> {
         match p.content {
-            Content::IcmpError => self.handle_icmp_error(now, port, frame, p, direction),
+            Content::IcmpError => self.handle_icmp_error(now, port, frame, p, account),
             Content::Neighbor => self.handle_neighbor(now, port, frame.bytes(), p, true),
             Content::Arp => self.handle_arp(now, port, frame.bytes(), true),
             // The other two are not brought here.
@@ -490,7 +444,7 @@ impl Pipeline {
                     }
                     None => {
                         let lookup = self.prefetch_bucket(p);
-                        self.handle_packet(now, port, frame, p, lookup, direction)
+                        self.handle_packet(now, port, frame, p, lookup, account)
                     }
                 }
             }
@@ -506,19 +460,6 @@ impl Pipeline {
         true
     }
 
-    /// Counts a frame that is dropped before or after [`process`](Self::process).
-    pub(crate) fn refuse(&mut self, from: Option<PortId>, reason: DropReason, frame: &[u8]) {
-        if !self.taps.is_empty() {
-            self.note_refused(from, reason, frame);
-        }
-        let bytes = frame.len();
-        if fragment::is_of_fragments(reason) {
-            self.counters.fragments.inc();
-        }
-        self.counters
-            .count_verdict(Verdict::Drop(reason), Direction::Outbound, 0, bytes);
-    }
-
     #[inline(always)]
     fn handle_packet<K: Packet>(
         &mut self,
@@ -527,16 +468,17 @@ impl Pipeline {
         frame: &mut K,
         p: &Parsed,
         lookup: Lookup,
-        direction: &mut Direction,
+        account: &mut Account,
     ) -> Result<Step, DropReason> {
         let (id, from) = match self.find_live(now, port, p, lookup)? {
             Some((id, from)) => {
-                *direction = if from == End::Client {
+                account.direction = if from == End::Client {
                     Direction::Outbound
                 } else {
                     Direction::Inbound
                 };
-                self.rejudge_if_stale(now, id, frame, p, from)?;
+                self.rejudge_if_stale(now, id, frame, p, from, account)?;
+                account.group = self.flows.head(id).tally;
                 (id, from)
             }
             None => {
@@ -545,10 +487,10 @@ impl Pipeline {
                         return step;
                     }
                     if !self.is_for_client(port, p) {
-                        return self.handle_local(port, frame, p, direction);
+                        return self.handle_local(port, frame, p, account);
                     }
                 }
-                let id = self.open(now, port, frame.bytes(), p, direction)?;
+                let id = self.open(now, port, frame.bytes(), p, account)?;
                 (id, End::Client)
             }
         };
@@ -603,11 +545,12 @@ impl Pipeline {
         frame: &K,
         p: &Parsed,
         from: End,
+        account: &mut Account,
     ) -> Result<(), DropReason> {
         if self.flows.head(id).epoch == self.snapshot.epoch() as u32 {
             return Ok(());
         }
-        self.rejudge(now, id, frame.bytes(), p, from)
+        self.rejudge(now, id, frame.bytes(), p, from, account)
     }
 
     #[cold]
@@ -618,6 +561,7 @@ impl Pipeline {
         frame: &[u8],
         p: &Parsed,
         from: End,
+        account: &mut Account,
     ) -> Result<(), DropReason> {
         let snapshot = Arc::clone(&self.snapshot);
         let mut flow = self.flows.get(id);
@@ -641,7 +585,7 @@ impl Pipeline {
         flow.rule = decision.rule.unwrap_or(NO_RULE);
         let place = self.tally.place(flow.group);
         self.tally.move_group(flow.tally, place);
-        flow.tally = place;
+        (flow.tally, account.group) = (place, place);
         self.flows.update(id, &flow);
         self.counters.rejudged.inc();
         if decision.allow && !is_lost {
@@ -724,10 +668,14 @@ impl Pipeline {
         self.tally.leave(flow);
         self.leave_grant(flow.grant);
         self.counters.count_closed(reason);
+        let lasted = flow.last_seen.since(flow.opened);
+        let group = self.group_counters(flow.tally);
+        group.count_lifetime(reason, lasted);
         if flow.proto == proto::TCP {
+            self.counters.count_age(reason, &flow.tcp, lasted);
             match flow.tcp.state {
                 State::SynSent => self.counters.count_unanswered(reason),
-                State::SynReceived => self.group_counters(flow.tally).count_unfinished(reason),
+                State::SynReceived => group.count_unfinished(reason),
                 _ => {}
             }
         }

@@ -15,7 +15,7 @@ use policy::Compiled;
 use crate::DropReason;
 use crate::address::Addr;
 use crate::clock::Now;
-use crate::counters::{GroupCounters, Groups};
+use crate::counters::{GroupCounters, Groups, Traffic};
 use crate::flow::key::KeyHasher;
 use crate::flow::{Flow, NO_GROUP, halves};
 use crate::fragment::source;
@@ -50,6 +50,8 @@ struct Group {
     flows: u32,
     /// Whether the policy in force has it.
     current: bool,
+    /// Whether it is told of no longer: it has left the policy, and its last flow has ended since.
+    retired: bool,
     counters: Arc<GroupCounters>,
 }
 
@@ -67,6 +69,8 @@ pub(crate) struct Tally {
     by_id: BTreeMap<Box<str>, u16>,
     /// Where the groups of the policy in force are counted.
     places: Vec<u16>,
+    /// What was counted of groups that are gone.
+    retired: Traffic,
 }
 
 impl Tally {
@@ -81,6 +85,7 @@ impl Tally {
             groups: Vec::new(),
             by_id: BTreeMap::new(),
             places: Vec::new(),
+            retired: Traffic::default(),
         })
     }
 
@@ -89,23 +94,35 @@ impl Tally {
         for group in &mut self.groups {
             group.current = false;
         }
+        let ids =
+            (0..policy.group_count() as u32).map(|at| policy.group_id(at).unwrap_or_default());
+        for id in ids.clone() {
+            if let Some(place) = self.by_id.get(id) {
+                self.groups[usize::from(*place)].current = true;
+            }
+        }
+        self.retire();
         self.places.clear();
-        for position in 0..policy.group_count() as u32 {
-            let id = policy.group_id(position).unwrap_or_default();
+        for id in ids {
             let place = match self.by_id.get(id) {
                 Some(place) => *place,
                 None => self.add_group(id),
             };
-            if let Some(group) = self.groups.get_mut(usize::from(place)) {
-                group.current = true;
-            }
             self.places.push(place);
         }
+    }
+
+    /// Lets go of groups that the policy has no longer, and that have no flows any more.
+    fn retire(&mut self) {
+        for group in &mut self.groups {
+            if !group.current && group.flows == 0 && !group.retired {
+                group.retired = true;
+                self.retired.add(&group.counters);
+            }
+        }
         let groups = &self.groups;
-        self.by_id.retain(|_, place| {
-            let group = &groups[usize::from(*place)];
-            group.current || group.flows > 0
-        });
+        self.by_id
+            .retain(|_, place| !groups[usize::from(*place)].retired);
     }
 
     fn add_group(&mut self, id: &str) -> u16 {
@@ -113,13 +130,11 @@ impl Tally {
             id: id.into(),
             flows: 0,
             current: true,
+            retired: false,
             counters: Arc::default(),
         };
-        let unused = |group: &Group| !group.current && group.flows == 0;
-        let place = match self.groups.iter().position(unused) {
-            // Its former id may still lead here.
+        let place = match self.groups.iter().position(|group| group.retired) {
             Some(place) => {
-                self.by_id.retain(|_, other| usize::from(*other) != place);
                 self.groups[place] = group;
                 place
             }
@@ -135,16 +150,24 @@ impl Tally {
 
     /// The groups that are counted now.
     pub(crate) fn groups(&self) -> Groups {
-        let counted = self.groups.iter().filter(|g| g.current || g.flows > 0);
-        counted
-            .map(|group| (Arc::clone(&group.id), Arc::clone(&group.counters)))
-            .collect()
+        let counted = self.groups.iter().filter(|group| !group.retired);
+        let listed = counted.map(|group| (Arc::clone(&group.id), Arc::clone(&group.counters)));
+        Groups::new(listed.collect(), self.retired)
     }
 
     /// What is counted at a place; none for flows that no group decided about.
+    #[inline(always)]
     pub(crate) fn counters(&self, place: u16) -> Option<&GroupCounters> {
         let group = self.groups.get(usize::from(place))?;
         Some(&group.counters)
+    }
+
+    /// The same place, or none if the group that was there is told of no longer.
+    pub(crate) fn still(&self, place: u16) -> u16 {
+        match self.groups.get(usize::from(place)) {
+            Some(group) if !group.retired => place,
+            _ => NO_PLACE,
+        }
     }
 
     /// Where the group at this position of the policy in force is counted.
@@ -355,6 +378,7 @@ mod tests {
             tunnel: 0,
             sides: Sides::new(PortId(0), PortId(0)),
             last_seen: Tick(0),
+            opened: Tick(0),
             bytes: [0; 2],
             packets: [0; 2],
             epoch: 0,

@@ -62,7 +62,7 @@ const ASKED_ANEW: u8 = 64;
 /// largest window seen; this is at least one unscaled window).
 const MIN_ACK_WINDOW: u32 = 66_000;
 
-/// The state of one connection; 24 bytes of a flow.
+/// The state of one connection; 24 bytes of a flow, one of which is the flow's own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Connection {
     /// Behind the furthest byte that each end has sent.
@@ -75,9 +75,29 @@ pub(crate) struct Connection {
     scale: u8,
     flags: u8,
     pub(crate) state: State,
+    /// What the flow keeps here, since there is room.
+    pub(crate) of_flow: u8,
 }
 
 impl Connection {
+    /// What is known about a flow that is no connection, but began with an ICMP query of this type and code.
+    pub(crate) fn of_query((icmp_type, code): (u8, u8)) -> Connection {
+        Connection {
+            window: [u16::from(icmp_type), u16::from(code)],
+            ..Connection::default()
+        }
+    }
+
+    /// The same connection without the flow's byte.
+    pub(crate) fn without_byte(self) -> Connection {
+        Connection { of_flow: 0, ..self }
+    }
+
+    /// Type and code of that query.
+    pub(crate) fn query(&self) -> (u8, u8) {
+        (self.window[0] as u8, self.window[1] as u8)
+    }
+
     /// A connection of which this SYN of the client is the first segment.
     pub(crate) fn open(syn: &Segment) -> Connection {
         let mut c = Connection::default();
@@ -126,6 +146,7 @@ impl Connection {
             window: [u16_at(3), u16_at(5)],
             end: [u32_at(7), u32_at(11)],
             limit: [u32_at(15), u32_at(19)],
+            of_flow: 0,
         })
     }
 
@@ -164,7 +185,13 @@ impl Connection {
         if check && !self.in_window(from, s) {
             match from {
                 End::Client if s.is_initial() => self.flags |= ASKED_ANEW,
-                End::Server if self.answers_anew(s) => *self = Connection::answered_anew(s),
+                End::Server if self.answers_anew(s) => {
+                    let of_flow = self.of_flow;
+                    *self = Connection {
+                        of_flow,
+                        ..Connection::answered_anew(s)
+                    };
+                }
                 _ if self.is_of_another(from, s) => {}
                 _ => return Err(DropReason::TcpWindow),
             }

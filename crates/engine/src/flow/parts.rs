@@ -10,6 +10,7 @@ use crate::address::Addr;
 use crate::clock::Tick;
 use crate::grant::UseId;
 use crate::tcp::{Connection, End};
+use crate::wire::proto;
 
 /// What tells a flow from all others, and what every packet asks: half a cache line.
 #[derive(Clone, Copy, Debug)]
@@ -36,13 +37,23 @@ pub(crate) struct Head {
 pub(crate) struct Body {
     pub(crate) bytes: [u64; 2],
     pub(crate) packets: [u32; 2],
+    /// Of a flow that is none: the query that began it. With the upper byte of the time stamp of the flow's opening.
     pub(crate) tcp: Connection,
     revision: u32,
     rule: u32,
     grant: Option<UseId>,
     group: u16,
-    icmp: (u8, u8),
+    /// The lower bytes of that.
+    opened: u16,
 }
+
+/// What is kept of the time of a flow's opening: 24 bits of ticks, 13 days before they come round. A flow that lasts
+/// moves its opening along, so that half of that always lies between it and the last packet at most
+/// ([`Parts::keep_age`]); a packet after more than six days of silence may make its flow young again.
+const AGE_BITS: u32 = 24;
+
+/// Ticks that a flow is known to last at most: 6.5 days.
+pub(crate) const MAX_AGE: u32 = 1 << (AGE_BITS - 1);
 
 /// The three addresses of a flow over IPv6, client, server and NAT, upper half first.
 type Wide = [u64; 6];
@@ -237,9 +248,13 @@ impl Parts {
             nat_port: head.nat_port,
             proto: head.proto,
             sides: head.sides,
-            icmp: body.icmp,
+            icmp: match head.proto {
+                proto::ICMP4 | proto::ICMP6 => body.tcp.query(),
+                _ => (0, 0),
+            },
             tunnel: head.tunnel,
             last_seen: head.last_seen,
+            opened: opened(head, body),
             bytes: body.bytes,
             packets: body.packets,
             epoch: head.epoch,
@@ -248,7 +263,20 @@ impl Parts {
             group: body.group,
             tally: head.tally,
             grant: body.grant,
-            tcp: body.tcp,
+            tcp: match head.proto {
+                proto::TCP => body.tcp.without_byte(),
+                _ => Connection::default(),
+            },
+        }
+    }
+
+    /// Moves the opening of a flow along that has lasted for long. To be called from time to time.
+    pub(crate) fn keep_age(&mut self, place: u32) {
+        let (head, body) = (self.head(place), self.body(place));
+        if head.last_seen.since(opened(head, body)) > MAX_AGE {
+            let moved = head.last_seen.0.wrapping_sub(MAX_AGE);
+            let body = self.body_mut(place);
+            (body.opened, body.tcp.of_flow) = (moved as u16, (moved >> 16) as u8);
         }
     }
 
@@ -277,7 +305,21 @@ impl Parts {
     }
 }
 
+/// When a flow was opened: the latest time before its last packet that has these bits.
+fn opened(head: &Head, body: &Body) -> Tick {
+    let kept = u32::from(body.tcp.of_flow) << 16 | u32::from(body.opened);
+    let age = head.last_seen.0.wrapping_sub(kept) & ((1 << AGE_BITS) - 1);
+    Tick(head.last_seen.0.wrapping_sub(age))
+}
+
 fn apart(flow: &Flow) -> (Head, Body) {
+    let age = flow.last_seen.since(flow.opened).min(MAX_AGE);
+    let opened = flow.last_seen.0.wrapping_sub(age);
+    let mut tcp = match flow.proto {
+        proto::TCP => flow.tcp,
+        _ => Connection::of_query(flow.icmp),
+    };
+    tcp.of_flow = (opened >> 16) as u8;
     let head = Head {
         client: short(flow.client),
         server: short(flow.server),
@@ -295,12 +337,78 @@ fn apart(flow: &Flow) -> (Head, Body) {
     let body = Body {
         bytes: flow.bytes,
         packets: flow.packets,
-        tcp: flow.tcp,
+        tcp,
         revision: flow.revision,
         rule: flow.rule,
         grant: flow.grant,
         group: flow.group,
-        icmp: flow.icmp,
+        opened: opened as u16,
     };
     (head, body)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flow_lasts_from_its_first_packet_to_its_last_as_far_as_that_is_kept() {
+        let mut parts = Parts::new(1).unwrap();
+        let start = Tick(u32::MAX - 1000);
+        let flow = Flow {
+            client: Addr::v4(1),
+            server: Addr::v4(2),
+            nat: Addr::v4(3),
+            client_port: 4,
+            server_port: 5,
+            nat_port: 6,
+            proto: proto::TCP,
+            sides: Sides::new(crate::port::PortId(0), crate::port::PortId(1)),
+            icmp: (0, 0),
+            tunnel: 0,
+            last_seen: start,
+            opened: start,
+            bytes: [0; 2],
+            packets: [0; 2],
+            epoch: 0,
+            revision: 0,
+            rule: 0,
+            group: 0,
+            tally: 0,
+            grant: None,
+            tcp: Connection::default(),
+        };
+        parts.push(&flow).unwrap();
+        let mut lasted = |after: u32| {
+            parts.head_mut(0).last_seen = start.plus(after);
+            let at_once = parts.get(0);
+            parts.keep_age(0);
+            let kept = parts.get(0);
+            assert_eq!(
+                kept.last_seen.since(kept.opened),
+                at_once.last_seen.since(at_once.opened).min(MAX_AGE)
+            );
+            kept.last_seen.since(kept.opened)
+        };
+        assert_eq!([0, 1, 70_000].map(&mut lasted), [0, 1, 70_000]);
+        // 100 days, with a packet every day.
+        let day = 1_287_000;
+        let days: Vec<u32> = (1..100).map(|n| lasted(n * day)).collect();
+        assert_eq!(days[..6], [1, 2, 3, 4, 5, 6].map(|n| n * day));
+        assert!(days[6..].iter().all(|age| *age == MAX_AGE), "{days:?}");
+
+        let query = Flow {
+            proto: proto::ICMP4,
+            icmp: (13, 7),
+            opened: start,
+            last_seen: start.plus(0x0012_3456),
+            ..flow
+        };
+        parts.set(0, &query);
+        let kept = parts.get(0);
+        assert_eq!(
+            (kept.icmp, kept.opened, kept.tcp),
+            (query.icmp, start, query.tcp)
+        );
+    }
 }

@@ -15,7 +15,8 @@
 //! | 58 | TCP flags, window shifts | 122 | kind of tunnel: 0 none, 1 VXLAN, 2 GENEVE, 3 with an endpoint |
 //! | | | 123 | network identifier, 24 bits |
 //! | | | 126 | endpoint |
-//! | | | 134 | end |
+//! | | | 134 | milliseconds from the first packet to the last |
+//! | | | 138 | end |
 //!
 //! A later version may put fields behind; a reader takes those that it knows, and zeros for those that an earlier one did
 //! not have, down to [`MIN_LEN`]. Neither the hash of a flow nor its place
@@ -31,10 +32,17 @@ use crate::tcp::Connection;
 use crate::wire::proto;
 
 /// Bytes of a record of this version.
-pub(crate) const LEN: usize = 134;
+pub(crate) const LEN: usize = 138;
 
-/// Bytes of a record where there are no tunnels; the first version had no other.
+/// Bytes of the shortest record, of the first version.
 pub(crate) const MIN_LEN: usize = 122;
+
+/// Where the network is, and behind it how long the flow has lasted.
+const NETWORK: usize = 122;
+const NETWORK_LEN: usize = 12;
+const LASTED: usize = NETWORK + NETWORK_LEN;
+
+const NANOS_PER_MS: u64 = 1_000_000;
 
 /// The network that a flow is in, as others know it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,13 +59,13 @@ impl Network {
         }
     }
 
-    fn to_bytes(self) -> [u8; LEN - MIN_LEN] {
+    fn to_bytes(self) -> [u8; NETWORK_LEN] {
         let kind = match (self.is_geneve, self.id.endpoint) {
             (false, _) => 1,
             (true, None) => 2,
             (true, Some(_)) => 3,
         };
-        let mut b = [0; LEN - MIN_LEN];
+        let mut b = [0; NETWORK_LEN];
         b[0] = kind;
         b[1..4].copy_from_slice(&self.id.vni.to_le_bytes()[..3]);
         b[4..].copy_from_slice(&self.id.endpoint.unwrap_or(0).to_le_bytes());
@@ -65,7 +73,7 @@ impl Network {
     }
 
     /// None inside is a flow outside of tunnels; none at all is one that nobody understands.
-    fn from_bytes(b: [u8; LEN - MIN_LEN]) -> Option<Option<Network>> {
+    fn from_bytes(b: [u8; NETWORK_LEN]) -> Option<Option<Network>> {
         let [kind, low, middle, high, endpoint @ ..] = b;
         let (is_geneve, endpoint) = match kind {
             0 => return Some(None),
@@ -80,14 +88,8 @@ impl Network {
     }
 }
 
-/// Appends a flow as it is at `now`, with the network that it is in if the record has this `len`: [`LEN`] or [`MIN_LEN`].
-pub(crate) fn emit(
-    flow: &Flow,
-    network: Option<Network>,
-    now: Tick,
-    len: usize,
-    out: &mut Vec<u8>,
-) {
+/// Appends a flow as it is at `now`, with the network that it is in.
+pub(crate) fn emit(flow: &Flow, network: Option<Network>, now: Tick, out: &mut Vec<u8>) {
     let mut r = [0; LEN];
     for (at, address) in [(0, flow.client), (16, flow.server), (32, flow.nat)] {
         put(&mut r, at, address.0.to_be_bytes());
@@ -109,9 +111,11 @@ pub(crate) fn emit(
     put(&mut r, 116, flow.rule.to_le_bytes());
     put(&mut r, 120, flow.group.to_le_bytes());
     if let Some(network) = network {
-        put(&mut r, MIN_LEN, network.to_bytes());
+        put(&mut r, NETWORK, network.to_bytes());
     }
-    out.extend_from_slice(&r[..len]);
+    let lasted = (u64::from(flow.last_seen.since(flow.opened)) << TICK_SHIFT) / NANOS_PER_MS;
+    put(&mut r, LASTED, (lasted as u32).to_le_bytes());
+    out.extend_from_slice(&r);
 }
 
 /// Reads a record that was written `elapsed_ns` ago, and the network that its flow is in. None if it describes no flow, or
@@ -134,6 +138,8 @@ pub(crate) fn parse(bytes: &[u8], now: Now, elapsed_ns: u64) -> Option<(Flow, Op
     let age = u64_at(80).checked_add(elapsed_ns)? >> TICK_SHIFT;
     // Ticks wrap: a time stamp of more than half their range ago would lie ahead.
     let age = u32::try_from(age).ok().filter(|age| *age < u32::MAX / 2)?;
+    let last_seen = Tick(now.tick().0.wrapping_sub(age));
+    let lasted = (u64::from(u32_at(LASTED)) * NANOS_PER_MS).div_ceil(1 << TICK_SHIFT);
     let flow = Flow {
         client: address(0),
         server: address(16),
@@ -144,7 +150,8 @@ pub(crate) fn parse(bytes: &[u8], now: Now, elapsed_ns: u64) -> Option<(Flow, Op
         proto,
         icmp: (r[55], r[56]),
         sides: Sides::new(PortId(0), PortId(0)),
-        last_seen: Tick(now.tick().0.wrapping_sub(age)),
+        last_seen,
+        opened: Tick(last_seen.0.wrapping_sub(lasted as u32)),
         bytes: [u64_at(88), u64_at(96)],
         packets: [u32_at(104), u32_at(108)],
         epoch: 0,
@@ -159,7 +166,7 @@ pub(crate) fn parse(bytes: &[u8], now: Now, elapsed_ns: u64) -> Option<(Flow, Op
     };
     let one_family =
         flow.client.is_v4() == flow.server.is_v4() && flow.client.is_v4() == flow.nat.is_v4();
-    let network = Network::from_bytes(get(r, MIN_LEN))?;
+    let network = Network::from_bytes(get(r, NETWORK))?;
     (one_family && flow.client_key() != Key::default()).then_some((flow, network))
 }
 

@@ -1,11 +1,10 @@
 //! Packets that come in pieces, and those that leave in pieces.
 
 use super::acquire::ALL_STATIONS;
-use super::{Pipeline, Step};
+use super::{Account, Pipeline, Step};
 use crate::DropReason;
 use crate::address::Addr;
 use crate::clock::Now;
-use crate::counters::Direction;
 use crate::flow::Lookup;
 use crate::fragment::{Lost, Whole};
 use crate::neighbor::NeighborId;
@@ -165,14 +164,11 @@ impl Pipeline {
     }
 
     fn decide_whole(&mut self, now: Now, port: PortId, whole: &mut Whole) -> Step {
-        let mut direction = match self.snapshot.two_arms() && port.0 > 0 {
-            true => Direction::Inbound,
-            false => Direction::Outbound,
-        };
-        let mut protocol = 0;
+        let mut account = self.account(port);
+        let (mut protocol, mut icmp) = (0, (0, 0));
         self.largest_piece = whole.largest();
         let step = self
-            .send_whole(now, port, whole, &mut direction, &mut protocol)
+            .send_whole(now, port, whole, &mut account, (&mut protocol, &mut icmp))
             .unwrap_or_else(Step::Drop);
         self.largest_piece = 0;
         if let Step::WholeFor(_) = step {
@@ -180,7 +176,7 @@ impl Pipeline {
         }
         for cut in &whole.cuts {
             let bytes = whole.head + usize::from(*cut);
-            self.count(step, direction, protocol, bytes);
+            self.count(step, account, protocol, icmp, bytes);
         }
         if let Step::Drop(DropReason::Fragment) = step {
             self.counters.fragments.add(whole.cuts.len() as u64);
@@ -193,11 +189,11 @@ impl Pipeline {
         now: Now,
         port: PortId,
         whole: &mut Whole,
-        direction: &mut Direction,
-        protocol: &mut u8,
+        account: &mut Account,
+        (protocol, icmp_kind): (&mut u8, &mut (u8, u8)),
     ) -> Result<Step, DropReason> {
         let p = self.parse_whole(whole)?;
-        *protocol = p.key.proto;
+        (*protocol, *icmp_kind) = (p.key.proto, p.icmp);
         // Neighbour discovery never comes in pieces (RFC 6980).
         if matches!(
             p.content,
@@ -222,12 +218,12 @@ impl Pipeline {
             return self.answer_whole_echo(port, whole, &p);
         }
         let step = if let Some(out) = whole.turned.take() {
-            self.handle_turned(now, out, whole, &p, direction)?
+            self.handle_turned(now, out, whole, &p, account)?
         } else if p.content == Content::IcmpError {
-            self.handle_icmp_error(now, port, whole, &p, direction)?
+            self.handle_icmp_error(now, port, whole, &p, account)?
         } else {
             let lookup = Lookup::by(self.flows.hash(&p.key));
-            self.handle_packet(now, port, whole, &p, lookup, direction)?
+            self.handle_packet(now, port, whole, &p, lookup, account)?
         };
         let (out, waits_for) = match step {
             Step::Send(out) => (out, None),

@@ -4,7 +4,7 @@
 //! the outside, and what comes of it has to be an answer to the other client. So two clients reach each other when both
 //! send, and when the policy lets both; nobody is reached who did not ask.
 
-use super::{Pipeline, Step};
+use super::{Account, Pipeline, Step};
 use crate::DropReason;
 use crate::clock::Now;
 use crate::counters::Direction;
@@ -48,7 +48,7 @@ impl Pipeline {
         let mut p = *p;
         (p.key.src, p.key.src_port) = (translation.address, translation.port);
         p.segment.src_port = translation.port;
-        self.turn_back(now, out, frame, &p, &mut Direction::Outbound)
+        self.turn_back(now, out, frame, &p, &mut Account::new(Direction::Outbound))
     }
 
     /// Takes a packet in again that would have come back to us by the port `out`; leaves that to another worker if the flow
@@ -59,7 +59,7 @@ impl Pipeline {
         out: PortId,
         frame: &mut K,
         p: &Parsed,
-        direction: &mut Direction,
+        account: &mut Account,
     ) -> Result<Step, DropReason> {
         // A translated prefix leads to the same worker, as a flow has one for both directions.
         let by_port = self.steering.count() > 1 && self.snapshot.is_ours(p.key.dst);
@@ -69,7 +69,7 @@ impl Pipeline {
         {
             return Ok(Step::TurnFor(owner, out));
         }
-        self.handle_turned(now, out, frame, p, direction)
+        self.handle_turned(now, out, frame, p, account)
     }
 
     pub(super) fn handle_turned<K: Packet>(
@@ -78,15 +78,16 @@ impl Pipeline {
         out: PortId,
         frame: &mut K,
         p: &Parsed,
-        direction: &mut Direction,
+        account: &mut Account,
     ) -> Result<Step, DropReason> {
         if p.content == Content::IcmpError {
-            return self.handle_icmp_error(now, out, frame, p, direction);
+            return self.handle_icmp_error(now, out, frame, p, account);
         }
         let lookup = Lookup::by(self.flows.hash(&p.key));
         match self.find_live(now, out, p, lookup)? {
             Some((id, End::Server)) => {
-                self.rejudge_if_stale(now, id, frame, p, End::Server)?;
+                self.rejudge_if_stale(now, id, frame, p, End::Server, account)?;
+                account.group = self.flows.head(id).tally;
                 self.forward(now, out, frame, p, id, End::Server)
             }
             _ => Err(DropReason::HairpinNoFlow),
@@ -117,11 +118,11 @@ impl Pipeline {
         p: &Parsed,
     ) -> Step {
         let bytes = frame.bytes().len();
-        let mut direction = Direction::Outbound;
+        let mut account = Account::new(Direction::Outbound);
         let step = self
-            .handle_turned(now, out, frame, p, &mut direction)
+            .handle_turned(now, out, frame, p, &mut account)
             .unwrap_or_else(Step::Drop);
-        self.count(step, direction, p.key.proto, bytes);
+        self.count(step, account, p.key.proto, p.icmp, bytes);
         step
     }
 }

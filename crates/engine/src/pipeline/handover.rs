@@ -19,7 +19,7 @@ use crate::snapshot::Side;
 /// them; fields put behind those of a record do not change it.
 pub const FLOWS_VERSION: u16 = 1;
 
-/// Records of one chunk: eight MiB.
+/// Records of one chunk: nine MiB.
 const CHUNK: usize = 1 << 16;
 /// Bytes in front of the records.
 const FRONT: usize = 2;
@@ -65,19 +65,15 @@ impl Pipeline {
         mut sink: impl FnMut(&[u8]) -> io::Result<()>,
     ) -> io::Result<()> {
         let overlay = self.snapshot.settings().overlay;
-        let record_len = match overlay {
-            None => record::MIN_LEN,
-            Some(_) => record::LEN,
-        };
-        let full = FRONT + CHUNK * record_len;
-        let room = FRONT + (self.flows.active() as usize).min(CHUNK) * record_len;
+        let full = FRONT + CHUNK * record::LEN;
+        let room = FRONT + (self.flows.active() as usize).min(CHUNK) * record::LEN;
         let mut chunk = Vec::with_capacity(room);
-        let front = (record_len as u16).to_le_bytes();
+        let front = (record::LEN as u16).to_le_bytes();
         chunk.extend_from_slice(&front);
         for flow in self.flows.iter() {
             let network = self.tunnels.id(flow.tunnel).zip(overlay);
             let network = network.map(|(id, o)| Network::new(id, &o.encapsulation));
-            record::emit(&flow, network, now.tick(), record_len, &mut chunk);
+            record::emit(&flow, network, now.tick(), &mut chunk);
             if chunk.len() == full {
                 sink(&chunk)?;
                 chunk.truncate(FRONT);

@@ -2,7 +2,7 @@
 //! inside and out, and passed on (RFC 5508 §4); and those that we send ourselves.
 
 use super::local::LANE_ADDRESSES;
-use super::{Pipeline, Step};
+use super::{Account, Pipeline, Step};
 use crate::DropReason;
 use crate::address::Addr;
 use crate::clock::Now;
@@ -32,10 +32,10 @@ impl Pipeline {
         port: PortId,
         frame: &mut K,
         p: &Parsed,
-        direction: &mut Direction,
+        account: &mut Account,
     ) -> Result<Step, DropReason> {
         let side = self.snapshot.source_side(port, p.key.src);
-        *direction = if side == Side::Inside {
+        account.direction = if side == Side::Inside {
             Direction::Outbound
         } else {
             Direction::Inbound
@@ -67,7 +67,8 @@ impl Pipeline {
         if self.snapshot.two_arms() && flow.sides.of(from) != port {
             return Err(DropReason::Martian);
         }
-        self.rejudge_if_stale(now, id, frame, p, from)?;
+        self.rejudge_if_stale(now, id, frame, p, from, account)?;
+        account.group = self.flows.head(id).tally;
         self.check_ttl(now, port, frame, p)?;
 
         // From the client's side the error goes to the server, and its source is hidden like the
@@ -113,7 +114,7 @@ impl Pipeline {
         }
         if from == End::Client && flow.sides.turns_back() {
             let p = parse(frame.bytes(), Station::Any, None)?;
-            return self.turn_back(now, flow.sides.of(End::Server), frame, &p, direction);
+            return self.turn_back(now, flow.sides.of(End::Server), frame, &p, account);
         }
         let hop = self.next_hop(to, now)?;
         let fits = self.check_size(now, port, frame, p, hop.port)?;

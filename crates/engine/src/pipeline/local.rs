@@ -1,6 +1,6 @@
 //! Packets for our own addresses: echo is answered, services are handed to the host.
 
-use super::{Pipeline, Step};
+use super::{Account, Pipeline, Step};
 use crate::DropReason;
 use crate::address::Addr;
 use crate::clock::Now;
@@ -25,11 +25,11 @@ impl Pipeline {
         port: PortId,
         frame: &mut K,
         p: &Parsed,
-        direction: &mut Direction,
+        account: &mut Account,
     ) -> Result<Step, DropReason> {
         let side = self.snapshot.source_side(port, p.key.src);
         if side == Side::Outside {
-            *direction = Direction::Inbound;
+            account.direction = Direction::Inbound;
         }
         let is_echo = match p.key.proto {
             proto::ICMP4 => p.icmp.0 == icmp::ECHO,
@@ -80,7 +80,8 @@ impl Pipeline {
         let step = self
             .send_from_lane(now, frame, p)
             .unwrap_or_else(Step::Drop);
-        self.count(step, Direction::Inbound, p.key.proto, bytes);
+        let account = Account::new(Direction::Inbound);
+        self.count(step, account, p.key.proto, p.icmp, bytes);
         step
     }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use policy::{Facts, OnDeny};
 
-use super::{Pipeline, facts, icmp_of};
+use super::{Account, Pipeline, facts, icmp_of};
 use crate::address::Addr;
 use crate::clock::Now;
 use crate::counters::{Direction, GroupCounters, Handshake};
@@ -18,7 +18,7 @@ use crate::snapshot::{NatMapping, Side};
 use crate::tcp::Connection;
 use crate::wire::tcp::{RST, SYN};
 use crate::wire::{icmp, proto};
-use crate::{DropReason, nat, tally};
+use crate::{DropReason, nat};
 
 impl Pipeline {
     /// Decides on a packet that belongs to no flow, and opens one for it.
@@ -28,12 +28,12 @@ impl Pipeline {
         port: PortId,
         frame: &[u8],
         p: &Parsed,
-        direction: &mut Direction,
+        account: &mut Account,
     ) -> Result<FlowId, DropReason> {
         let snapshot = Arc::clone(&self.snapshot);
         let (key, limits) = (&p.key, &snapshot.settings().limits);
         if snapshot.source_side(port, key.src) == Side::Outside {
-            *direction = Direction::Inbound;
+            account.direction = Direction::Inbound;
             return Err(DropReason::FromOutside);
         }
         if snapshot.is_ours(key.src) || key.src.is_link_local() || key.dst.is_link_local() {
@@ -76,6 +76,7 @@ impl Pipeline {
         let turns_back = self.turns_back(self.underway.is_some(), key);
         let facts = facts(key, p.icmp);
         let (decision, grant) = self.grants.judge(snapshot.policy(), &facts);
+        let group = decision.group.map_or(NO_GROUP, |g| g as u16);
         let mut flow = Flow {
             client: key.src,
             server: key.dst,
@@ -92,8 +93,9 @@ impl Pipeline {
             epoch: snapshot.epoch() as u32,
             revision: snapshot.policy().revision() as u32,
             rule: decision.rule.unwrap_or(NO_RULE),
-            group: decision.group.map_or(NO_GROUP, |g| g as u16),
-            tally: tally::NO_PLACE,
+            group,
+            tally: self.tally.place(group),
+            opened: now.tick(),
             grant,
             tunnel: key.tunnel,
             tcp: match (is_tcp, picks_up) {
@@ -102,6 +104,7 @@ impl Pipeline {
                 (false, _) => Connection::default(),
             },
         };
+        account.group = flow.tally;
         if !decision.allow {
             if self.waits_for_grant(&facts, key.src) {
                 self.places.waits = true;
@@ -116,7 +119,6 @@ impl Pipeline {
         if snapshot.settings().draining {
             return Err(DropReason::Draining);
         }
-        flow.tally = self.tally.place(flow.group);
         self.tally.admit(now, &flow, limits)?;
         let room = self.room_for(flow.client, limits.max_flows);
         if self.flows.active() >= room && !self.evict(now.tick(), |_| true) {
@@ -170,6 +172,7 @@ impl Pipeline {
     }
 
     /// What is counted of the group whose flows are at this place of the tally.
+    #[inline(always)]
     pub(super) fn group_counters(&self, place: u16) -> &GroupCounters {
         let of_group = self.tally.counters(place);
         of_group.unwrap_or(&self.counters.ungrouped)

@@ -198,7 +198,7 @@ mod node {
                     Protocol::Icmp,
                     Protocol::Other,
                 ] {
-                    verdicts += counters.allowed(direction, protocol).packets.get();
+                    verdicts += counters.allowed(direction, protocol).packets;
                 }
             }
             assert_eq!(verdicts, self.put, "one verdict for each frame");

@@ -108,7 +108,7 @@ fn sound(input: &[u8]) {
             Protocol::Icmp,
             Protocol::Other,
         ] {
-            verdicts += counters.allowed(direction, protocol).packets.get();
+            verdicts += counters.allowed(direction, protocol).packets;
         }
     }
     assert_eq!(verdicts, sent, "one verdict for each frame");

@@ -102,7 +102,7 @@ fn sound_in_tunnel(body: &[u8]) {
                 Protocol::Icmp,
                 Protocol::Other,
             ] {
-                verdicts += counters.allowed(direction, protocol).packets.get();
+                verdicts += counters.allowed(direction, protocol).packets;
             }
         }
         assert_eq!(verdicts, 4, "one verdict for each frame");

@@ -382,12 +382,9 @@ impl Bench {
             for (p, proto) in [(Tcp, "tcp"), (Udp, "udp"), (Icmp, "icmp"), (Other, "other")] {
                 now.insert(
                     format!("allow {direction} {proto}"),
-                    c.allowed(d, p).packets.get(),
+                    c.allowed(d, p).packets,
                 );
-                now.insert(
-                    format!("deny {direction} {proto}"),
-                    c.denied(d, p).packets.get(),
-                );
+                now.insert(format!("deny {direction} {proto}"), c.denied(d, p).packets);
             }
         }
         for reason in DropReason::ALL {

@@ -605,7 +605,7 @@ fn check_verdicts(frames: Vec<Mutated>) -> Result<(), TestCaseError> {
         let mut late = c.fragments.get();
         late += c.dropped(DropReason::NeighborUnreachable).packets.get();
         for d in [Direction::Outbound, Direction::Inbound] {
-            let allowed = [Tcp, Udp, Icmp, Other].map(|p| c.allowed(d, p).packets.get());
+            let allowed = [Tcp, Udp, Icmp, Other].map(|p| c.allowed(d, p).packets);
             late += allowed.iter().sum::<u64>();
         }
         late

@@ -228,7 +228,7 @@ impl Lane {
     fn forwarded(&self) -> Forwarded {
         let allowed = self.counters.allowed(Direction::Outbound, Protocol::Udp);
         Forwarded {
-            allowed: allowed.packets.get(),
+            allowed: allowed.packets,
             sent: self.worker.ports()[1].stats().tx_frames,
         }
     }

@@ -9,7 +9,7 @@ use api::stats::{
 use axum::Json;
 use axum::extract::State;
 use cluster::{MemberStatus, Node, PolicyMark, Role};
-use engine::counters::{Direction, Protocol, Volume};
+use engine::counters::{Direction, Protocol, Total};
 use engine::{DropReason, WorkerCounters};
 
 use super::error::Answer;
@@ -85,13 +85,8 @@ fn traffic(workers: &[Arc<WorkerCounters>]) -> DataplaneStats {
     let volumes = |value: &dyn Fn(&WorkerCounters, Direction, Protocol) -> (u64, u64)| {
         let mut total = (0, 0);
         for worker in workers {
-            for direction in [Direction::Outbound, Direction::Inbound] {
-                for protocol in [
-                    Protocol::Tcp,
-                    Protocol::Udp,
-                    Protocol::Icmp,
-                    Protocol::Other,
-                ] {
+            for direction in Direction::ALL {
+                for protocol in Protocol::ALL {
                     let (packets, bytes) = value(worker, direction, protocol);
                     total = (total.0 + packets, total.1 + bytes);
                 }
@@ -99,7 +94,7 @@ fn traffic(workers: &[Arc<WorkerCounters>]) -> DataplaneStats {
         }
         total
     };
-    let both = |volume: &Volume| (volume.packets.get(), volume.bytes.get());
+    let both = |total: Total| (total.packets, total.bytes);
     let allow = volumes(&|worker, direction, protocol| both(worker.allowed(direction, protocol)));
     let deny = volumes(&|worker, direction, protocol| both(worker.denied(direction, protocol)));
     let drops_of = |reason: DropReason| sum(&|worker| worker.dropped(reason).packets.get());

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use engine::counters::{CloseReason, Direction, PortCounters, Protocol, Volume};
+use engine::counters::{CloseReason, PortCounters};
 use engine::port::Link;
 use engine::{DropReason, WorkerCounters};
 use prometheus_client::collector::Collector;
@@ -96,13 +96,7 @@ const RATIOS: &[(&str, &str, Read, Read)] = &[
 ];
 
 /// Counters with labels: name, labels, help.
-const FAMILIES: [(&str, &str, &str); 6] = [
-    (
-        "dp_packets",
-        "direction, proto, decision",
-        "Packets by verdict",
-    ),
-    ("dp_bytes", "direction, proto, decision", "Bytes by verdict"),
+const FAMILIES: [(&str, &str, &str); 4] = [
     ("dp_flow_closes", "reason", "Flows closed, by reason"),
     ("neuwerk_dp_drops", "reason", "Frames discarded, by reason"),
     (
@@ -222,21 +216,7 @@ fn encode(
         ConstGauge::new(*flows).encode(groups.encode_family(&labels)?)?;
     }
     by_worker(&mut encoder, workers)?;
-    let [
-        (packets, _, packets_help),
-        (bytes, _, bytes_help),
-        closes,
-        drops,
-        lost,
-        overlay,
-    ] = FAMILIES;
-    volumes(&mut encoder, packets, packets_help, workers, |volume| {
-        volume.packets.get()
-    })?;
-    volumes(&mut encoder, bytes, bytes_help, workers, |volume| {
-        volume.bytes.get()
-    })?;
-
+    let [closes, drops, lost, overlay] = FAMILIES;
     let mut closes = encoder.encode_descriptor(closes.0, closes.2, None, MetricType::Counter)?;
     for reason in CloseReason::ALL {
         let labels = [("reason", reason.name())];
@@ -348,47 +328,6 @@ fn gauge(
     metric.encode(encoder.encode_descriptor(name, help, None, metric.metric_type())?)
 }
 
-/// By direction, protocol and decision. Counts are kept per worker, not per source group yet, so
-/// the published `source_group` label is left out rather than filled with a word that means nothing.
-fn volumes(
-    encoder: &mut DescriptorEncoder,
-    name: &str,
-    help: &str,
-    workers: &[Arc<WorkerCounters>],
-    read: fn(&Volume) -> u64,
-) -> Result<(), std::fmt::Error> {
-    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-    for (direction, direction_name) in [
-        (Direction::Outbound, "outbound"),
-        (Direction::Inbound, "inbound"),
-    ] {
-        for (protocol, protocol_name) in [
-            (Protocol::Tcp, "tcp"),
-            (Protocol::Udp, "udp"),
-            (Protocol::Icmp, "icmp"),
-            (Protocol::Other, "other"),
-        ] {
-            let allow = workers
-                .iter()
-                .map(|w| read(w.allowed(direction, protocol)))
-                .sum::<u64>();
-            let deny = workers
-                .iter()
-                .map(|w| read(w.denied(direction, protocol)))
-                .sum::<u64>();
-            for (decision, value) in [("allow", allow), ("deny", deny)] {
-                let labels = [
-                    ("direction", direction_name),
-                    ("proto", protocol_name),
-                    ("decision", decision),
-                ];
-                ConstCounter::new(value).encode(family.encode_family(&labels)?)?;
-            }
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
@@ -432,8 +371,6 @@ mod tests {
     fn every_verdict_and_reason_has_its_line() {
         let text = text();
         for line in [
-            r#"dp_packets_total{direction="outbound",proto="tcp",decision="allow"} 0"#,
-            r#"dp_bytes_total{direction="inbound",proto="icmp",decision="deny"} 0"#,
             r#"dp_flow_closes_total{reason="policy"} 0"#,
             r#"neuwerk_dp_drops_total{reason="policy_denied"} 0"#,
             r#"overlay_packets_total{mode="geneve",direction="out"} 0"#,

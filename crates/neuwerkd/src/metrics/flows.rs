@@ -1,14 +1,19 @@
-//! What becomes of flows, by packet worker and by source group, as metrics. Of what is told by group or by reason, only
-//! what has happened has a line: there may be ten thousand groups.
+//! What becomes of packets and flows, by packet worker and by source group, as metrics. Of what is told by group or by
+//! reason, only what has happened has a line: there may be ten thousand groups.
 
 use std::collections::BTreeMap;
 use std::fmt::Error;
 use std::sync::Arc;
 
-use engine::counters::{CloseReason, GroupCounters, Groups, Handshake, PortScans, Protocol};
+use engine::counters::{
+    Ages, CloseReason, Completion, Direction, GroupCounters, Groups, Handshake, PortScans,
+    Protocol, Volume,
+};
 use engine::{DropReason, WorkerCounters};
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, NoLabelSet};
+use prometheus_client::encoding::{
+    DescriptorEncoder, EncodeLabelSet, EncodeMetric, MetricEncoder, NoLabelSet,
+};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
@@ -43,6 +48,21 @@ impl Collector for FlowsCollector {
 /// Name, labels, help.
 type Described = (&'static str, &'static str, &'static str);
 
+const PACKETS: Described = (
+    "dp_packets",
+    "direction, proto, decision, source_group",
+    "Packets by verdict and by the source group that it is of; `default` if none decided. What the policy refuses, or begins no flow since it comes from outside, is `deny`; neuwerk_dp_drops_total has all that is discarded",
+);
+const BYTES: Described = (
+    "dp_bytes",
+    "direction, proto, decision, source_group",
+    "The bytes of these packets",
+);
+const ICMP: Described = (
+    "dp_icmp_decisions",
+    "direction, type, code, decision, source_group",
+    "ICMP messages by verdict; the type of an ICMPv6 message begins with `v6:`. A packet worker tells 64 kinds of a group apart, the others are counted as type and code `other`",
+);
 const OPENS: Described = (
     "dp_flow_opens",
     "proto, source_group",
@@ -101,9 +121,23 @@ const SCANS: Described = (
     "Ports tried for one translated flow until one was `found`, or the search was given up (`exhausted`)",
 );
 
+const LIFETIMES: Described = (
+    "dp_flow_lifetime_seconds",
+    "source_group, reason",
+    "Time from the first to the last packet of flows that have ended, in steps of 67 ms and up to 6.5 days, by why they ended",
+);
+const CLOSE_AGES: Described = (
+    "dp_tcp_handshake_close_age_seconds",
+    "worker, reason, completion",
+    "The same of TCP flows, by how far their handshake had come: syn, syn_ack, complete, reset (by one end, after both had been heard)",
+);
+
 /// Name, labels and help of every counter.
-pub(super) fn counters() -> [Described; 8] {
+pub(super) fn counters() -> [Described; 11] {
     [
+        PACKETS,
+        BYTES,
+        ICMP,
         OPENS,
         LIFECYCLE,
         PROMOTIONS,
@@ -123,16 +157,12 @@ pub(super) fn gauges() -> impl Iterator<Item = Described> {
 }
 
 /// Name, labels and help of every histogram.
-pub(super) fn histograms() -> [Described; 1] {
-    [SCANS]
+pub(super) fn histograms() -> [Described; 3] {
+    [SCANS, LIFETIMES, CLOSE_AGES]
 }
 
-const PROTOCOLS: [(Protocol, &str); 4] = [
-    (Protocol::Tcp, "tcp"),
-    (Protocol::Udp, "udp"),
-    (Protocol::Icmp, "icmp"),
-    (Protocol::Other, "other"),
-];
+/// The group of what no group decides on.
+const DEFAULT: &str = "default";
 
 /// A worker with its number and its source groups.
 struct Worker<'a> {
@@ -145,7 +175,7 @@ impl Worker<'_> {
     /// Each group's name and counters; `default` for flows that no group decided about.
     fn groups(&self) -> impl Iterator<Item = (&str, &GroupCounters)> {
         let named = self.groups.iter().map(|(id, group)| (&**id, &**group));
-        named.chain([("default", &self.counters.ungrouped)])
+        named.chain([(DEFAULT, &self.counters.ungrouped)])
     }
 }
 
@@ -159,6 +189,9 @@ fn encode(workers: &[Arc<WorkerCounters>], mut encoder: DescriptorEncoder) -> Re
         })
         .collect();
     let encoder = &mut encoder;
+    volumes(encoder, PACKETS, &workers, |volume| volume.packets.get())?;
+    volumes(encoder, BYTES, &workers, |volume| volume.bytes.get())?;
+    icmp(encoder, &workers)?;
     opens(encoder, &workers)?;
     lifecycle(encoder, &workers)?;
     let lines = workers.iter().map(|worker| {
@@ -225,7 +258,9 @@ fn encode(workers: &[Arc<WorkerCounters>], mut encoder: DescriptorEncoder) -> Re
             ConstGauge::new(read(worker.counters)).encode(family.encode_family(&labels)?)?;
         }
     }
-    scans(encoder, &workers)
+    scans(encoder, &workers)?;
+    lifetimes(encoder, &workers)?;
+    close_ages(encoder, &workers)
 }
 
 fn happened<L>((_, value): &(L, u64)) -> bool {
@@ -245,11 +280,78 @@ fn counter<L: EncodeLabelSet>(
     Ok(())
 }
 
+/// By direction, protocol, decision and source group. What no group decides on has a line before anything has happened.
+fn volumes(
+    encoder: &mut DescriptorEncoder,
+    described: Described,
+    workers: &[Worker],
+    read: fn(&Volume) -> u64,
+) -> Result<(), Error> {
+    let mut volumes = BTreeMap::<_, u64>::new();
+    for (id, group) in workers.iter().flat_map(|worker| worker.groups()) {
+        for direction in Direction::ALL {
+            for protocol in Protocol::ALL {
+                for (decision, volume) in [
+                    ("allow", group.allowed(direction, protocol)),
+                    ("deny", group.denied(direction, protocol)),
+                ] {
+                    let value = read(volume);
+                    if value > 0 || id == DEFAULT {
+                        let labels = (id, direction.name(), protocol.name(), decision);
+                        *volumes.entry(labels).or_default() += value;
+                    }
+                }
+            }
+        }
+    }
+    let lines = volumes
+        .into_iter()
+        .map(|((id, direction, proto, decision), value)| {
+            let labels = [
+                ("direction", direction),
+                ("proto", proto),
+                ("decision", decision),
+                ("source_group", id),
+            ];
+            (labels, value)
+        });
+    counter(encoder, described, lines)
+}
+
+fn icmp(encoder: &mut DescriptorEncoder, workers: &[Worker]) -> Result<(), Error> {
+    let mut decisions = BTreeMap::<_, u64>::new();
+    for (id, group) in workers.iter().flat_map(|worker| worker.groups()) {
+        for counted in group.icmp() {
+            let labels = (id, counted.direction.name(), counted.kind, counted.allowed);
+            *decisions.entry(labels).or_default() += counted.messages;
+        }
+    }
+    let lines = decisions
+        .into_iter()
+        .map(|((id, direction, kind, allowed), value)| {
+            let (kind, code) = match kind {
+                Some((false, kind, code)) => (kind.to_string(), code.to_string()),
+                Some((true, kind, code)) => (format!("v6:{kind}"), code.to_string()),
+                None => ("other".to_owned(), "other".to_owned()),
+            };
+            let decision = if allowed { "allow" } else { "deny" };
+            let labels = [
+                ("direction", direction.to_owned()),
+                ("type", kind),
+                ("code", code),
+                ("decision", decision.to_owned()),
+                ("source_group", id.to_owned()),
+            ];
+            (labels, value)
+        });
+    counter(encoder, ICMP, lines)
+}
+
 fn opens(encoder: &mut DescriptorEncoder, workers: &[Worker]) -> Result<(), Error> {
     let mut opened = BTreeMap::<_, u64>::new();
     for (id, group) in workers.iter().flat_map(|worker| worker.groups()) {
-        for (protocol, name) in PROTOCOLS {
-            *opened.entry((name, id)).or_default() += group.opened(protocol);
+        for protocol in Protocol::ALL {
+            *opened.entry((protocol.name(), id)).or_default() += group.opened(protocol);
         }
     }
     let lines = opened.into_iter().map(|((proto, id), value)| {
@@ -306,6 +408,71 @@ fn scans(encoder: &mut DescriptorEncoder, workers: &[Worker]) -> Result<(), Erro
     Ok(())
 }
 
+fn lifetimes(encoder: &mut DescriptorEncoder, workers: &[Worker]) -> Result<(), Error> {
+    let mut lifetimes = BTreeMap::<_, Sum>::new();
+    for (id, group) in workers.iter().flat_map(|worker| worker.groups()) {
+        for reason in CloseReason::ALL {
+            if let Some(ages) = group.lifetimes(reason) {
+                let labels = [("source_group", id), ("reason", reason.name())];
+                lifetimes.entry(labels).or_default().add(ages);
+            }
+        }
+    }
+    let (name, _, help) = LIFETIMES;
+    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
+    for (labels, sum) in lifetimes {
+        sum.encode(family.encode_family(&labels)?)?;
+    }
+    Ok(())
+}
+
+fn close_ages(encoder: &mut DescriptorEncoder, workers: &[Worker]) -> Result<(), Error> {
+    let (name, _, help) = CLOSE_AGES;
+    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
+    for worker in workers {
+        for reason in CloseReason::ALL {
+            for completion in Completion::ALL {
+                let mut sum = Sum::default();
+                sum.add(worker.counters.ages(reason, completion));
+                let labels = [
+                    ("worker", &*worker.number),
+                    ("reason", reason.name()),
+                    ("completion", completion.name()),
+                ];
+                sum.encode(family.encode_family(&labels)?)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Flows of several workers by how long they lasted.
+#[derive(Default)]
+struct Sum {
+    flows: [u64; Ages::BOUNDS.len() + 1],
+    seconds: f64,
+}
+
+impl Sum {
+    fn add(&mut self, ages: &Ages) {
+        for (sum, flows) in self.flows.iter_mut().zip(ages.flows()) {
+            *sum += flows;
+        }
+        self.seconds += ages.time().as_secs_f64();
+    }
+
+    /// Writes it, if there were any.
+    fn encode(&self, mut metric: MetricEncoder) -> Result<(), Error> {
+        let count = self.flows.iter().sum();
+        if count == 0 {
+            return Ok(());
+        }
+        let bounds = Ages::BOUNDS.into_iter().chain([f64::INFINITY]);
+        let buckets: Vec<(f64, u64)> = bounds.zip(self.flows).collect();
+        metric.encode_histogram::<NoLabelSet>(self.seconds, count, &buckets, None)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -326,6 +493,8 @@ mod tests {
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
         for line in [
+            r#"dp_packets_total{direction="outbound",proto="tcp",decision="allow",source_group="default"} 0"#,
+            r#"dp_bytes_total{direction="inbound",proto="icmp",decision="deny",source_group="default"} 0"#,
             r#"dp_flow_lifecycle_events_total{worker="1",event="opened",reason="new"} 0"#,
             r#"dp_flow_lifecycle_events_total{worker="0",event="closed",reason="idle_timeout"} 0"#,
             r#"dp_syn_only_promotions_total{worker="0",reason="answered"} 0"#,
