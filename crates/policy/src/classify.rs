@@ -21,7 +21,7 @@
 //!
 //! Bounds, with n entries: a search costs O(log n) comparisons at worst and about one where the
 //! values are spread evenly; an intersection looks at those words of 64 entries on whose presence
-//! all dimensions agree, which are one or two for documents whose rules differ in what they ask
+//! all restricted dimensions agree, which are one or two for documents whose rules differ in what they ask
 //! for, and never more than n / 64 (every dimension would have to match some rule in each block
 //! of 64 while no rule matches in all). No scheme of linear memory does better on such documents:
 //! they are set intersection. Building takes O(v log v + c · n / 64) for v values and c distinct
@@ -37,7 +37,7 @@ pub(crate) mod sets;
 
 use intervals::{IntervalMap, Key};
 pub(crate) use sets::TooComplex;
-use sets::{Builder, Root, Sets};
+use sets::{Builder, Part, Sets};
 
 /// Number of dimensions.
 const DIMENSIONS: usize = 7;
@@ -53,6 +53,16 @@ pub(crate) enum Dimension {
     IcmpType,
     IcmpCode,
 }
+
+const ALL: [Dimension; DIMENSIONS] = [
+    Dimension::Source,
+    Dimension::Destination,
+    Dimension::Protocol,
+    Dimension::SourcePort,
+    Dimension::DestinationPort,
+    Dimension::IcmpType,
+    Dimension::IcmpCode,
+];
 
 /// Values of one dimension, from and to inclusive.
 pub(crate) type Span<K> = (K, K);
@@ -176,27 +186,28 @@ pub(crate) struct Classifier {
     open_words: Vec<[u64; DIMENSIONS]>,
     open_blocks: Vec<[u64; DIMENSIONS]>,
     open_root: [u32; DIMENSIONS],
+    /// The dimensions that some entry restricts; the others are not looked at.
+    restricted: Vec<Dimension>,
     source_v4: IntervalMap<u32>,
     source_v6: IntervalMap<u128>,
     destination_v4: IntervalMap<u32>,
     destination_v6: IntervalMap<u128>,
-    protocol: IntervalMap<u16>,
-    source_port: IntervalMap<u16>,
-    destination_port: IntervalMap<u16>,
-    icmp_type: IntervalMap<u16>,
-    icmp_code: IntervalMap<u16>,
+    /// Of those that are not addresses, the restricted ones.
+    narrow: Vec<(Dimension, IntervalMap<u16>)>,
 }
 
 impl Classifier {
     /// Builds the classifier of `entries` entries.
     pub(crate) fn build(entries: usize, wanted: Restrictions) -> Result<Self, TooComplex> {
         let words = entries.div_ceil(64);
-        let mut open = vec![[!0_u64; DIMENSIONS]; words];
-        if let Some(last) = open.last_mut()
+        let mut full = vec![!0_u64; words];
+        if let Some(last) = full.last_mut()
             && !entries.is_multiple_of(64)
         {
-            *last = [(1 << (entries % 64)) - 1; DIMENSIONS];
+            *last = (1 << (entries % 64)) - 1;
         }
+        let mut open: Vec<[u64; DIMENSIONS]> =
+            full.iter().map(|bits| [*bits; DIMENSIONS]).collect();
         close(&mut open, Dimension::Source, &wanted.source_v4);
         close(&mut open, Dimension::Source, &wanted.source_v6);
         close(&mut open, Dimension::Destination, &wanted.destination_v4);
@@ -222,17 +233,36 @@ impl Classifier {
             }
         }
 
+        let is_restricted = |dimension: &Dimension| {
+            let mut both = open.iter().zip(&full);
+            both.any(|(open, full)| open[*dimension as usize] != *full)
+        };
+        let mut restricted = ALL.to_vec();
+        restricted.retain(is_restricted);
+        if restricted.is_empty() {
+            // So that there is something to be intersected.
+            restricted.push(Dimension::Source);
+        }
         let mut builder = Builder::new(entries)?;
+        let mut narrow = Vec::new();
+        for (dimension, wanted) in [
+            (Dimension::Protocol, wanted.protocol),
+            (Dimension::SourcePort, wanted.source_port),
+            (Dimension::DestinationPort, wanted.destination_port),
+            (Dimension::IcmpType, wanted.icmp_type),
+            (Dimension::IcmpCode, wanted.icmp_code),
+        ] {
+            if restricted.contains(&dimension) {
+                narrow.push((dimension, sweep(wanted, &mut builder)?));
+            }
+        }
         Ok(Self {
             source_v4: sweep(wanted.source_v4, &mut builder)?,
             source_v6: sweep(wanted.source_v6, &mut builder)?,
             destination_v4: sweep(wanted.destination_v4, &mut builder)?,
             destination_v6: sweep(wanted.destination_v6, &mut builder)?,
-            protocol: sweep(wanted.protocol, &mut builder)?,
-            source_port: sweep(wanted.source_port, &mut builder)?,
-            destination_port: sweep(wanted.destination_port, &mut builder)?,
-            icmp_type: sweep(wanted.icmp_type, &mut builder)?,
-            icmp_code: sweep(wanted.icmp_code, &mut builder)?,
+            narrow,
+            restricted,
             sets: builder.finish(),
             open_words: open,
             open_blocks,
@@ -250,56 +280,69 @@ impl Classifier {
 
     /// The lowest entry of a set.
     pub(crate) fn lowest(&self, set: u32) -> Option<u32> {
-        let root = self.sets.root(set);
-        (root.summary != 0).then(|| {
-            let block = root.summary.trailing_zeros();
-            let part = self.sets.block(root, block);
-            let word = part.summary.trailing_zeros();
-            (block * 64 + word) * 64 + part.word(word).trailing_zeros()
+        let blocks = self.sets.blocks(set);
+        (blocks != 0).then(|| {
+            let block = blocks.trailing_zeros();
+            let part = self.sets.part(set, block);
+            let word = self.sets.words(part).trailing_zeros();
+            (block * 64 + word) * 64 + self.sets.word(part, word).trailing_zeros()
         })
     }
 
-    /// One search per dimension.
+    /// One search for each dimension that is restricted.
+    #[inline]
     pub(crate) fn select(&self, point: &Point) -> Selected {
-        [
-            self.select_source(point.source),
-            match point.destination {
-                IpAddr::V4(ip) => self.destination_v4.get(ip.to_bits()),
-                IpAddr::V6(ip) => self.destination_v6.get(ip.to_bits()),
-            },
-            self.protocol.get(point.protocol.into()),
-            self.source_port.get(point.source_port),
-            self.destination_port.get(point.destination_port),
-            self.icmp_type.get(point.icmp_type),
-            self.icmp_code.get(point.icmp_code),
-        ]
+        let mut selected = Selected::default();
+        selected[Dimension::Source as usize] = self.select_source(point.source);
+        selected[Dimension::Destination as usize] = match point.destination {
+            IpAddr::V4(ip) => self.destination_v4.get(ip.to_bits()),
+            IpAddr::V6(ip) => self.destination_v6.get(ip.to_bits()),
+        };
+        for (dimension, sets) in &self.narrow {
+            let value = match dimension {
+                Dimension::Protocol => point.protocol.into(),
+                Dimension::SourcePort => point.source_port,
+                Dimension::DestinationPort => point.destination_port,
+                Dimension::IcmpType => point.icmp_type,
+                Dimension::IcmpCode => point.icmp_code,
+                // These two are above.
+                Dimension::Source | Dimension::Destination => continue,
+            };
+            selected[*dimension as usize] = sets.get(value);
+        }
+        selected
     }
 
     /// The lowest entry that is in all selected sets.
+    #[inline]
     pub(crate) fn first(&self, selected: &Selected) -> Option<u32> {
-        let roots: [Root<'_>; DIMENSIONS] = selected.map(|id| self.sets.root(id));
         let mut blocks = u32::MAX;
-        for (root, open) in roots.iter().zip(self.open_root) {
-            blocks &= root.summary | open;
+        for dimension in &self.restricted {
+            let at = *dimension as usize;
+            blocks &= self.sets.blocks(selected[at]) | self.open_root[at];
         }
         while blocks != 0 {
             let block = blocks.trailing_zeros();
             blocks &= blocks - 1;
-            let parts = roots.map(|root| self.sets.block(root, block));
+            let open = &self.open_blocks[block as usize];
+            let mut parts = [Part::default(); DIMENSIONS];
             let mut words = u64::MAX;
-            for (part, open) in parts.iter().zip(self.open_blocks[block as usize]) {
-                words &= part.summary | open;
+            for dimension in &self.restricted {
+                let at = *dimension as usize;
+                parts[at] = self.sets.part(selected[at], block);
+                words &= self.sets.words(parts[at]) | open[at];
             }
             while words != 0 {
                 let word = words.trailing_zeros();
                 words &= words - 1;
-                let at = block * 64 + word;
+                let open = &self.open_words[(block * 64 + word) as usize];
                 let mut bits = u64::MAX;
-                for (part, open) in parts.iter().zip(self.open_words[at as usize]) {
-                    bits &= part.word(word) | open;
+                for dimension in &self.restricted {
+                    let at = *dimension as usize;
+                    bits &= self.sets.word(parts[at], word) | open[at];
                 }
                 if bits != 0 {
-                    return Some(at * 64 + bits.trailing_zeros());
+                    return Some((block * 64 + word) * 64 + bits.trailing_zeros());
                 }
             }
         }
@@ -310,8 +353,8 @@ impl Classifier {
     pub(crate) fn holds(&self, selected: &Selected, dimension: Dimension, entry: u32) -> bool {
         let (word, bit) = (entry / 64, entry % 64);
         let open = self.open_words[word as usize][dimension as usize];
-        let root = self.sets.root(selected[dimension as usize]);
-        let bits = self.sets.block(root, word / 64).word(word % 64) | open;
+        let part = self.sets.part(selected[dimension as usize], word / 64);
+        let bits = self.sets.word(part, word % 64) | open;
         bits >> bit & 1 == 1
     }
 }

@@ -1,6 +1,7 @@
 //! Sets of entries as bitmaps of three levels: a root of 32 blocks, a block of 64 words, a word
 //! of 64 entries. Only what is not empty is stored, and equal blocks and roots are stored once,
-//! so that sets which differ in one entry share nearly all of their memory.
+//! so that sets which differ in one entry share nearly all of their memory. A set with one block
+//! has no root: its id says where the block is.
 
 use std::collections::HashMap;
 
@@ -13,6 +14,14 @@ pub(crate) const MAX_ENTRIES: usize = BLOCKS * ENTRIES_PER_BLOCK;
 
 /// Most memory for all sets together, in words of 8 bytes: 384 MiB.
 pub(crate) const MAX_SET_WORDS: usize = 48 << 20;
+
+/// Marks the id of a set that has but one block, and needs no root: below it are which block that is, and where.
+const ONE_BLOCK: u32 = 1 << 31;
+/// Bits of where a block is.
+const AT_BITS: u32 = 26;
+const AT: u32 = (1 << AT_BITS) - 1;
+
+const _: () = assert!(MAX_SET_WORDS < AT as usize && BLOCKS << AT_BITS == ONE_BLOCK as usize);
 
 /// The sets would need more memory than they may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,59 +36,56 @@ pub(crate) struct Sets {
     roots: Vec<u32>,
 }
 
-/// The top of a set.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Root<'s> {
-    pub(crate) summary: u32,
-    blocks: &'s [u32],
-}
-
-/// A part of a set.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Block<'s> {
-    pub(crate) summary: u64,
-    words: &'s [u64],
-}
+/// A part of a set: where it begins among the blocks.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Part(u32);
 
 impl Sets {
-    #[inline]
-    pub(crate) fn root(&self, id: u32) -> Root<'_> {
-        let (summary, blocks) = self.roots[id as usize..]
-            .split_first()
-            .expect("a set's id is where its root is");
-        Root {
-            summary: *summary,
-            blocks,
+    /// Which blocks a set has.
+    #[inline(always)]
+    pub(crate) fn blocks(&self, id: u32) -> u32 {
+        match id & ONE_BLOCK {
+            0 => self.roots[id as usize],
+            _ => 1 << ((id & !ONE_BLOCK) >> AT_BITS),
         }
     }
 
-    #[inline]
-    pub(crate) fn block<'s>(&'s self, root: Root<'s>, index: u32) -> Block<'s> {
-        let bit = 1 << index;
-        let at = if root.summary & bit == 0 {
-            0
-        } else {
-            root.blocks[(root.summary & (bit - 1)).count_ones() as usize]
-        };
-        let (summary, words) = self.blocks[at as usize..]
-            .split_first()
-            .expect("a root's blocks are where it says");
-        Block {
-            summary: *summary,
-            words,
+    /// A block of a set; the empty one if it does not have it.
+    #[inline(always)]
+    pub(crate) fn part(&self, id: u32, block: u32) -> Part {
+        let blocks = self.blocks(id);
+        if blocks >> block & 1 == 0 {
+            return Part::default();
         }
+        match id & ONE_BLOCK {
+            0 => Part(self.roots[(id + 1 + before(blocks.into(), block)) as usize]),
+            _ => Part(id & AT),
+        }
+    }
+
+    /// Which words a block has.
+    #[inline(always)]
+    pub(crate) fn words(&self, part: Part) -> u64 {
+        self.blocks[part.0 as usize]
+    }
+
+    /// A word of a block; zero if it does not have it.
+    #[inline(always)]
+    pub(crate) fn word(&self, part: Part, word: u32) -> u64 {
+        let words = self.words(part);
+        if words >> word & 1 == 0 {
+            return 0;
+        }
+        self.blocks[(part.0 + 1 + before(words, word)) as usize]
     }
 }
 
-impl Block<'_> {
-    #[inline]
-    pub(crate) fn word(&self, index: u32) -> u64 {
-        let bit = 1 << index;
-        if self.summary & bit == 0 {
-            0
-        } else {
-            self.words[(self.summary & (bit - 1)).count_ones() as usize]
-        }
+/// How many bits are set below one that is: of most summaries it is the lowest.
+#[inline(always)]
+fn before(summary: u64, bit: u32) -> u32 {
+    match summary.trailing_zeros() == bit {
+        true => 0,
+        false => (summary & ((1 << bit) - 1)).count_ones(),
     }
 }
 
@@ -189,6 +195,9 @@ impl Builder {
             }
         }
         let record = &record[..len];
+        if let [blocks, at] = record {
+            return Ok(ONE_BLOCK | blocks.trailing_zeros() << AT_BITS | at);
+        }
         let sets = &mut self.sets.roots;
         intern(record, sets, &mut self.seen_roots, &mut self.left_words, 2)
     }
@@ -233,9 +242,9 @@ mod tests {
     use super::*;
 
     fn members(sets: &Sets, id: u32, entries: u32) -> BTreeSet<u32> {
-        let root = sets.root(id);
+        let word = |e: &u32| sets.word(sets.part(id, e / 4096), e / 64 % 64);
         (0..entries)
-            .filter(|e| sets.block(root, e / 4096).word(e / 64 % 64) >> (e % 64) & 1 == 1)
+            .filter(|e| word(e) >> (e % 64) & 1 == 1)
             .collect()
     }
 
