@@ -105,16 +105,26 @@ impl Index {
     /// Adds an entry; false if both its buckets are full.
     pub(crate) fn insert(&mut self, hash: u64, index: u32) -> bool {
         let place = self.place(hash);
-        let here = occupied(&self.lines[place.first]);
-        if here < CROWDED {
-            return put_in(&mut self.lines[place.first], place, index);
+        let line = &mut self.lines[place.first];
+        let free = free_in(line);
+        if has_more_than(free, SLOTS - CROWDED) {
+            return put_in(line, free, place, index);
         }
+        self.insert_crowded(place, index)
+    }
+
+    #[cold]
+    fn insert_crowded(&mut self, place: Place, index: u32) -> bool {
         let second = self.second(place);
-        if here <= occupied(&self.lines[second]) {
-            return put_in(&mut self.lines[place.first], place, index);
+        let (here, there) = (
+            free_in(&self.lines[place.first]),
+            free_in(&self.lines[second]),
+        );
+        if here.count_ones() >= there.count_ones() {
+            return put_in(&mut self.lines[place.first], here, place, index);
         }
         self.lines[place.first][SPILLED] += 1;
-        put_in(&mut self.lines[second], place, index)
+        put_in(&mut self.lines[second], there, place, index)
     }
 
     /// Removes an entry that is there.
@@ -157,13 +167,25 @@ fn among_tags(line: &Line, tag: u8) -> u32 {
     tags.map_or(0, |tags| mem::lanes::equal(tags, tag)) & ((1 << SLOTS) - 1)
 }
 
-fn occupied(line: &Line) -> usize {
-    SLOTS - among_tags(line, 0).count_ones() as usize
+/// The free slots, a bit each.
+#[inline(always)]
+fn free_in(line: &Line) -> u32 {
+    among_tags(line, 0)
 }
 
-fn put_in(line: &mut Line, place: Place, index: u32) -> bool {
+/// Whether more than `few` bits are set, without counting them.
+#[inline(always)]
+fn has_more_than(mut bits: u32, few: usize) -> bool {
+    for _ in 0..few {
+        bits &= bits.wrapping_sub(1);
+    }
+    bits != 0
+}
+
+/// Puts an entry into one of the free slots; false if there is none.
+#[inline(always)]
+fn put_in(line: &mut Line, free: u32, place: Place, index: u32) -> bool {
     debug_assert!(index <= INDEX, "{index} is no index");
-    let free = among_tags(line, 0);
     if free == 0 {
         return false;
     }
