@@ -279,14 +279,15 @@ impl FlowTable {
         self.index.prefetch(hash);
     }
 
-    /// Fetches the flow that the hash probably leads to, and remembers which one that is.
+    /// Fetches the flow that the hash probably leads to, and remembers which one that is; false if it leads to none.
     #[inline(always)]
-    pub(crate) fn prefetch_flow(&self, lookup: &mut Lookup) {
+    pub(crate) fn prefetch_flow(&self, lookup: &mut Lookup) -> bool {
         let first = self.index.find(lookup.hash, |_| true);
         if let Some(place) = first {
             self.flows.prefetch(place);
             lookup.near = place;
         }
+        first.is_some()
     }
 
     /// The flow that a packet with this key belongs to, and the end that it comes from.
@@ -382,21 +383,38 @@ impl FlowTable {
         ((place as usize) < self.flows.len()).then(|| self.flows.get(place))
     }
 
-    /// Adds a flow of which neither key is in the table; none if there is no room.
-    pub(crate) fn insert(&mut self, flow: Flow, idle: &IdleTicks) -> Option<FlowId> {
-        self.insert_at(flow, flow.last_seen, idle)
+    /// Adds a flow of which neither key is in the table, and whose client's packets were looked up like this; none if
+    /// there is no room.
+    pub(crate) fn insert(
+        &mut self,
+        flow: &Flow,
+        lookup: Lookup,
+        idle: &IdleTicks,
+    ) -> Option<FlowId> {
+        debug_assert_eq!(lookup.hash, self.hash(&flow.client_key()));
+        self.insert_by(lookup.hash, flow, flow.last_seen, idle)
     }
 
     /// The same, of a flow that has been idle for a while `now`.
-    pub(crate) fn insert_at(&mut self, flow: Flow, now: Tick, idle: &IdleTicks) -> Option<FlowId> {
+    pub(crate) fn insert_at(&mut self, flow: &Flow, now: Tick, idle: &IdleTicks) -> Option<FlowId> {
+        self.insert_by(self.hash(&flow.client_key()), flow, now, idle)
+    }
+
+    fn insert_by(
+        &mut self,
+        client: u64,
+        flow: &Flow,
+        now: Tick,
+        idle: &IdleTicks,
+    ) -> Option<FlowId> {
         let place = match self.wheel.take_free() {
             Some(place) => {
-                self.flows.set(place, &flow);
+                self.flows.set(place, flow);
                 place
             }
-            None => self.flows.push(&flow)?,
+            None => self.flows.push(flow)?,
         };
-        let (client, server) = (self.hash(&flow.client_key()), self.hash(&flow.server_key()));
+        let server = self.hash(&flow.server_key());
         if !self.index.insert(client, place) {
             self.release(place);
             return None;

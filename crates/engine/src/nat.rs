@@ -190,7 +190,7 @@ pub(crate) fn bind(
         };
     }
     // A client keeps to its address (RFC 4787 REQ-2), and moves on only when that is exhausted.
-    let home = flows.hasher().hash_address(client.src) as usize % addresses.len();
+    let home = home(flows, client.src, addresses.len());
     for i in 0..addresses.len().min(ADDRESSES) {
         let address = addresses[(home + i) % addresses.len()];
         let mut spare = Spare::default();
@@ -252,6 +252,21 @@ pub(crate) fn bind(
         }
     }
     Err(DropReason::NatPortsExhausted)
+}
+
+/// Which of some addresses a client keeps to.
+fn home(flows: &FlowTable, client: Addr, addresses: usize) -> usize {
+    match addresses {
+        1 => 0,
+        _ => flows.hasher().hash_address(client) as usize % addresses,
+    }
+}
+
+/// The key of answers to a client's packets as [`bind`] would have it that looks no further than where it begins, or as it
+/// is without translation.
+pub(crate) fn first_answer(flows: &FlowTable, client: &Key, addresses: &[Addr]) -> Key {
+    let address = addresses.get(home(flows, client.src, addresses.len().max(1)));
+    client.answer_to(address.copied().unwrap_or(client.src), client.src_port)
 }
 
 /// What a port of an address is to a client.

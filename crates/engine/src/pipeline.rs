@@ -353,8 +353,10 @@ impl Pipeline {
 
     /// Asks for the memory that the lookup will read next.
     #[inline(always)]
-    pub(crate) fn prefetch_flow(&self, lookup: &mut Lookup) {
-        self.flows.prefetch_flow(lookup);
+    pub(crate) fn prefetch_flow(&self, p: &Parsed, lookup: &mut Lookup) {
+        if !self.flows.prefetch_flow(lookup) {
+            self.prefetch_opening(&p.key);
+        }
     }
 
     /// Decides on a frame from a port, rewrites it, and counts it; and tells those who watch.
@@ -490,7 +492,7 @@ impl Pipeline {
                         return self.handle_local(port, frame, p, account);
                     }
                 }
-                let id = self.open(now, port, frame.bytes(), p, account)?;
+                let id = self.open(now, port, frame.bytes(), p, lookup, account)?;
                 (id, End::Client)
             }
         };

@@ -265,6 +265,13 @@ impl Tally {
         place.map_or(0, |place| self.sources[place as usize].flows)
     }
 
+    /// Asks for the memory that says how many flows a client's source has.
+    #[inline]
+    pub(crate) fn prefetch(&self, client: Addr) {
+        let first = self.heads[self.head(source(client))].wrapping_sub(1);
+        self.sources.prefetch(first as usize);
+    }
+
     fn head(&self, address: Addr) -> usize {
         let hash = self.hasher.hash_address(address) >> 32;
         ((hash * self.heads.len() as u64) >> 32) as usize

@@ -262,7 +262,8 @@ impl<P: Port, L: Port> Worker<P, L> {
         }
         for known in self.known.iter_mut().take(taken) {
             if known.refused.is_none() && known.parsed.content == Content::Flow {
-                self.pipeline.prefetch_flow(&mut known.lookup);
+                self.pipeline
+                    .prefetch_flow(&known.parsed, &mut known.lookup);
             }
         }
 

@@ -151,7 +151,9 @@ impl Pipeline {
             imported.expired += 1;
         } else if by_client == by_server
             && self.is_possible(&mut flow, network)
-            && let Some(id) = self.flows.insert_at(flow, now.tick(), self.snapshot.idle())
+            && let Some(id) = self
+                .flows
+                .insert_at(&flow, now.tick(), self.snapshot.idle())
         {
             if !self.tally.enter(&flow) {
                 self.flows.remove(id);

@@ -1,7 +1,5 @@
 //! How a flow begins: what a packet that belongs to none has to pass, what is granted to it, and its translation.
 
-use std::sync::Arc;
-
 use policy::{Facts, OnDeny};
 
 use super::{Account, Pipeline, facts, icmp_of};
@@ -9,7 +7,7 @@ use crate::address::Addr;
 use crate::clock::Now;
 use crate::counters::{Direction, GroupCounters, Handshake};
 use crate::event::Event;
-use crate::flow::{Flow, FlowId, NO_GROUP, NO_RULE, Sides};
+use crate::flow::{Flow, FlowId, Key, Lookup, NO_GROUP, NO_RULE, Sides};
 use crate::grant::UseId;
 use crate::parse::Parsed;
 use crate::port::PortId;
@@ -28,10 +26,10 @@ impl Pipeline {
         port: PortId,
         frame: &[u8],
         p: &Parsed,
+        lookup: Lookup,
         account: &mut Account,
     ) -> Result<FlowId, DropReason> {
-        let snapshot = Arc::clone(&self.snapshot);
-        let (key, limits) = (&p.key, &snapshot.settings().limits);
+        let (key, snapshot) = (&p.key, &*self.snapshot);
         if snapshot.source_side(port, key.src) == Side::Outside {
             account.direction = Direction::Inbound;
             return Err(DropReason::FromOutside);
@@ -56,6 +54,7 @@ impl Pipeline {
         if p.ttl <= 1 {
             self.refuse_ttl(now, port, frame, p)?;
         }
+        let snapshot = &*self.snapshot;
         let hop = match self.underway {
             Some(tunnel) => Some(Hop {
                 port: tunnel.onward,
@@ -119,12 +118,13 @@ impl Pipeline {
         if snapshot.settings().draining {
             return Err(DropReason::Draining);
         }
+        let limits = &snapshot.settings().limits;
         self.tally.admit(now, &flow, limits)?;
         let room = self.room_for(flow.client, limits.max_flows);
         if self.flows.active() >= room && !self.evict(now.tick(), |_| true) {
             return Err(DropReason::FlowTableFull);
         }
-        if turns_back || snapshot.destination_side(hop.port, key.dst) == Side::Outside {
+        if turns_back || self.snapshot.destination_side(hop.port, key.dst) == Side::Outside {
             let translated = self.translate_outgoing(&mut flow, p);
             if translated == Err(DropReason::PrefixTranslation) {
                 self.send_icmp_error(now, port, frame, p, (icmp::UNREACHABLE6, 0), 0);
@@ -133,7 +133,7 @@ impl Pipeline {
         }
         let id = self
             .flows
-            .insert(flow, snapshot.idle())
+            .insert(&flow, lookup, self.snapshot.idle())
             .ok_or(DropReason::FlowTableFull)?;
         if !self.tally.enter(&flow) {
             self.flows.remove(id);
@@ -169,6 +169,16 @@ impl Pipeline {
             });
         }
         Ok(id)
+    }
+
+    /// Asks for the memory that a flow will touch whose packets have this key: its source in the tally, and the bucket of
+    /// its answers if nothing is in the way of what NAT tries first.
+    #[inline(never)]
+    pub(super) fn prefetch_opening(&self, key: &Key) {
+        self.tally.prefetch(key.src);
+        let addresses = self.snapshot.nat_addresses(key.src.is_v4());
+        let answer = nat::first_answer(&self.flows, key, addresses);
+        self.flows.prefetch_bucket(self.flows.hash(&answer));
     }
 
     /// What is counted of the group whose flows are at this place of the tally.
@@ -239,16 +249,15 @@ impl Pipeline {
         flow: &mut Flow,
         p: &Parsed,
     ) -> Result<(), DropReason> {
-        let snapshot = Arc::clone(&self.snapshot);
+        let snapshot = &*self.snapshot;
         let prefix = snapshot.translate_prefix(flow.client);
-        let addresses = snapshot.nat_addresses(flow.client.is_v4());
-        if prefix.is_none() && addresses.is_empty() {
-            return match self.snapshot.lacks_nat_address(flow.client.is_v4()) {
+        if prefix.is_none() && snapshot.nat_addresses(flow.client.is_v4()).is_empty() {
+            return match snapshot.lacks_nat_address(flow.client.is_v4()) {
                 true => Err(DropReason::NoNatAddress),
                 false => Ok(()),
             };
         }
-        let is_full = self.nat_active >= self.snapshot.settings().limits.max_nat_bindings;
+        let is_full = self.nat_active >= snapshot.settings().limits.max_nat_bindings;
         if is_full && !self.evict(flow.last_seen, Flow::is_translated) {
             return Err(DropReason::NatTableFull);
         }
@@ -265,7 +274,7 @@ impl Pipeline {
         let wanted = nat::Wanted {
             client: &client,
             syn: p.segment.is_initial().then_some(p.segment.seq),
-            addresses,
+            addresses: self.snapshot.nat_addresses(flow.client.is_v4()),
             now: flow.last_seen,
         };
         let mut probes = 0;

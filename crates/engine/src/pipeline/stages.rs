@@ -85,8 +85,8 @@ impl Stages {
 
     /// Asks for the flows that the index leads to.
     pub fn prefetch(&mut self) {
-        for (_, lookup) in &mut self.known {
-            self.pipeline.prefetch_flow(lookup);
+        for (p, lookup) in &mut self.known {
+            self.pipeline.prefetch_flow(p, lookup);
         }
     }
 
