@@ -49,5 +49,6 @@ pub use pipeline::handover::{FLOWS_VERSION, Imported, MalformedFlows};
 pub use pipeline::stages;
 pub use rewrite::complete_checksum;
 pub use snapshot::Snapshot;
+pub use tally::NodeTally;
 pub use verdict::Verdict;
 pub use worker::{BURST, Worker, WorkerConfig};

@@ -59,7 +59,7 @@ use crate::parse::{Content, Parsed};
 use crate::port::{Capabilities, Packet, PortId};
 use crate::snapshot::{Side, Snapshot};
 use crate::steer::{Owner, Steering};
-use crate::tally::Tally;
+use crate::tally::{NodeTally, Tally};
 use crate::tcp::{End, State};
 use crate::wire::tcp::{ACK, SYN};
 use crate::wire::{ethernet, proto};
@@ -311,6 +311,11 @@ impl Pipeline {
         for ((caps, link), told) in self.ports.iter_mut().zip(&self.link_mtus).zip(told) {
             caps.mtu = told.map_or(*link, |told| told.min(*link));
         }
+    }
+
+    /// Counts flows together with the other workers of the node, for its limits.
+    pub(crate) fn count_with(&mut self, node: Arc<NodeTally>) {
+        self.tally.join(node);
     }
 
     pub(crate) fn counters(&self) -> &WorkerCounters {

@@ -5,9 +5,12 @@
 //! sources than flows, so the table of sources is as large as that of flows; and the rates are kept in places shared
 //! by hash, so that no number of addresses makes either grow.
 
+mod node;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use mem::{Slab, Table};
 use policy::Compiled;
@@ -20,6 +23,7 @@ use crate::flow::key::KeyHasher;
 use crate::flow::{Flow, NO_GROUP, halves};
 use crate::fragment::source;
 use crate::snapshot::Limits;
+pub use node::NodeTally;
 
 /// The place of flows that no source group decided about.
 pub(crate) const NO_PLACE: u16 = u16::MAX;
@@ -52,7 +56,39 @@ struct Group {
     current: bool,
     /// Whether it is told of no longer: it has left the policy, and its last flow has ended since.
     retired: bool,
+    /// Of all workers together, if they count together.
+    of_node: Option<Arc<AtomicU32>>,
     counters: Arc<GroupCounters>,
+}
+
+impl Group {
+    /// How many flows it has, in this worker or in the node.
+    fn counted(&self) -> u32 {
+        match &self.of_node {
+            Some(of_node) => of_node.load(Ordering::Relaxed),
+            None => self.flows,
+        }
+    }
+}
+
+/// Nanoseconds between two flows of this rate per second.
+fn price_ns(rate: u32) -> u64 {
+    1_000_000_000 / u64::from(rate.max(1))
+}
+
+/// How far ahead of its rate a source may be, at this price of a flow.
+fn burst_ns(price: u64) -> u64 {
+    BURST_NS.max(price)
+}
+
+/// The two places of a source's rate, by its hash.
+fn places_of_rate(hash: u64) -> [usize; 2] {
+    let first = hash as usize % RATES;
+    let second = match (hash >> 32) as usize % RATES {
+        same if same == first => (first + 1) % RATES,
+        other => other,
+    };
+    [first, second]
 }
 
 #[derive(Debug)]
@@ -71,6 +107,8 @@ pub(crate) struct Tally {
     places: Vec<u16>,
     /// What was counted of groups that are gone.
     retired: Traffic,
+    /// What the node's workers count together.
+    node: Option<Arc<NodeTally>>,
 }
 
 impl Tally {
@@ -86,7 +124,17 @@ impl Tally {
             by_id: BTreeMap::new(),
             places: Vec::new(),
             retired: Traffic::default(),
+            node: None,
         })
+    }
+
+    /// Counts with the other workers of the node from now on: the limits are those of the node. To be called before there
+    /// are flows.
+    pub(crate) fn join(&mut self, node: Arc<NodeTally>) {
+        for group in self.groups.iter_mut().filter(|group| !group.retired) {
+            group.of_node = Some(node.group(&group.id));
+        }
+        self.node = Some(node);
     }
 
     /// Takes over the groups of a policy. Those that it shares with the one before go on being counted, by their id.
@@ -117,22 +165,30 @@ impl Tally {
         for group in &mut self.groups {
             if !group.current && group.flows == 0 && !group.retired {
                 group.retired = true;
+                group.of_node = None;
                 self.retired.add(&group.counters);
             }
         }
         let groups = &self.groups;
         self.by_id
             .retain(|_, place| !groups[usize::from(*place)].retired);
+        if let Some(node) = &self.node {
+            node.forget_groups();
+        }
     }
 
     fn add_group(&mut self, id: &str) -> u16 {
-        let group = Group {
+        let mut group = Group {
             id: id.into(),
             flows: 0,
             current: true,
             retired: false,
+            of_node: None,
             counters: Arc::default(),
         };
+        if let Some(node) = &self.node {
+            group.of_node = Some(node.group(&group.id));
+        }
         let place = match self.groups.iter().position(|group| group.retired) {
             Some(place) => {
                 self.groups[place] = group;
@@ -185,25 +241,39 @@ impl Tally {
         flow: &Flow,
         limits: &Limits,
     ) -> Result<(), DropReason> {
-        let of_group = self.groups.get(usize::from(flow.tally));
-        if let (Some(max), Some(group)) = (limits.max_flows_per_group, of_group)
-            && group.flows >= max
-        {
-            return Err(DropReason::SourceGroupFull);
-        }
-        if let Some(max) = limits.max_flows_per_source
-            && self.flows_of(flow.client) >= max
-        {
-            return Err(DropReason::SourceFull);
-        }
+        self.check_limits(flow, limits, 0)?;
         match limits.new_flows_per_source_per_s {
             Some(rate) if !self.take(now, flow.client, rate) => Err(DropReason::SourceRate),
             _ => Ok(()),
         }
     }
 
-    /// Counts a flow. False if there is no room for its source.
-    pub(crate) fn enter(&mut self, flow: &Flow) -> bool {
+    /// Whether the source and the group of a flow have no more flows than they may, if this one is among these `already`.
+    fn check_limits(&self, flow: &Flow, limits: &Limits, already: u32) -> Result<(), DropReason> {
+        let of_group = self.groups.get(usize::from(flow.tally));
+        if let (Some(max), Some(group)) = (limits.max_flows_per_group, of_group)
+            && group.counted().saturating_sub(already) >= max
+        {
+            return Err(DropReason::SourceGroupFull);
+        }
+        if let Some(max) = limits.max_flows_per_source {
+            let flows = match &self.node {
+                Some(node) => node.flows_of(flow.client),
+                None => self.flows_of(flow.client),
+            };
+            if flows.saturating_sub(already) >= max {
+                return Err(DropReason::SourceFull);
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts a flow.
+    ///
+    /// # Errors
+    /// There is no room for its source; or other workers have opened the last flows that its source or its group may have
+    /// since it was [admitted](Self::admit). It is not counted then.
+    pub(crate) fn enter(&mut self, flow: &Flow, limits: &Limits) -> Result<(), DropReason> {
         let address = source(flow.client);
         match self.find(address) {
             Some(place) => self.sources[place as usize].flows += 1,
@@ -214,19 +284,25 @@ impl Tally {
                     flows: 1,
                     next: self.heads[head].wrapping_sub(1),
                 };
-                let Some(place) = self.put(made) else {
-                    return false;
-                };
+                let place = self.put(made).ok_or(DropReason::FlowTableFull)?;
                 self.heads[head] = place + 1;
             }
         }
         self.enter_group(flow.tally);
-        true
+        let Some(node) = &self.node else {
+            return Ok(());
+        };
+        node.enter(flow.client);
+        self.check_limits(flow, limits, 1)
+            .inspect_err(|_| self.leave(flow))
     }
 
     /// Counts a flow no more.
     pub(crate) fn leave(&mut self, flow: &Flow) {
         self.leave_group(flow.tally);
+        if let Some(node) = &self.node {
+            node.leave(flow.client);
+        }
         let address = source(flow.client);
         let Some(place) = self.find(address) else {
             debug_assert!(false, "a flow left that never entered");
@@ -250,12 +326,18 @@ impl Tally {
     fn enter_group(&mut self, place: u16) {
         if let Some(group) = self.groups.get_mut(usize::from(place)) {
             group.flows += 1;
+            if let Some(of_node) = &group.of_node {
+                of_node.fetch_add(1, Ordering::Relaxed);
+            }
         }
     }
 
     fn leave_group(&mut self, place: u16) {
         if let Some(group) = self.groups.get_mut(usize::from(place)) {
             group.flows -= 1;
+            if let Some(of_node) = &group.of_node {
+                of_node.fetch_sub(1, Ordering::Relaxed);
+            }
         }
     }
 
@@ -318,17 +400,14 @@ impl Tally {
 
     /// Takes one new flow from what a source may open by now.
     fn take(&mut self, now: Now, client: Addr, rate: u32) -> bool {
-        let price = 1_000_000_000 / u64::from(rate.max(1));
-        let hash = self.hasher.hash_address(source(client));
-        let first = hash as usize % RATES;
-        let second = match (hash >> 32) as usize % RATES {
-            same if same == first => (first + 1) % RATES,
-            other => other,
-        };
+        if let Some(node) = &self.node {
+            return node.take(now, client, rate);
+        }
+        let price = price_ns(rate);
         let mut admitted = false;
-        for place in [first, second] {
+        for place in places_of_rate(self.hasher.hash_address(source(client))) {
             let due = self.rates[place].max(now.0) + price;
-            if due <= now.0 + BURST_NS.max(price) {
+            if due <= now.0 + burst_ns(price) {
                 self.rates[place] = due;
                 admitted = true;
             }
@@ -447,7 +526,7 @@ mod tests {
                             Addr(0x2001_0db8 << 96 | u128::from(a % 4) << 64 | u128::from(a))
                         };
                         let new = flow(client, group, tally.place(group));
-                        prop_assert!(tally.enter(&new));
+                        prop_assert!(tally.enter(&new, &Limits::default()).is_ok());
                         flows.push(new);
                     }
                     Step::Leave(i) if !flows.is_empty() => {
@@ -473,7 +552,7 @@ mod tests {
         let mut tally = tally();
         tally.install(&policy(&[1, 2]));
         let of_two = flow(Addr::v4(7), 1, tally.place(1));
-        assert!(tally.enter(&of_two));
+        assert!(tally.enter(&of_two, &Limits::default()).is_ok());
         let limits = Limits {
             max_flows_per_group: Some(1),
             ..Limits::default()

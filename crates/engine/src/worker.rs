@@ -24,7 +24,7 @@ use crate::port::{GsoKind, Idle, Link, Packet, Port, PortId};
 use crate::rewrite;
 use crate::steer::Owner;
 use crate::wire::ethernet;
-use crate::{DropReason, Imported, MalformedFlows, Now, Snapshot, WorkerCounters};
+use crate::{DropReason, Imported, MalformedFlows, NodeTally, Now, Snapshot, WorkerCounters};
 
 /// Frames taken from one port in one turn.
 pub const BURST: usize = 64;
@@ -179,6 +179,14 @@ impl<P: Port, L: Port> Worker<P, L> {
     #[must_use]
     pub fn with_desk(mut self, desk: Desk) -> Self {
         self.pipeline.set_desk(desk);
+        self
+    }
+
+    /// The same worker, whose limits by source and source group are those of the node, counted together with the others.
+    /// To be called before there are flows.
+    #[must_use]
+    pub fn with_tally(mut self, node: Arc<NodeTally>) -> Self {
+        self.pipeline.count_with(node);
         self
     }
 

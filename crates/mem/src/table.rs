@@ -4,6 +4,7 @@ use std::io;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
+use std::sync::atomic::AtomicU64;
 
 use crate::region::Region;
 
@@ -12,7 +13,7 @@ use crate::region::Region;
 /// # Safety
 /// All bytes zero must be a valid value, the type must need no more than page alignment and have
 /// no drop glue.
-pub unsafe trait Zeroable: Copy {}
+pub unsafe trait Zeroable {}
 
 // SAFETY: integers are valid whatever their bytes are.
 unsafe impl Zeroable for u8 {}
@@ -22,6 +23,8 @@ unsafe impl Zeroable for u16 {}
 unsafe impl Zeroable for u32 {}
 // SAFETY: as above.
 unsafe impl Zeroable for u64 {}
+// SAFETY: it has the size, the alignment and the values of the integer.
+unsafe impl Zeroable for AtomicU64 {}
 // SAFETY: an array is valid when its elements are; it needs their alignment.
 unsafe impl<T: Zeroable, const N: usize> Zeroable for [T; N] {}
 

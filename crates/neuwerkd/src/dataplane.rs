@@ -28,9 +28,9 @@ use engine::event::{Event, Ring};
 use engine::look::Asker;
 use engine::mesh::mesh;
 use engine::port::{Link, Port};
-use engine::snapshot::{PortSettings, Probes, Settings, SettingsError};
+use engine::snapshot::{Limits, PortSettings, Probes, Settings, SettingsError};
 use engine::steer::Steering;
-use engine::{Now, Snapshot, Worker, WorkerConfig, WorkerCounters};
+use engine::{NodeTally, Now, Snapshot, Worker, WorkerConfig, WorkerCounters};
 use io::idle::{PollIdle, Waker};
 use io::packet::Fanout;
 use policy::Compiled;
@@ -135,6 +135,32 @@ pub struct Opened<P, L> {
     pub lane: Option<L>,
 }
 
+/// What the workers of a node have in common at their start.
+struct Shared {
+    /// From the process before.
+    received: Arc<Received>,
+    /// What they count together, if there are limits for it.
+    tally: Option<Arc<NodeTally>>,
+}
+
+/// What several workers count together: flows by source and by group, if there are limits on these.
+fn node_tally(
+    limits: &Limits,
+    flow_capacity: u32,
+    workers: u16,
+    seed: u64,
+) -> anyhow::Result<Option<Arc<NodeTally>>> {
+    let by_source = limits
+        .max_flows_per_source
+        .or(limits.new_flows_per_source_per_s);
+    if workers < 2 || by_source.or(limits.max_flows_per_group).is_none() {
+        return Ok(None);
+    }
+    let flows = flow_capacity as usize * usize::from(workers);
+    let tally = NodeTally::new(flows, seed).context("no memory to count flows by source")?;
+    Ok(Some(Arc::new(tally)))
+}
+
 impl Dataplane {
     /// Starts one worker per element of `open`, each of which opens the worker's ports on the
     /// worker's own thread. The first of them asks for addresses where that is to be done. Returns once all are open and
@@ -156,6 +182,12 @@ impl Dataplane {
         O: FnOnce() -> anyhow::Result<Opened<P, L>> + Send + 'static,
     {
         let Judging { policy, grants } = judging;
+        let count = u16::try_from(open.len()).context("too many packet workers")?;
+        let seed = match received.seed() {
+            Some(seed) => seed,
+            None => random_seed()?,
+        };
+        let tally = node_tally(&settings.limits, flow_capacity, count, seed)?;
         let snapshot = Snapshot::new(1, Arc::new(Compiled::deny_all()), settings)?;
         let snapshot = grants.install(|granted| {
             let granted = granted(&policy);
@@ -163,11 +195,6 @@ impl Dataplane {
         });
         let published = Arc::new(ArcSwap::from_pointee(snapshot));
         grants.attach(Arc::clone(&published));
-        let count = u16::try_from(open.len()).context("too many packet workers")?;
-        let seed = match received.seed() {
-            Some(seed) => seed,
-            None => random_seed()?,
-        };
         let (denied_names, taken) = DeniedNames::new();
         let mut dataplane = Dataplane {
             published,
@@ -206,7 +233,11 @@ impl Dataplane {
                 flow_capacity,
                 events: None,
             };
-            dataplane.spawn(config, idle, acquire.take(), open, Arc::clone(received))?;
+            let shared = Shared {
+                received: Arc::clone(received),
+                tally: tally.clone(),
+            };
+            dataplane.spawn(config, idle, acquire.take(), open, shared)?;
         }
         Ok(dataplane)
     }
@@ -217,7 +248,7 @@ impl Dataplane {
         idle: PollIdle,
         acquire: Option<Acquire>,
         open: O,
-        received: Arc<Received>,
+        Shared { received, tally }: Shared,
     ) -> anyhow::Result<()>
     where
         P: Port + 'static,
@@ -247,6 +278,9 @@ impl Dataplane {
                         Ok(worker) => worker.with_desk(desk),
                         Err(error) => return drop(opened.send(Err(error.into()))),
                     };
+                    if let Some(tally) = tally {
+                        worker = worker.with_tally(tally);
+                    }
                     received.give(&mut worker, is_first);
                     drop(received);
                     if let Some(Acquire { ports, tell, .. }) = acquire {

@@ -13,7 +13,7 @@ use crate::clock::Now;
 use crate::flow::record::{self, Network};
 use crate::flow::{Flow, Sides};
 use crate::port::PortId;
-use crate::snapshot::Side;
+use crate::snapshot::{Limits, Side};
 
 /// Version of the chunks that `Worker::export_flows` writes. It changes when an older reader could not make sense of
 /// them; fields put behind those of a record do not change it.
@@ -155,7 +155,7 @@ impl Pipeline {
                 .flows
                 .insert_at(&flow, now.tick(), self.snapshot.idle())
         {
-            if !self.tally.enter(&flow) {
+            if self.tally.enter(&flow, &Limits::default()).is_err() {
                 self.flows.remove(id);
                 imported.refused += 1;
                 return;

@@ -135,9 +135,9 @@ impl Pipeline {
             .flows
             .insert(&flow, lookup, self.snapshot.idle())
             .ok_or(DropReason::FlowTableFull)?;
-        if !self.tally.enter(&flow) {
+        if let Err(reason) = self.tally.enter(&flow, limits) {
             self.flows.remove(id);
-            return Err(DropReason::FlowTableFull);
+            return Err(reason);
         }
 
         self.counters.flows_opened.inc();

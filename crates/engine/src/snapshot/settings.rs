@@ -157,7 +157,8 @@ impl Timeouts {
     }
 }
 
-/// Bounds on what a worker keeps and sends.
+/// Bounds on what a worker keeps and sends. Those by source and by group are the node's where its workers count together
+/// ([`NodeTally`](crate::NodeTally)).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Flows in one worker's table; no more than its capacity.

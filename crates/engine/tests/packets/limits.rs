@@ -1,12 +1,14 @@
 //! How many flows a source and a source group may have, and how fast it may open them.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use engine::DropReason;
-use engine::snapshot::Limits;
+use engine::snapshot::{Limits, Settings};
+use engine::{DropReason, NodeTally};
 use sim::frame::{ACK, Frame, RST, SYN};
 
 use crate::bench::*;
+use crate::workers::Team;
 
 fn bench(limits: Limits) -> Bench {
     let mut settings = two_arms_with(&["172.16.0.0/12", "fd00:0:0:1::/64"]);
@@ -94,4 +96,70 @@ fn a_source_opens_flows_no_faster_than_it_may() {
     bench.pass(Duration::from_millis(100));
     bench.one(INSIDE, udp("10.0.0.2:1012"));
     bench.dropped(INSIDE, udp("10.0.0.2:1013"), DropReason::SourceRate);
+}
+
+/// Two workers that count together.
+fn team(limits: Limits, change: impl FnOnce(&mut Settings)) -> Team {
+    let mut settings = two_arms_with(&["172.16.0.0/12"]);
+    settings.limits = limits;
+    change(&mut settings);
+    let tally = Arc::new(NodeTally::new(8192, 7).expect("there is memory"));
+    Team::with_tally(2, settings, Some(&tally))
+}
+
+/// How many flows each worker has.
+fn active(team: &Team) -> Vec<u64> {
+    let counters = team.counters.iter();
+    counters.map(|worker| worker.flows_active.get()).collect()
+}
+
+#[test]
+fn limits_by_source_and_group_are_those_of_the_node_wherever_its_flows_are() {
+    let of_source = Limits {
+        max_flows_per_source: Some(20),
+        ..Limits::default()
+    };
+    let of_group = Limits {
+        max_flows_per_group: Some(20),
+        ..Limits::default()
+    };
+    for (limits, reason) in [
+        (of_source, DropReason::SourceFull),
+        (of_group, DropReason::SourceGroupFull),
+    ] {
+        let mut team = team(limits, |_| ());
+        for port in 1..=60 {
+            team.send(INSIDE, udp(&format!("10.0.0.2:{port}")));
+        }
+        assert_eq!(active(&team).iter().sum::<u64>(), 20, "{:?}", active(&team));
+        assert!(
+            active(&team).iter().all(|flows| *flows > 0),
+            "both have some"
+        );
+        assert_eq!(team.dropped(reason), 40);
+        // What ends at one worker makes room at the other.
+        team.now = team.now + Duration::from_secs(400);
+        for port in 101..=160 {
+            team.send(INSIDE, udp(&format!("10.0.0.2:{port}")));
+        }
+        assert_eq!(active(&team).iter().sum::<u64>(), 20);
+    }
+}
+
+#[test]
+fn the_rate_of_a_source_is_that_of_the_node() {
+    let limits = Limits {
+        new_flows_per_source_per_s: Some(10),
+        ..Limits::default()
+    };
+    let mut team = team(limits, |_| ());
+    for port in 1..=40 {
+        team.send(INSIDE, udp(&format!("10.0.0.2:{port}")));
+    }
+    assert_eq!(active(&team).iter().sum::<u64>(), 10);
+    assert!(
+        active(&team).iter().all(|flows| *flows > 0),
+        "both have some"
+    );
+    assert_eq!(team.dropped(DropReason::SourceRate), 30);
 }

@@ -10,7 +10,7 @@ use engine::mesh::mesh;
 use engine::port::memory::{MemoryPacket, MemoryPort};
 use engine::port::{Packet, PortId};
 use engine::snapshot::{NatMapping, Nptv6, PortSettings, Settings, Snat};
-use engine::{DropReason, Now, Snapshot, Worker, WorkerConfig, WorkerCounters};
+use engine::{DropReason, NodeTally, Now, Snapshot, Worker, WorkerConfig, WorkerCounters};
 use sim::frame::{ACK, Body, Frame, SYN};
 
 use crate::acquire;
@@ -29,6 +29,15 @@ pub(crate) struct Team {
 
 impl Team {
     pub(crate) fn new(count: u16, settings: Settings) -> Team {
+        Team::with_tally(count, settings, None)
+    }
+
+    /// The same, whose workers count their flows together.
+    pub(crate) fn with_tally(
+        count: u16,
+        settings: Settings,
+        tally: Option<&Arc<NodeTally>>,
+    ) -> Team {
         let port_count = settings.ports.len();
         let kept = settings.clone();
         let snapshot =
@@ -58,7 +67,11 @@ impl Team {
                 config,
                 Arc::clone(&counters[usize::from(index)]),
             );
-            worker.expect("valid by construction").with_desk(desk)
+            let worker = worker.expect("valid by construction").with_desk(desk);
+            match tally {
+                Some(tally) => worker.with_tally(Arc::clone(tally)),
+                None => worker,
+            }
         });
         let workers = workers.collect();
         let mut team = Team {

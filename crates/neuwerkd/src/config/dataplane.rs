@@ -118,7 +118,9 @@ section! {
 }
 
 section! {
-    /// Limits above which new flows are refused. A limit that is left out keeps its default.
+    /// Limits above which new flows are refused. A limit that is left out keeps its default. Those by source and by source
+    /// group hold for the node, however many packet workers it has and whichever of them a flow belongs to; each worker has
+    /// the same share of those in all, and of the tables.
     Admission, Part::Node;
 
     /// Flows in all. When there are as many, those that nobody has answered give way to new ones, then idle ones that are

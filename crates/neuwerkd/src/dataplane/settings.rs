@@ -70,15 +70,10 @@ pub(super) fn settings(config: &Config, now: Now, workers: usize) -> Settings {
         timeouts: timeouts(dataplane),
         limits: Limits {
             max_flows: share(dataplane.max_active_flows(), workers),
-            max_flows_per_group: admission
-                .max_active_flows_per_source_group
-                .map(|n| share(n, workers)),
-            max_flows_per_source: admission
-                .max_active_flows_per_source
-                .map(|n| share(n, workers)),
-            new_flows_per_source_per_s: admission
-                .max_new_flows_per_source_per_sec
-                .map(|n| share(n, workers)),
+            // The workers count these together.
+            max_flows_per_group: admission.max_active_flows_per_source_group,
+            max_flows_per_source: admission.max_active_flows_per_source,
+            new_flows_per_source_per_s: admission.max_new_flows_per_source_per_sec,
             max_nat_bindings: share(dataplane.max_active_nat_entries(), workers),
             ..Limits::default()
         },
