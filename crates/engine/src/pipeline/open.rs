@@ -135,6 +135,7 @@ impl Pipeline {
             .flows
             .insert(&flow, lookup, self.snapshot.idle())
             .ok_or(DropReason::FlowTableFull)?;
+        let limits = &self.snapshot.settings().limits;
         if let Err(reason) = self.tally.enter(&flow, limits) {
             self.flows.remove(id);
             return Err(reason);
