@@ -46,7 +46,7 @@ impl IcmpDecisions {
         let flags = 1 | u64::from(is_v6) << 1 | u64::from(allowed) << 2 | (direction as u64) << 3;
         let key = flags | u64::from(kind) << 8 | u64::from(code) << 16;
         let mut places = self.places.iter();
-        let place = places.find(|(taken, _)| matches!(taken.get(), 0) || taken.get() == key);
+        let place = places.find(|(taken, _)| [0, key].contains(&taken.get()));
         let Some((taken, messages)) = place else {
             self.others[direction as usize][usize::from(allowed)].inc();
             return;

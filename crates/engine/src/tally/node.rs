@@ -62,7 +62,7 @@ impl NodeTally {
     fn lines(&self, client: Addr) -> Lines {
         let hash = self.hasher.hash_address(source(client));
         let lines = (self.sources.len() / PLACES) as u64;
-        let line = |half: u64| (half * lines >> 32) as usize;
+        let line = |half: u64| ((half * lines) >> 32) as usize;
         let first = line(hash >> 32);
         let second = match line(hash & u64::from(u32::MAX)) {
             same if same == first => (first + 1) % lines as usize,

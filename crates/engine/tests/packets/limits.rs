@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine::snapshot::{Limits, Settings};
+use engine::snapshot::{Limits, NatMapping, Settings};
 use engine::{DropReason, NodeTally};
 use sim::frame::{ACK, Frame, RST, SYN};
 
@@ -144,6 +144,27 @@ fn limits_by_source_and_group_are_those_of_the_node_wherever_its_flows_are() {
         }
         assert_eq!(active(&team).iter().sum::<u64>(), 20);
     }
+}
+
+#[test]
+fn a_source_whose_flows_are_all_at_one_worker_has_its_whole_limit() {
+    let limits = Limits {
+        max_flows_per_source: Some(20),
+        new_flows_per_source_per_s: Some(25),
+        ..Limits::default()
+    };
+    // All flows of a client's port share a mapping, and the worker that has it.
+    let mut team = team(limits, |settings| {
+        settings.nat_mapping = NatMapping::EndpointIndependent;
+    });
+    for server in 1..=30 {
+        let server = at(&format!("198.51.100.{server}:53"));
+        team.send(INSIDE, Frame::udp(at("10.0.0.2:1001"), server, b"x"));
+    }
+    let mut active = active(&team);
+    active.sort_unstable();
+    assert_eq!(active, [0, 20]);
+    assert_eq!(team.dropped(DropReason::SourceFull), 10);
 }
 
 #[test]
