@@ -7,6 +7,7 @@ use std::io::Write;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::sys::resource::{UsageWho, getrusage};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -37,7 +38,7 @@ const CONTROL: [&str; 11] = [
 /// Encodings that are kept beside their types, and are a corpus as well.
 const GOLDEN: &str = "crates/cluster/tests/golden";
 
-/// The runs that found nothing: when each ended, its target, seconds, inputs, and the commit.
+/// The runs that found nothing: when each ended, its target, seconds of processor time, inputs, and the commit.
 const RUNS: &str = "fuzz/runs.tsv";
 
 /// Runs one target, or all of them, for so many seconds each. New inputs go to `target/fuzz`, one that fails to
@@ -61,14 +62,21 @@ pub(crate) fn run(target: Option<&str>, seconds: u64) -> Result<()> {
         "fuzzing needs a nightly toolchain and cargo-fuzz: rustup toolchain install nightly; cargo install cargo-fuzz"
     );
     for target in targets {
-        let inputs = fuzz(target, seconds)?;
-        note(target, seconds, inputs)?;
+        let run = fuzz(target, seconds)?;
+        note(target, &run)?;
     }
     show()
 }
 
-/// Runs a target and returns how many inputs it was given.
-fn fuzz(target: &str, seconds: u64) -> Result<u64> {
+/// What a run that found nothing came to.
+struct Run {
+    /// Processor time, in seconds: on a busy machine less than the time that it ran.
+    seconds: u64,
+    inputs: u64,
+}
+
+/// Runs a target.
+fn fuzz(target: &str, seconds: u64) -> Result<Run> {
     let found = format!("target/fuzz/{target}");
     let kept = format!("fuzz/corpus/{target}");
     std::fs::create_dir_all(crate::root().join(&found))
@@ -84,6 +92,9 @@ fn fuzz(target: &str, seconds: u64) -> Result<u64> {
         File::create(crate::root().join(&log)).with_context(|| format!("cannot create {log}"))?;
     // The first directory takes what is new; the corpus itself is only read.
     let golden = ["member_message", "disk_record"].contains(&target);
+    let built = fuzzer(&["build", "--features", features, target]).status()?;
+    ensure!(built.success(), "{target} cannot be built");
+    let before = processor_time()?;
     let status = fuzzer(&["run", "--features", features, target, &found, &kept])
         .args(golden.then_some(GOLDEN))
         .arg("--")
@@ -101,15 +112,26 @@ fn fuzz(target: &str, seconds: u64) -> Result<u64> {
          `cargo +nightly fuzz tmin {target} FILE`, mend, and keep it in {kept}"
     );
     let said = std::fs::read(crate::root().join(&log))?;
-    String::from_utf8_lossy(&said)
+    let inputs = String::from_utf8_lossy(&said)
         .lines()
         .find_map(|line| line.strip_prefix("stat::number_of_executed_units:"))
         .and_then(|count| count.trim().parse().ok())
-        .with_context(|| format!("{log} does not say how many inputs there were"))
+        .with_context(|| format!("{log} does not say how many inputs there were"))?;
+    Ok(Run {
+        seconds: processor_time()? - before,
+        inputs,
+    })
+}
+
+/// What all children that have ended have used, in seconds.
+fn processor_time() -> Result<u64> {
+    let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
+    Ok((usage.user_time().tv_sec() + usage.system_time().tv_sec()).cast_unsigned())
 }
 
 /// Adds a run to [`RUNS`].
-fn note(target: &str, seconds: u64, inputs: u64) -> Result<()> {
+fn note(target: &str, run: &Run) -> Result<()> {
+    let Run { seconds, inputs } = run;
     let commit = Command::new("git")
         .args(["describe", "--always", "--dirty"])
         .current_dir(crate::root())
@@ -129,7 +151,7 @@ fn note(target: &str, seconds: u64, inputs: u64) -> Result<()> {
         .with_context(|| format!("cannot write {RUNS}"))
 }
 
-/// Prints how long each target has run in all, and with how many inputs.
+/// Prints how much processor time each target has had in all, and with how many inputs.
 fn show() -> Result<()> {
     let runs = std::fs::read_to_string(crate::root().join(RUNS))?;
     let mut sums: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
