@@ -165,7 +165,7 @@ fn show() -> Result<()> {
         sum.1 += inputs.parse::<u64>()?;
     }
     for (target, (seconds, inputs)) in sums {
-        println!(
+        eprintln!(
             "{target:<16} {:>6} min {:>12} inputs, none failed",
             seconds / 60,
             inputs

@@ -457,6 +457,8 @@ pub struct WorkerCounters {
     pub no_buffer: Counter,
     /// Turns of the worker's loop; stands still when the worker does.
     pub polls: Counter,
+    /// Gauge: the processor that the worker stays on, plus one; 0 if on none.
+    cpu: Counter,
 }
 
 impl Default for WorkerCounters {
@@ -510,6 +512,7 @@ impl Default for WorkerCounters {
             events_lost: Counter::default(),
             no_buffer: Counter::default(),
             polls: Counter::default(),
+            cpu: Counter::default(),
         }
     }
 }
@@ -529,6 +532,16 @@ impl WorkerCounters {
     /// The data ports, the inside one first.
     pub fn ports(&self) -> &[PortCounters] {
         &self.ports[..(self.port_count.get() as usize).min(MAX_PORTS)]
+    }
+
+    /// Notes the processor that the worker stays on.
+    pub fn set_cpu(&self, cpu: u32) {
+        self.cpu.set(u64::from(cpu) + 1);
+    }
+
+    /// The processor that the worker stays on, if on one.
+    pub fn cpu(&self) -> Option<u64> {
+        self.cpu.get().checked_sub(1)
     }
 
     pub(crate) fn set_port_count(&self, count: usize) {

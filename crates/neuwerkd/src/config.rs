@@ -6,6 +6,7 @@
 
 mod bootstrap;
 mod cluster;
+mod cpus;
 mod dataplane;
 mod dns;
 mod dpdk;
@@ -36,6 +37,7 @@ use sha2::{Digest, Sha256};
 
 pub use bootstrap::{Bootstrap, CloudProvider, DataPlaneMode};
 pub use cluster::{Backup, Cluster, JoinApproval};
+pub use cpus::Cpus;
 pub use dataplane::{Admission, Dataplane, EncapMode, NatMapping, Port, Ports};
 pub use dns::{DeniedAnswer, Dns, RecordType, Upstream};
 pub use dpdk::{Dpdk, IovaMode, PerfMode};

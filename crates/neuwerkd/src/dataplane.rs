@@ -11,6 +11,7 @@ mod devices;
 mod dpdk;
 mod findings;
 mod look;
+mod places;
 mod ports;
 mod settings;
 mod watch;
@@ -133,6 +134,8 @@ pub struct Opened<P, L> {
     pub ports: Vec<P>,
     /// The way to the host's own services.
     pub lane: Option<L>,
+    /// The processor that the worker's thread stays on, if on one.
+    pub cpu: Option<u32>,
 }
 
 /// What the workers of a node have in common at their start.
@@ -270,10 +273,13 @@ impl Dataplane {
             std::thread::Builder::new()
                 .name(format!("packets-{}", config.index))
                 .spawn(move || {
-                    let Opened { ports, lane } = match open() {
+                    let Opened { ports, lane, cpu } = match open() {
                         Ok(ports) => ports,
                         Err(error) => return drop(opened.send(Err(error))),
                     };
+                    if let Some(cpu) = cpu {
+                        counters.set_cpu(cpu);
+                    }
                     let mut worker = match Worker::new(ports, lane, published, config, counters) {
                         Ok(worker) => worker.with_desk(desk),
                         Err(error) => return drop(opened.send(Err(error.into()))),

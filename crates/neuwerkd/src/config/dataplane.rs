@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use ipnet::{IpNet, Ipv6Net};
 
+use super::cpus::Cpus;
 use super::key::{Part, section};
 use super::net::{Route, SourceNat};
 use super::read::Reader;
@@ -78,9 +79,13 @@ section! {
     /// Idle time of a TCP connection of which only the first segment was seen. Unset: as
     /// `flow_incomplete_tcp_idle_timeout_secs` says.
     flow_incomplete_tcp_syn_sent_idle_timeout_secs: Option<u32> = None, unit("s"), range(1..=31_536_000);
-    /// Packet workers, each with a thread, a flow table and a queue of every data port of its own. auto: one for each
-    /// processor but the first, eight at most.
+    /// Packet workers, each with a thread, a flow table and a queue of every data port of its own. auto: one for each of
+    /// `worker_cpus`, or else for each processor but the first, eight at most.
     workers: Auto<u32> = Auto::Auto, range(1..=64);
+    /// Processors of the packet workers, in order, one for each, on which their threads stay. Unset: where there are several
+    /// workers, or one of DPDK, each stays on one of its own among those that the process may use, not on the first if there
+    /// are enough without it; on none if there are more workers than processors.
+    worker_cpus: Vec<Cpus> = Vec::new(), default_is("unset");
     /// Drops TCP segments that lie outside what the ends of their connection have shown each other.
     tcp_window_check: bool = true;
     /// How long after its start a node takes TCP connections over in their midst, as far as they begin inside and the
@@ -214,8 +219,44 @@ impl Dataplane {
     /// How many packet workers there are, on a machine with so many processors.
     pub fn workers(&self, processors: usize) -> usize {
         match self.workers {
+            Auto::Auto if !self.worker_cpus.is_empty() => self.worker_cpus().len(),
             Auto::Auto => processors.saturating_sub(1).clamp(1, 8),
             Auto::Fixed(workers) => workers as usize,
+        }
+    }
+
+    /// The processors that the packet workers stay on, in order; none if that is left to the node.
+    pub fn worker_cpus(&self) -> Vec<u32> {
+        let cpus = self.worker_cpus.iter();
+        cpus.flat_map(|cpus| cpus.numbers()).collect()
+    }
+
+    fn check_worker_cpus(&self, reader: &mut Reader) {
+        let path = "dataplane.worker_cpus";
+        let mut cpus = self.worker_cpus();
+        match self.workers {
+            Auto::Fixed(workers) if !cpus.is_empty() && cpus.len() != workers as usize => {
+                let count = cpus.len();
+                let reason = format!(
+                    "names {count} processors for the {workers} of dataplane.workers; name one for each, or leave that key out"
+                );
+                reader.problem(path, reason);
+            }
+            Auto::Auto if cpus.len() > 64 => {
+                let reason = format!("names {} processors; at most 64", cpus.len());
+                reader.problem(path, reason);
+            }
+            _ => {}
+        }
+        cpus.sort_unstable();
+        let mut twice: Vec<u32> = cpus
+            .windows(2)
+            .filter(|pair| pair[0] == pair[1])
+            .map(|pair| pair[0])
+            .collect();
+        twice.dedup();
+        for cpu in twice {
+            reader.problem(path, format!("names processor {cpu} more than once"));
         }
     }
 
@@ -255,6 +296,7 @@ impl Dataplane {
             self.check_translation(path, nat, wants_v4, reader);
         }
         self.nptv6.check(reader);
+        self.check_worker_cpus(reader);
         self.check_overlay(two_arms, reader);
         self.ports.inside.check("dataplane.ports.inside", reader);
         self.ports.outside.check("dataplane.ports.outside", reader);

@@ -26,7 +26,7 @@ section! {
     static_mac: Option<Mac> = None, part(Part::Dpdk);
     /// Packet threads, each with a queue of every port; as `dataplane.workers` unless set.
     workers: Auto<u32> = Auto::Auto, range(1..=1024), part(Part::Dpdk);
-    /// Cores of the packet threads, in order. Unset: the system chooses.
+    /// Cores of the packet threads, in order, on which they stay. Unset: as `dataplane.worker_cpus`.
     core_ids: Vec<u32> = Vec::new(), default_is("unset"), part(Part::Dpdk);
     /// More than one worker on Azure.
     allow_azure_multiworker: bool = false;

@@ -221,6 +221,7 @@ fn sample(key: &Key) -> String {
         (_, "a whole number" | "list of whole number") => {
             key.range.as_ref().map_or("1".into(), number)
         }
+        (_, "list of processor or a range of them") => "2".into(),
         (_, "an interface name") => "mgmt0".into(),
         (_, "an IP address" | "list of IP address" | "an IPv4 address") => "10.9.0.53".into(),
         (_, "an address with a port" | "list of address with a port") => "10.9.0.1:5353".into(),
@@ -319,6 +320,25 @@ fn a_default_given_as_it_is_shown_changes_nothing() {
         given.cluster_mode = false;
         assert_eq!(given, default, "{}", key.path);
     }
+}
+
+#[test]
+fn each_worker_has_one_processor() {
+    let config = file("dataplane: {worker_cpus: [1, 4-6]}").unwrap();
+    assert_eq!(config.dataplane.worker_cpus(), [1, 4, 5, 6]);
+    assert_eq!(config.dataplane.workers(16), 4, "one for each");
+    check(
+        file("dataplane: {workers: 3, worker_cpus: [1, 0-2, 2]}"),
+        &[
+            ("dataplane.worker_cpus", "names 5 processors for the 3 of"),
+            ("dataplane.worker_cpus", "names processor 1 more than once"),
+            ("dataplane.worker_cpus", "names processor 2 more than once"),
+        ],
+    );
+    check(
+        file("dataplane: {worker_cpus: [1, 3-2]}"),
+        &[("dataplane.worker_cpus[1]", "write for example 2 or 2-5")],
+    );
 }
 
 #[test]

@@ -93,12 +93,8 @@ pub(super) fn start(
         Segments::Plain
     };
     let stays_awake = config.dpdk.perf_mode == PerfMode::Aggressive;
-    let make = |(index, queues): (usize, Vec<Queue>)| {
-        let core = config.dpdk.core_ids.get(index).copied();
+    let make = |queues: Vec<Queue>| {
         move || {
-            if let Some(core) = core {
-                pin(core).with_context(|| format!("dpdk.core_ids: core {core} cannot be used"))?;
-            }
             let mut ports: Vec<DpdkPort> = queues.into_iter().map(DpdkPort::new).collect();
             if stays_awake {
                 for port in &mut ports {
@@ -108,7 +104,7 @@ pub(super) fn start(
             Ok(ports)
         }
     };
-    let makes = queues.into_iter().enumerate().map(make).collect();
+    let makes = queues.into_iter().map(make).collect();
     let mut dataplane = launch(config, judging, acquire, from_host, makes, received)?;
     dataplane.devices = meters.into_iter().map(shown).collect();
     let ports = received.ports.clone();
@@ -187,14 +183,4 @@ fn device(dpdk: &Dpdk, index: usize, workers: usize) -> DeviceConfig {
         },
         interrupts: dpdk.perf_mode == PerfMode::Standard,
     }
-}
-
-/// Keeps this thread on one core.
-fn pin(core: u32) -> std::io::Result<()> {
-    let mut set = rustix::thread::CpuSet::new();
-    if core as usize >= rustix::thread::CpuSet::MAX_CPU {
-        return Err(std::io::ErrorKind::InvalidInput.into());
-    }
-    set.set(core as usize);
-    Ok(rustix::thread::sched_setaffinity(None, &set)?)
 }

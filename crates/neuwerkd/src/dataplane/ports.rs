@@ -12,6 +12,7 @@ use io::xdp::{OpenError, WorkerQueues};
 use ipnet::IpNet;
 
 use super::addresses::{self, Acquire, Addresses};
+use super::places::{Home, homes};
 use super::settings::{settings, share};
 use super::{Dataplane, Judging, Opened, monotonic};
 use crate::config::{self, Auto, Config, DataInterface, DataPlaneMode};
@@ -189,11 +190,16 @@ pub(super) fn launch<P: Port + 'static>(
     let workers = makes.len();
     // What is for the host is the first worker's.
     let lanes = std::iter::once(Some(lane)).chain(std::iter::repeat_with(|| None));
-    let open = makes.into_iter().zip(lanes).map(|(make, lane)| {
+    let homes = homes(config, workers)?;
+    let open = makes.into_iter().zip(lanes).zip(homes);
+    let open = open.map(|((make, lane), home)| {
         move || {
+            // First, so that all memory is near it.
+            let cpu = home.map_or(Ok(None), Home::take)?;
             Ok(Opened {
                 ports: make()?,
                 lane: lane.map(Tun::new),
+                cpu,
             })
         }
     });

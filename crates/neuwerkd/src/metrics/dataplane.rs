@@ -132,6 +132,7 @@ type ReadGauge = fn(&WorkerCounters) -> f64;
 
 #[rustfmt::skip] // A table reads better in columns.
 const BY_WORKER: &[(&str, &str, &str, ReadGauge)] = &[
+    ("neuwerk_dp_worker_cpu",                "worker", "Processor that a packet worker stays on, or -1 if on none", |w| w.cpu().map_or(-1.0, |cpu| cpu as f64)),
     ("dp_active_flows_shard",                "shard",  "Flows of one packet worker",                           |w| w.flows_active.get() as f64),
     ("dp_active_nat_entries_shard",          "shard",  "Translations of one packet worker",                    |w| w.nat_active.get() as f64),
     ("dp_flow_table_capacity",               "worker", "Flows that fit into the table of one packet worker",   |w| w.flow_capacity.get() as f64),

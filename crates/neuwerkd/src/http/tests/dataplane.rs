@@ -108,6 +108,7 @@ fn fed(ports: &'static [u16], feed: Feed) -> Arc<Dataplane> {
         Ok(Opened::<_, MemoryPort> {
             ports: vec![Fed(inside, feed), Fed(outside, Feed::default())],
             lane: None,
+            cpu: None,
         })
     };
     let nothing = Arc::new(crate::handover::Received::nothing());
