@@ -50,8 +50,13 @@ enum Task {
         #[arg(long, default_value_t = 0)]
         from: u64,
     },
-    /// Run the tests of `mem` and `io` under valgrind. Without root those that need it are left out.
-    Memcheck,
+    /// Run the tests of `mem` and `io` under valgrind, and see that they reach all unsafe code. Without root those that need
+    /// it are left out.
+    Memcheck {
+        /// Only see whether they reach all unsafe code.
+        #[arg(long)]
+        lines: bool,
+    },
     /// Measure, and compare with the yardsticks; needs root. The results go to `target/bench`.
     Bench {
         /// What to measure; without it everything.
@@ -100,7 +105,7 @@ fn main() -> ExitCode {
             verbose,
         } => simulate(seeds, from, verbose),
         Task::Packets { count, from } => packets(count, from),
-        Task::Memcheck => memcheck::run(),
+        Task::Memcheck { lines } => memcheck::run(lines),
         Task::Bench { what, options } => bench(what, &options),
         Task::Faults { options } => lab("faults", &options),
         Task::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds),

@@ -470,3 +470,30 @@ fn ports() -> impl Iterator<Item = u16> {
     };
     std::iter::successors(next(0), move |port| next(port + 1))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dpdk::{EalConfig, Selector};
+
+    /// The only test of this program that starts DPDK, which it does once in a process.
+    #[test]
+    fn a_device_is_found_by_its_address_while_it_is_open() {
+        let config = EalConfig {
+            memory_mib: 512,
+            ..EalConfig::default()
+        };
+        let eal = Eal::start(&config).unwrap();
+        let located = Selector::Vdev("net_null_mac".to_owned()).locate().unwrap();
+        let mac = [2, 0, 0, 0, 0x4e, 0x57];
+        let config = DeviceConfig {
+            mac: Some(mac),
+            ..DeviceConfig::default()
+        };
+        let queues = Queue::open(eal, &located, &config).unwrap();
+        assert_eq!(by_mac(mac), Some(queues[0].device.port));
+        assert_eq!(by_mac([2, 0, 0, 0, 0x4e, 0x58]), None);
+        drop(queues);
+        assert_eq!(by_mac(mac), None);
+    }
+}

@@ -255,6 +255,15 @@ fn dpdk_says_what_is_wrong() {
         },
         "set dpdk.mbuf_data_room to 1518 or more",
     );
+    // For many, which is nobody's own address.
+    check(
+        "net_null4",
+        DeviceConfig {
+            mac: Some([1, 0, 0, 0, 0, 1]),
+            ..default()
+        },
+        "cannot set the hardware address of vdev:net_null4",
+    );
     let other = EalConfig {
         memory_mib: 1,
         ..EalConfig::default()
