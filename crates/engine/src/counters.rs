@@ -550,22 +550,31 @@ impl WorkerCounters {
 
     /// Packets forwarded or handed to the host, of all source groups and of none.
     pub fn allowed(&self, direction: Direction, protocol: Protocol) -> Total {
-        let groups = self.groups.load();
-        let mut total = groups.retired().allowed(direction, protocol);
-        total += self.ungrouped.allowed(direction, protocol).into();
-        for (_, group) in groups.iter() {
-            total += group.allowed(direction, protocol).into();
-        }
-        total
+        self.of_all(
+            |retired| retired.allowed(direction, protocol),
+            |group| group.allowed(direction, protocol),
+        )
     }
 
     /// Packets refused by policy or because a flow may not begin there, of all source groups and of none.
     pub fn denied(&self, direction: Direction, protocol: Protocol) -> Total {
+        self.of_all(
+            |retired| retired.denied(direction, protocol),
+            |group| group.denied(direction, protocol),
+        )
+    }
+
+    /// The sum over those source groups that are listed, those that are gone, and none.
+    fn of_all(
+        &self,
+        of_retired: impl Fn(&Traffic) -> Total,
+        of_group: impl Fn(&GroupCounters) -> &Volume,
+    ) -> Total {
         let groups = self.groups.load();
-        let mut total = groups.retired().denied(direction, protocol);
-        total += self.ungrouped.denied(direction, protocol).into();
+        let mut total = of_retired(groups.retired());
+        total += of_group(&self.ungrouped).into();
         for (_, group) in groups.iter() {
-            total += group.denied(direction, protocol).into();
+            total += of_group(group).into();
         }
         total
     }
