@@ -163,7 +163,7 @@ impl Proxy {
         Ok(())
     }
 
-    /// Waits until every query that was read before the stop is answered.
+    /// Waits until every query that came before the stop is answered, over TCP also one that was on its way.
     pub async fn stopped(&self) {
         self.service.tasks.close();
         self.service.tasks.wait().await;

@@ -2,12 +2,13 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ::dns::limit::Shares;
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::tcp::OwnedWriteHalf;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -24,6 +25,8 @@ const CONNECTIONS_PART: usize = 64;
 const WAITING: usize = 32;
 /// A connection on which no whole query comes for this long is closed, and one that takes no answers.
 const IDLE: Duration = Duration::from_secs(10);
+/// Queries are read for so long after the stop: a client that has just connected has one on its way.
+const LINGER: Duration = Duration::from_millis(20);
 /// Pause after a connection could not be taken, which is for want of descriptors.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -44,7 +47,7 @@ pub(super) fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     Ok(socket.into())
 }
 
-/// Takes connections until `stop`; queries that have been read by then are answered still.
+/// Takes connections until `stop`; queries that are on their way by then are answered still.
 pub(super) async fn serve(service: Arc<Service>, listener: TcpListener, stop: CancellationToken) {
     let open = Arc::new(Mutex::new(Shares::new(CONNECTIONS, CONNECTIONS_PART)));
     loop {
@@ -78,8 +81,23 @@ async fn connection(
     stop: CancellationToken,
 ) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    let (mut reader, writer) = stream.into_split();
-    let writer = Arc::new(Writer::new(writer, stop.child_token()));
+    let (reader, writer) = stream.into_split();
+    let mut answering = pin!(answer_all(service, reader, Arc::new(Writer::new(writer)), client));
+    if let Some(ended) = stop.run_until_cancelled(&mut answering).await {
+        return ended;
+    }
+    tokio::time::timeout(LINGER, answering)
+        .await
+        .unwrap_or(Ok(()))
+}
+
+/// Answers until the client ends the connection, or takes no answers, or is silent.
+async fn answer_all(
+    service: Arc<Service>,
+    mut reader: OwnedReadHalf,
+    writer: Arc<Writer>,
+    client: IpAddr,
+) -> io::Result<()> {
     let waiting = Arc::new(Semaphore::new(WAITING));
     let (mut text, mut out) = (String::new(), Vec::new());
     loop {
@@ -118,10 +136,10 @@ struct Writer {
 }
 
 impl Writer {
-    fn new(half: OwnedWriteHalf, end: CancellationToken) -> Self {
+    fn new(half: OwnedWriteHalf) -> Self {
         Self {
             half: tokio::sync::Mutex::new(Some(half)),
-            end,
+            end: CancellationToken::new(),
         }
     }
 
@@ -154,7 +172,7 @@ mod tests {
             .await
             .unwrap();
         let (_reader, half) = listener.accept().await.unwrap().0.into_split();
-        let writer = Writer::new(half, CancellationToken::new());
+        let writer = Writer::new(half);
         let answer = vec![7; 50_000];
         let mut whole = 0;
         while writer

@@ -115,7 +115,7 @@ pub(super) struct Scene {
     pub(super) address: SocketAddr,
     registry: Registry,
     proxy: Proxy,
-    _stop: tokio_util::sync::DropGuard,
+    stop: tokio_util::sync::DropGuard,
 }
 
 impl Scene {
@@ -165,7 +165,7 @@ impl Scene {
             address,
             registry,
             proxy,
-            _stop: stop.drop_guard(),
+            stop: stop.drop_guard(),
         }
     }
 
@@ -510,6 +510,26 @@ async fn what_is_truncated_or_too_long_or_loses_its_letters_is_asked_over_tcp() 
             assert_eq!(answers(&pool::read(&mut stream, 65_535).await.unwrap()), 80);
         }
     }
+}
+
+/// As when the program is replaced just after a client has connected.
+#[tokio::test]
+async fn what_is_on_its_way_over_tcp_at_the_stop_is_answered() {
+    let upstream = Server::sound(Duration::ZERO).await;
+    let scene = Scene::start(&[&upstream], |_| ());
+    let mut stream = TcpStream::connect(scene.address).await.unwrap();
+    let asked = query("www.example.com", 1);
+    pool::write(&mut stream, &asked).await.unwrap();
+    pool::read(&mut stream, 512).await.unwrap();
+    let Scene { stop, proxy, .. } = scene;
+    drop(stop);
+    pool::write(&mut stream, &asked).await.unwrap();
+    let got = pool::read(&mut stream, 512).await.unwrap();
+    assert_eq!((rcode(&got), answers(&got)), (0, 1));
+    // Though the client would stay.
+    proxy.stopped().await;
+    let ended = pool::read(&mut stream, 512).await.unwrap_err();
+    assert_eq!(ended.kind(), io::ErrorKind::UnexpectedEof);
 }
 
 #[tokio::test]
