@@ -94,6 +94,7 @@ struct Tcp {
     end: [u32; 2],
     fin: [bool; 2],
     fin_acked: [bool; 2],
+    reset_by: usize,
 }
 
 #[derive(Debug, Clone)]
@@ -475,6 +476,7 @@ impl Tcp {
             end: [0; 2],
             fin: [false; 2],
             fin_acked: [false; 2],
+            reset_by: 0,
         };
         tcp.end[0] = end(syn);
         tcp
@@ -486,11 +488,13 @@ impl Tcp {
         };
         let has = |flag| flags & flag != 0;
         let peer = 1 - from;
-        if from == 1 && self.state == TcpState::SynSent && !has(SYN) && !has(RST) {
+        let refuses = has(RST) && has(ACK);
+        if from == 1 && self.state == TcpState::SynSent && !has(SYN) && !refuses {
             return;
         }
         if has(RST) {
             self.state = TcpState::Reset;
+            self.reset_by = from;
             return;
         }
         if self.end[from] == 0 || (end(f).wrapping_sub(self.end[from]) as i32) > 0 {
@@ -504,7 +508,7 @@ impl Tcp {
             if from == 0 && self.state == TcpState::SynReceived {
                 self.state = TcpState::Established;
             }
-            if self.state == TcpState::Reset {
+            if self.state == TcpState::Reset && self.reset_by == from {
                 let closing = self.fin[0] || self.fin[1];
                 self.state = if closing {
                     TcpState::Closing

@@ -35,8 +35,8 @@ pub(crate) enum State {
     Closing,
     /// Both have, and both know.
     TimeWait,
-    /// One end has reset it. Segments that prove otherwise bring it back, so that a forged reset
-    /// that the ends ignore does no harm.
+    /// One end has reset it. A segment of that end that proves otherwise brings it back, so that a forged reset that
+    /// the ends ignore does no harm.
     Reset,
 }
 
@@ -57,6 +57,12 @@ const FIN_ACKED: [u8; 2] = [4, 8];
 const SEEN: [u8; 2] = [16, 32];
 /// The client has asked for a new connection on the ports of this one.
 const ASKED_ANEW: u8 = 64;
+/// The reset was the server's.
+const SERVER_RESET: u8 = 128;
+
+/// The shift of an end whose SYN went by unseen, which is assumed to be the largest (RFC 7323 §2.3).
+const UNKNOWN_SHIFT: u8 = 0xf;
+const MAX_SHIFT: u8 = 14;
 
 /// Furthest that an acknowledgement may lie behind what has been sent (RFC 5961 §5.2 asks for the
 /// largest window seen; this is at least one unscaled window).
@@ -106,12 +112,12 @@ impl Connection {
         c
     }
 
-    /// A connection met in the middle, by a segment of the client. Its window scales are unknown
-    /// and assumed to be the largest.
+    /// A connection met in the middle, by a segment of the client. Neither the window scales are known nor how much each
+    /// end has sent: what the other acknowledges tells.
     pub(crate) fn pick_up(segment: &Segment) -> Connection {
         let mut c = Connection {
             state: State::Established,
-            scale: 0xee,
+            scale: UNKNOWN_SHIFT << 4 | UNKNOWN_SHIFT,
             ..Connection::default()
         };
         c.note(End::Client, segment);
@@ -200,13 +206,14 @@ impl Connection {
         if from == End::Client && !s.has(SYN) {
             self.flags &= !ASKED_ANEW;
         }
-        if self.state == State::SynSent && from == End::Server && !s.has(SYN | RST) {
+        let refuses = s.has(RST) && s.has(ACK);
+        if self.state == State::SynSent && from == End::Server && !s.has(SYN) && !refuses {
             // A straggler of the connection that had these ports before, or a challenge because of it (RFC 9293
-            // §3.10.7.4): the client is to see it, but it says nothing about this connection.
+            // §3.10.7.3 and .4): the client is to see it, but it says nothing about this connection.
             return Ok(());
         }
         if s.has(RST) {
-            self.state = State::Reset;
+            self.reset(from);
             return Ok(());
         }
         let fresh = self.flags & SEEN[from as usize] == 0;
@@ -218,7 +225,7 @@ impl Connection {
             State::SynReceived if from == End::Client && s.has(ACK) && !s.has(SYN) => {
                 self.state = State::Established;
             }
-            State::Reset if s.has(ACK) && !s.has(SYN) => {
+            State::Reset if self.reset_by() == from && s.has(ACK) && !s.has(SYN) => {
                 let fins = self.flags & (FIN_SEEN[0] | FIN_SEEN[1]);
                 self.state = if fins == 0 {
                     State::Established
@@ -230,6 +237,26 @@ impl Connection {
         }
         self.close(from, s);
         Ok(())
+    }
+
+    fn reset(&mut self, by: End) {
+        self.state = State::Reset;
+        match by {
+            End::Client => self.flags &= !SERVER_RESET,
+            End::Server => self.flags |= SERVER_RESET,
+        }
+    }
+
+    fn reset_by(&self) -> End {
+        match self.flags & SERVER_RESET {
+            0 => End::Client,
+            _ => End::Server,
+        }
+    }
+
+    /// Whether it was met in the middle.
+    fn is_picked_up(&self) -> bool {
+        self.scale == UNKNOWN_SHIFT << 4 | UNKNOWN_SHIFT
     }
 
     /// Whether a segment, outside the window, is about a connection on the same ports that the server has kept while all
@@ -257,11 +284,11 @@ impl Connection {
             flags: SEEN[End::Client as usize],
             end: [s.ack, 0],
             limit: [s.ack, 0],
-            scale: 0xe,
+            scale: MAX_SHIFT,
             ..Connection::default()
         };
         if s.has(RST) {
-            c.state = State::Reset;
+            c.reset(End::Server);
             return c;
         }
         match s.scale {
@@ -325,6 +352,9 @@ impl Connection {
         }
         let shift = if s.has(SYN) { 0 } else { self.shift(me) };
         if s.has(ACK) {
+            if self.is_picked_up() && before(self.end[peer], s.ack) {
+                self.end[peer] = s.ack;
+            }
             let limit = s.ack.wrapping_add((u32::from(s.window) << shift).max(1));
             if self.flags & SEEN[peer] == 0 || before(self.limit[peer], limit) {
                 self.limit[peer] = limit;
@@ -336,23 +366,33 @@ impl Connection {
     /// Whether a segment fits the windows that the ends have shown each other.
     fn in_window(&self, from: End, s: &Segment) -> bool {
         let (me, peer) = (from as usize, from.other() as usize);
+        let acknowledges_what_was_sent = !s.has(ACK)
+            || self.flags & SEEN[peer] == 0
+            || !before(self.furthest(peer), s.ack)
+                && !before(
+                    s.ack,
+                    self.end[peer].wrapping_sub(self.scaled_window(me).max(MIN_ACK_WINDOW)),
+                );
         if self.flags & SEEN[me] == 0 {
             // The first segment of this end: all that is known is what it may acknowledge.
-            return !s.has(ACK) || !before(self.end[peer], s.ack);
+            return acknowledges_what_was_sent;
         }
         let not_beyond = !before(self.limit[me], s.seq);
         let not_long_past = !before(
             s.end(),
             self.end[me].wrapping_sub(self.scaled_window(peer).max(MIN_ACK_WINDOW)),
         );
-        let acknowledges_what_was_sent = !s.has(ACK)
-            || self.flags & SEEN[peer] == 0
-            || !before(self.end[peer], s.ack)
-                && !before(
-                    s.ack,
-                    self.end[peer].wrapping_sub(self.scaled_window(me).max(MIN_ACK_WINDOW)),
-                );
         not_beyond && not_long_past && acknowledges_what_was_sent
+    }
+
+    /// Behind the furthest byte that an end can have sent: of a connection met in the middle not all that it sent was
+    /// seen.
+    fn furthest(&self, end: usize) -> u32 {
+        let unseen = match self.is_picked_up() {
+            true => 0xffff << MAX_SHIFT,
+            false => 0,
+        };
+        self.end[end].wrapping_add(unseen)
     }
 
     fn scaled_window(&self, end: usize) -> u32 {
@@ -360,7 +400,7 @@ impl Connection {
     }
 
     fn shift(&self, end: usize) -> u32 {
-        u32::from(self.scale >> (4 * end) & 0xf)
+        u32::from((self.scale >> (4 * end) & 0xf).min(MAX_SHIFT))
     }
 
     fn set_scale(&mut self, end: End, shift: u8) {

@@ -320,6 +320,10 @@ fn a_port_that_cannot_segment_gets_no_super_packets() {
         ecn: false,
     });
     let meta = Meta {
+        checksum: Checksum::Partial {
+            start: 34,
+            offset: 6,
+        },
         gso,
         ..Meta::default()
     };
@@ -516,15 +520,19 @@ fn connections_that_are_over_give_their_ports_to_new_ones() {
 fn a_reset_gives_its_port_up_only_when_nobody_disputes_it() {
     let mut bench = few_ports();
     let server = at("198.51.100.1:80");
+    let mut first = None;
     for n in 0..SHARE {
         let shown = connect(&mut bench, n, 100).expect("there are ports");
         if n < 2 {
             bench.one(OUTSIDE, Frame::tcp(server, shown, RST, 501, 0, b""));
         }
+        first.get_or_insert(shown);
     }
+    let first = first.expect("there is one");
     assert_eq!(connect(&mut bench, 100, 1000), None);
-    // One of the two was forged.
+    // One of the two was forged: the server goes on.
     bench.one(INSIDE, Frame::tcp(client(0), server, ACK, 101, 501, b"x"));
+    bench.one(OUTSIDE, Frame::tcp(server, first, ACK, 501, 102, b""));
     bench.pass(std::time::Duration::from_secs(2));
     assert!(connect(&mut bench, 100, 1000).is_some());
     assert_eq!(connect(&mut bench, 101, 1000), None);

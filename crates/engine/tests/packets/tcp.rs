@@ -126,6 +126,7 @@ fn a_forged_reset_does_not_end_a_connection_that_goes_on() {
     establish(&mut bench, 5000);
     bench.one(OUTSIDE, back(5000, RST, 999_999, 0, b""));
     bench.one(INSIDE, out(5000, ACK, 101, 501, b"x"));
+    bench.one(OUTSIDE, back(5000, ACK, 501, 102, b""));
     assert!(stands_after(&mut bench, 3000, 5000));
 }
 
@@ -199,6 +200,48 @@ fn the_middle_of_a_connection_is_picked_up_while_that_is_allowed() {
     );
     bench.send(INSIDE, out(5001, ACK, 101, 501, b"x"));
     assert_eq!(bench.counters.dropped(DropReason::NoFlow).packets.get(), 1);
+}
+
+/// What a connection that is picked up had sent before is known only by what the other end acknowledges.
+#[test]
+fn a_connection_that_is_picked_up_goes_on_whatever_was_sent_before() {
+    let picking_up = || {
+        let mut bench = Bench::new(&allow_all(), two_arms());
+        let until = Now(bench.now.0 + 5_000_000_000);
+        bench.reconfigure(|s| {
+            s.tcp_window_check = true;
+            s.pick_up_until = until;
+        });
+        bench
+    };
+
+    // A keepalive repeats the last byte (RFC 9293 §3.8.4).
+    let mut bench = picking_up();
+    bench.one(INSIDE, out(5000, ACK, 100, 501, b""));
+    bench.one(OUTSIDE, back(5000, ACK, 501, 101, b""));
+    bench.one(INSIDE, out(5000, ACK, 101, 501, b"data"));
+    bench.one(OUTSIDE, back(5000, ACK, 501, 105, b""));
+
+    // The first of several segments is repeated, of which the others have arrived.
+    let mut bench = picking_up();
+    bench.one(INSIDE, out(5000, ACK, 101, 501, &[0; 100]));
+    bench.one(OUTSIDE, back(5000, ACK, 501, 101 + 40_000, b""));
+    bench.one(INSIDE, out(5000, ACK, 101 + 40_000, 501, b"data"));
+    bench.one(OUTSIDE, back(5000, ACK, 501, 105 + 40_000, b""));
+
+    // The same the other way.
+    let mut bench = picking_up();
+    bench.one(INSIDE, out(5000, ACK, 101, 501, b""));
+    bench.one(OUTSIDE, back(5000, ACK, 501, 101, &[0; 100]));
+    bench.one(INSIDE, out(5000, ACK, 101, 501 + 40_000, b""));
+    bench.one(OUTSIDE, back(5000, ACK, 501 + 40_000, 101, b"data"));
+
+    // More than any window was not sent.
+    bench.dropped(
+        OUTSIDE,
+        back(5000, ACK, 501 + 40_004, 101 + 0x4000_0000, b""),
+        DropReason::TcpWindow,
+    );
 }
 
 #[test]
@@ -284,13 +327,53 @@ fn a_client_that_has_forgotten_its_connection_gets_another_on_the_same_port() {
 
 #[test]
 fn a_second_attempt_from_a_port_reaches_a_server_that_has_not_answered_the_first() {
+    for anew in [
+        0x7000_0000,
+        0xb000_0000,
+        0xefff_0000,
+        0xf100_0000,
+        0x1000_0000,
+    ] {
+        let mut bench = Bench::new(&allow_all(), two_arms());
+        bench.reconfigure(|s| s.tcp_window_check = true);
+        bench.one(INSIDE, out(5000, SYN, 0xf000_0000, 0, b""));
+        bench.one(INSIDE, out(5000, SYN, anew, 0, b""));
+        bench.one(OUTSIDE, back(5000, SYN | ACK, 9, anew + 1, b""));
+        bench.one(INSIDE, out(5000, ACK, anew + 1, 10, b"data"));
+        assert_eq!(bench.counters.flows_opened.get(), 1, "{anew:x}");
+    }
+}
+
+/// Who does not see the client's SYN can only guess what it has to acknowledge.
+#[test]
+fn an_answer_to_another_question_does_not_stand_for_the_servers() {
     let mut bench = Bench::new(&allow_all(), two_arms());
     bench.reconfigure(|s| s.tcp_window_check = true);
     bench.one(INSIDE, out(5000, SYN, 0xf000_0000, 0, b""));
-    bench.one(INSIDE, out(5000, SYN, 0x7000_0000, 0, b""));
-    bench.one(OUTSIDE, back(5000, SYN | ACK, 9, 0x7000_0001, b""));
-    bench.one(INSIDE, out(5000, ACK, 0x7000_0001, 10, b"data"));
-    assert_eq!(bench.counters.flows_opened.get(), 1);
+    for flags in [SYN | ACK, RST | ACK] {
+        let forged = back(5000, flags, 0x1234_0000, 0xd000_0000, b"");
+        bench.dropped(OUTSIDE, forged, DropReason::TcpWindow);
+    }
+    bench.one(OUTSIDE, back(5000, SYN | ACK, 9, 0xf000_0001, b""));
+    bench.one(INSIDE, out(5000, ACK, 0xf000_0001, 10, b"data"));
+    bench.pass(secs(7000));
+    assert_eq!(bench.counters.flows_active.get(), 1, "it is established");
+}
+
+/// What was under way when an end gave up proves nothing about that end.
+#[test]
+fn only_the_end_that_is_said_to_have_reset_a_connection_proves_otherwise() {
+    let mut bench = Bench::new(&allow_all(), two_arms());
+    establish(&mut bench, 5000);
+    bench.one(INSIDE, out(5000, RST, 101, 0, b""));
+    bench.one(OUTSIDE, back(5000, ACK, 501, 101, b"under way"));
+    bench.pass(secs(60));
+    assert_eq!(bench.counters.flows_active.get(), 0);
+    establish(&mut bench, 5001);
+    bench.one(OUTSIDE, back(5001, RST, 501, 0, b""));
+    bench.one(INSIDE, out(5001, ACK, 101, 501, b"under way"));
+    bench.one(OUTSIDE, back(5001, ACK, 501, 110, b"lives on"));
+    assert!(stands_after(&mut bench, 7000, 5001));
 }
 
 #[test]
