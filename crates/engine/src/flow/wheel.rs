@@ -60,13 +60,16 @@ impl Wheel {
         self.free = place + 1;
     }
 
-    /// Puts a place that is in no slot where it comes up at `deadline`, at most one turn ahead.
+    /// Puts a place that is in no slot where it comes up at `deadline`, at most one turn ahead of the slot that is looked
+    /// at next: further, what is late would meet it again at once, and never catch up.
     pub(crate) fn place(&mut self, place: u32, now: Tick, deadline: Tick) {
-        let ahead = deadline
-            .since(now)
-            .div_ceil(1 << SLOT_SHIFT)
-            .clamp(1, SLOTS as u32 - 2);
-        let slot = ((now.0 >> SLOT_SHIFT).wrapping_add(ahead)) as usize % SLOTS;
+        let late = (now.0 >> SLOT_SHIFT).wrapping_sub(self.cursor);
+        // Sign-extended from the range in which slots are counted.
+        let late = (late << SLOT_SHIFT).cast_signed() >> SLOT_SHIFT;
+        let ahead = deadline.since(now).div_ceil(1 << SLOT_SHIFT);
+        let ahead = ahead.clamp(1, SLOTS as u32).cast_signed();
+        let from_cursor = (late + ahead).clamp(0, SLOTS as i32 - 2);
+        let slot = self.cursor.wrapping_add_signed(from_cursor) as usize % SLOTS;
         let head = self.heads[slot];
         self.links[place as usize] = [head, HEAD | slot as u32];
         if head != NONE {
@@ -149,6 +152,46 @@ mod tests {
         }
         assert_eq!(drain(&mut wheel, Tick(10_000_000)), [0, 1, 2, 3]);
         assert!(drain(&mut wheel, Tick(20_000_000)).is_empty());
+    }
+
+    /// As a worker turns: a few places each time, which are all used still and placed again. Returns how many came up.
+    fn turn(wheel: &mut Wheel, from: u32, to: u32) -> usize {
+        let mut came = 0;
+        for tick in from..to {
+            let now = Tick(tick);
+            for _ in 0..4 {
+                let mut budget = 48;
+                while budget > 0
+                    && let Some(place) = wheel.pop(now, &mut budget)
+                {
+                    budget -= 1;
+                    came += 1;
+                    wheel.place(place, now, now.plus(100_000));
+                }
+            }
+        }
+        came
+    }
+
+    #[test]
+    fn what_comes_late_is_caught_up_with() {
+        const PLACES: u32 = 4000;
+        let turn_ticks = (SLOTS as u32) << SLOT_SHIFT;
+        let mut wheel = Wheel::new(PLACES as usize).unwrap();
+        wheel.start(Tick(0));
+        for place in 0..PLACES {
+            wheel.place(place, Tick(place), Tick(place + 100_000));
+        }
+        let mut now = turn_ticks + 1000;
+        turn(&mut wheel, 0, now);
+        for stall in [3, 8, 40, 4000, turn_ticks - 8, turn_ticks] {
+            now += stall;
+            let came = turn(&mut wheel, now, now + turn_ticks);
+            now += turn_ticks;
+            // Each once in a turn of the wheel, and again for what the pause has brought together.
+            assert!(came <= 2 * PLACES as usize, "{stall}: {came}");
+            assert!(came >= PLACES as usize / 2, "{stall}: {came}");
+        }
     }
 
     #[test]
