@@ -48,6 +48,8 @@ pub struct PacketPort {
     ring_lost: u64,
     /// Turns since a frame came.
     empty_turns: u32,
+    /// What the kernel had dropped at the last look, if nothing has come since.
+    dropped_before: Option<u64>,
 }
 
 impl PacketPort {
@@ -73,6 +75,7 @@ impl PacketPort {
             kernel_dropped: Cell::new(0),
             ring_lost: 0,
             empty_turns: 0,
+            dropped_before: None,
         }
     }
 
@@ -145,6 +148,27 @@ impl PacketPort {
         true
     }
 
+    /// Lays the ring anew if the kernel drops what comes though there is room, and so fills it no more.
+    fn look_after_ring(&mut self) {
+        let dropped = self.count_dropped();
+        let before = self.dropped_before.replace(dropped);
+        if !self.socket.ring().is_empty() || before.is_none_or(|before| before == dropped) {
+            return;
+        }
+        self.dropped_before = None;
+        match self.socket.renew_ring() {
+            Ok(()) => tracing::warn!("a port had stopped receiving: its ring is laid anew"),
+            Err(error) => tracing::error!(%error, "a port has stopped receiving"),
+        }
+    }
+
+    /// Frames that the kernel has dropped.
+    fn count_dropped(&self) -> u64 {
+        let dropped = self.kernel_dropped.get() + self.socket.take_dropped();
+        self.kernel_dropped.set(dropped);
+        dropped
+    }
+
     /// Hands a received frame on, unless it is of no use.
     fn accept(&mut self, burst: &mut Vec<Frame>, mut frame: Frame, with: &Received) {
         let synthetic = self.synthetic;
@@ -203,10 +227,12 @@ impl Port for PacketPort {
         let received = burst.len() - had;
         if received > 0 {
             self.empty_turns = 0;
+            self.dropped_before = None;
         } else {
             self.empty_turns = self.empty_turns.wrapping_add(1);
             if self.empty_turns.is_multiple_of(TURNS_A_LOOK) {
                 self.socket.take_error();
+                self.look_after_ring();
             }
         }
         received
@@ -271,10 +297,8 @@ impl Port for PacketPort {
     }
 
     fn stats(&self) -> PortStats {
-        let dropped = self.kernel_dropped.get() + self.socket.take_dropped();
-        self.kernel_dropped.set(dropped);
         PortStats {
-            rx_dropped: dropped + self.ring_lost,
+            rx_dropped: self.count_dropped() + self.ring_lost,
             ..self.stats
         }
     }

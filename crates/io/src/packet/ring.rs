@@ -58,7 +58,6 @@ impl RxRing {
     /// Those of the kernel, above all for memory.
     pub(crate) fn map(fd: impl AsFd, frames: u32) -> io::Result<Self> {
         let blocks = blocks(frames);
-        let slots = blocks * SLOTS_A_BLOCK;
         let version = libc::tpacket_versions::TPACKET_V2 as i32;
         sys::set_option(&fd, libc::SOL_PACKET, libc::PACKET_VERSION, &version)?;
         sys::set_option(
@@ -67,14 +66,36 @@ impl RxRing {
             libc::PACKET_COPY_THRESH,
             &COPY_WHAT_DOES_NOT_FIT,
         )?;
-        let request = libc::tpacket_req {
-            tp_block_size: (SLOTS_A_BLOCK * SLOT_LEN) as u32,
-            tp_block_nr: blocks as u32,
-            tp_frame_size: SLOT_LEN as u32,
-            tp_frame_nr: slots as u32,
-        };
-        sys::set_option(&fd, libc::SOL_PACKET, libc::PACKET_RX_RING, &request)?;
-        Self::share(&fd, slots, 0)
+        request(&fd, blocks)?;
+        Self::share(&fd, blocks * SLOTS_A_BLOCK, 0)
+    }
+
+    /// Lays the ring anew, from its first slot on; the frames in it are lost. For one that the kernel fills no more: when
+    /// it cannot describe a frame in a virtio header (UDP fragmentation offload, segments of SCTP), it has marked the slot
+    /// as being filled and leaves it so, and drops whatever comes after it (`tpacket_rcv`).
+    ///
+    /// # Errors
+    /// Those of the kernel, above all for memory. The ring then stays empty, and this may be tried again.
+    pub(crate) fn renew(&mut self, fd: impl AsFd) -> io::Result<()> {
+        // A ring can be replaced only while it is mapped nowhere. Zeroes in its place belong to the kernel: nothing is due.
+        self.replace(map(libc::MAP_ANONYMOUS | libc::MAP_PRIVATE, -1, self.slots)?);
+        self.next = 0;
+        self.position.set(0);
+        request(&fd, 0)?;
+        request(&fd, self.slots / SLOTS_A_BLOCK)?;
+        self.replace(map(libc::MAP_SHARED, fd.as_fd().as_raw_fd(), self.slots)?);
+        Ok(())
+    }
+
+    fn replace(&mut self, memory: NonNull<u8>) {
+        let old = std::mem::replace(&mut self.memory, memory);
+        // SAFETY: a mapping of `map`; `&mut self` says that there is no reference into it.
+        unsafe { libc::munmap(old.as_ptr().cast(), self.slots * SLOT_LEN) };
+    }
+
+    /// Whether the slot that is due is the kernel's.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.status(self.next).load(Ordering::Acquire) & libc::TP_STATUS_USER == 0
     }
 
     /// Goes on with the ring that a socket has been given before, with as many `frames`, and that was read up to `position`.
@@ -90,23 +111,9 @@ impl RxRing {
     }
 
     fn share(fd: &impl AsFd, slots: usize, next: usize) -> io::Result<Self> {
-        // SAFETY: a new mapping at an address of the kernel's choice; it exists as long as it is mapped, also when the
-        // socket is closed first.
-        let memory = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                slots * SLOT_LEN,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED,
-                fd.as_fd().as_raw_fd(),
-                0,
-            )
-        };
-        if memory == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
         Ok(Self {
-            memory: NonNull::new(memory.cast()).expect("a mapping is never at address zero"),
+            // It exists as long as it is mapped, also when the socket is closed first.
+            memory: map(libc::MAP_SHARED, fd.as_fd().as_raw_fd(), slots)?,
             slots,
             next,
             position: Position::new(next),
@@ -186,13 +193,52 @@ impl RxRing {
     }
 }
 
+/// Maps so many slots at an address of the kernel's choice.
+fn map(flags: i32, fd: i32, slots: usize) -> io::Result<NonNull<u8>> {
+    // SAFETY: a new mapping, which no other is in the way of.
+    let memory = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            slots * SLOT_LEN,
+            libc::PROT_READ | libc::PROT_WRITE,
+            flags,
+            fd,
+            0,
+        )
+    };
+    if memory == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(NonNull::new(memory.cast()).expect("a mapping is never at address zero"))
+}
+
+/// Asks for a ring of so many blocks; none takes away the one that is there.
+fn request(fd: impl AsFd, blocks: usize) -> io::Result<()> {
+    let request = match blocks {
+        // The kernel wants all of it to be zero then.
+        0 => libc::tpacket_req {
+            tp_block_size: 0,
+            tp_block_nr: 0,
+            tp_frame_size: 0,
+            tp_frame_nr: 0,
+        },
+        _ => libc::tpacket_req {
+            tp_block_size: (SLOTS_A_BLOCK * SLOT_LEN) as u32,
+            tp_block_nr: blocks as u32,
+            tp_frame_size: SLOT_LEN as u32,
+            tp_frame_nr: (blocks * SLOTS_A_BLOCK) as u32,
+        },
+    };
+    sys::set_option(fd, libc::SOL_PACKET, libc::PACKET_RX_RING, &request)
+}
+
 fn blocks(frames: u32) -> usize {
     (frames as usize).div_ceil(SLOTS_A_BLOCK).max(1)
 }
 
 impl Drop for RxRing {
     fn drop(&mut self) {
-        // SAFETY: the mapping made in `map`, of which no reference outlives `self`.
+        // SAFETY: a mapping of `map`, of which no reference outlives `self`.
         unsafe { libc::munmap(self.memory.as_ptr().cast(), self.slots * SLOT_LEN) };
     }
 }

@@ -289,6 +289,11 @@ impl Socket {
         &mut self.ring
     }
 
+    /// Lays the ring anew: see [`RxRing::renew`].
+    pub(crate) fn renew_ring(&mut self) -> io::Result<()> {
+        self.ring.renew(&self.fd)
+    }
+
     /// Takes the error that a device leaves behind when it goes down; unread, it would end every sleep at once.
     pub(crate) fn take_error(&self) {
         let _: io::Result<i32> = sys::option(&self.fd, libc::SOL_SOCKET, libc::SO_ERROR);
