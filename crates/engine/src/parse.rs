@@ -5,6 +5,7 @@ use std::ops::Range;
 use crate::DropReason;
 use crate::address::Addr;
 use crate::flow::Key;
+use crate::port::{Checksum, Gso, GsoKind, Meta};
 use crate::wire::ethernet::{self, Mac};
 use crate::wire::icmp::{self, Kind};
 use crate::wire::{dhcp, get, get16, ipv4, ipv6, proto, tcp, udp};
@@ -78,6 +79,49 @@ impl Parsed {
             scale: None,
         },
     };
+
+    /// Checks what came beside the frame, in which this packet begins at byte `at`, since a neighbour on the same host may
+    /// write what it likes there: the checksum that is to be completed must lie in no field that packets are judged by,
+    /// and a super-packet must be cut where this packet's own header ends.
+    #[inline]
+    pub(crate) fn admit(&self, meta: &Meta, at: usize) -> Result<(), DropReason> {
+        match meta.checksum {
+            Checksum::Partial { start, offset } => {
+                let start = usize::from(start).checked_sub(at);
+                self.admit_partial(meta.gso, start.ok_or(DropReason::MalformedHeader)?, offset)
+            }
+            _ if meta.gso.is_some() => Err(DropReason::GsoUnsupported),
+            _ => Ok(()),
+        }
+    }
+
+    fn admit_partial(&self, gso: Option<Gso>, start: usize, offset: u16) -> Result<(), DropReason> {
+        let l4 = usize::from(self.l4);
+        let (header_len, own) = match self.key.proto {
+            proto::TCP => (20, Some(16)),
+            proto::UDP => (udp::LEN, Some(6)),
+            proto::ICMP4 | proto::ICMP6 => (8, None),
+            _ => (0, None),
+        };
+        let is_own = start == l4 && own == Some(offset);
+        if let Some(gso) = gso {
+            let proto = match (gso.kind, self.v4) {
+                (GsoKind::Tcp4, true) | (GsoKind::Tcp6, false) => proto::TCP,
+                (GsoKind::Udp, _) => proto::UDP,
+                _ => return Err(DropReason::GsoUnsupported),
+            };
+            // In a tunnel that passes through it is the packet inside that is to be cut.
+            return match is_own && proto == self.key.proto {
+                true => Ok(()),
+                false => Err(DropReason::GsoUnsupported),
+            };
+        }
+        // A checksum behind the header is of a packet inside.
+        match is_own || start >= l4 && start + usize::from(offset) >= l4 + header_len {
+            true => Ok(()),
+            false => Err(DropReason::MalformedHeader),
+        }
+    }
 
     #[inline(always)]
     pub(crate) fn is_v4(&self) -> bool {

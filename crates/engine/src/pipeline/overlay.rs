@@ -48,6 +48,7 @@ impl Pipeline {
         };
         let Some(envelope) = found else {
             let p = parse(frame.bytes(), station, meta.vlan)?;
+            p.admit(&meta, 0)?;
             // An offer of an address goes to the one who is to have it.
             if p.content != Content::Dhcp {
                 self.check_outside_of_tunnels(&p)?;
@@ -68,6 +69,7 @@ impl Pipeline {
         let at = usize::from(envelope.at);
         let inner = &frame.bytes()[at..];
         let mut p = parse_inner(inner)?;
+        p.admit(&completed, at)?;
         let is_mine = self.steering.count() == 1
             || matches!(self.owner(PortId(envelope.way as u8), inner, &p), Owner::One(owner) if self.steering.is_mine(owner));
         if is_mine {
