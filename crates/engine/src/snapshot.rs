@@ -16,11 +16,13 @@ use policy::{Compiled, Decision, Facts};
 
 use crate::address::{Addr, Prefix};
 use crate::clock::ticks;
+use crate::flow::Flow;
 use crate::grant;
 use crate::nat::PrefixPair;
 use crate::nat::prefix::MAX_LEN;
 use crate::port::PortId;
 use crate::route::{Hop, RouteTable};
+use crate::tcp::End;
 use crate::wire::ndp::solicited_node;
 
 /// Inside or outside.
@@ -64,6 +66,9 @@ struct Network {
     internal: Vec<Prefix>,
     nat4: Vec<Addr>,
     nat6: Vec<Addr>,
+    /// All that packets may come to for a NAT port: these, and where they are chosen by themselves the outside port's
+    /// others, by which older flows go on.
+    by_port: Vec<Addr>,
     nptv6: Option<PrefixPair>,
     /// Translation is asked for, and there is no address for it at the moment: IPv4, IPv6.
     nat_missing: [bool; 2],
@@ -303,10 +308,21 @@ impl Snapshot {
         }
     }
 
-    /// The addresses to which sources are translated together with their ports, of both families.
+    /// The addresses to which sources are, or were, translated together with their ports, of both families.
     pub fn translated(&self) -> Vec<IpAddr> {
-        let both = self.network.nat4.iter().chain(&self.network.nat6);
-        both.map(|a| a.ip()).collect()
+        self.network.by_port.iter().map(|a| a.ip()).collect()
+    }
+
+    /// Whether the port of a packet to this address tells whose flow it belongs to.
+    #[inline]
+    pub(crate) fn is_told_by_port(&self, a: Addr) -> bool {
+        self.network.by_port.contains(&a)
+    }
+
+    /// Whether a client is translated to this address by its prefix, and keeps its ports.
+    pub(crate) fn is_by_prefix(&self, client: Addr, nat: Addr) -> bool {
+        let pair = self.network.nptv6.filter(|pair| pair.is_inside(client));
+        pair.and_then(|pair| pair.translate_outgoing(client)) == Some(nat)
     }
 
     /// Whether the source of a new flow to the outside is translated by prefix; if so, to what. None
@@ -347,6 +363,22 @@ impl Snapshot {
     /// Whether a client that was translated to `nat` may be so still.
     pub(crate) fn still_translates(&self, client: Addr, nat: Addr) -> bool {
         self.is_ours(nat) || self.translate_prefix(client) == Some(Some(nat))
+    }
+
+    /// Whether a flow could not be opened as it is any more: its client is no longer inside, or its server is outside now
+    /// and would see the client untranslated.
+    pub(crate) fn leads_elsewhere(&self, flow: &Flow) -> bool {
+        let (client, server) = (flow.sides.of(End::Client), flow.sides.of(End::Server));
+        let is_translated_outside = || {
+            let v4 = flow.client.is_v4();
+            self.translate_prefix(flow.client).is_some()
+                || !self.nat_addresses(v4).is_empty()
+                || self.lacks_nat_address(v4)
+        };
+        self.source_side(client, flow.client) == Side::Outside
+            || !flow.is_translated()
+                && self.destination_side(server, flow.server) == Side::Outside
+                && is_translated_outside()
     }
 
     /// Whether flows of a family have to wait for an address that they can be translated to.
@@ -395,7 +427,10 @@ impl Snapshot {
 impl Network {
     /// Whether everything that a flow's translation is checked by is the same here.
     fn translates_like(&self, other: &Network) -> bool {
-        let own = |n: &Network| n.own.iter().map(|o| o.address).collect::<Vec<_>>();
+        let own = |n: &Network| {
+            let own = n.own.iter().map(|o| (o.address, o.prefix));
+            own.collect::<Vec<_>>()
+        };
         let services = |n: &Network| n.services.iter().map(|(a, _)| *a).collect::<Vec<_>>();
         (&self.nat4, &self.nat6, self.nat_missing) == (&other.nat4, &other.nat6, other.nat_missing)
             && self.settings.nptv6 == other.settings.nptv6
@@ -524,6 +559,18 @@ impl Network {
             Some(Snat::Pool(pool)) => pool.iter().map(|a| v6(*a)).collect::<Result<_, _>>()?,
         };
 
+        let others = outside.addresses.iter().map(IpNet::addr);
+        let others = others.filter(|a| match a.is_ipv4() {
+            true => settings.snat == Snat::Auto,
+            false => settings.nat66 == Some(Snat::Auto) && global(*a),
+        });
+        let mut by_port: Vec<Addr> = nat4.iter().chain(&nat6).copied().collect();
+        for other in others.map(Addr::from) {
+            if !by_port.contains(&other) {
+                by_port.push(other);
+            }
+        }
+
         let nptv6 = match settings.nptv6 {
             None => None,
             Some(pair) => {
@@ -613,6 +660,7 @@ impl Network {
             internal,
             nat4,
             nat6,
+            by_port,
             nptv6,
             nat_missing,
             services,

@@ -138,7 +138,7 @@ impl Steering {
         if !has_ports(key.proto) || snapshot.is_service(key.dst) {
             return 0;
         }
-        if snapshot.nat_addresses(key.dst.is_v4()).contains(&key.dst) {
+        if snapshot.is_told_by_port(key.dst) {
             return self.partition.owner(key.dst_port);
         }
         if snapshot.shares_mapping(key.dst) {

@@ -200,7 +200,7 @@ impl Pipeline {
         let translated_as_now = match (prefix.filter(|_| outwards), nat) {
             (Some(prefix), _) => prefix == Some(flow.nat) && flow.nat_port == flow.client_port,
             (None, []) => !flow.is_translated(),
-            (None, addresses) => addresses.contains(&flow.nat),
+            (None, _) => flow.is_translated() && snapshot.is_told_by_port(flow.nat),
         };
         let has_room = self.flows.active() < limits.max_flows
             && (!flow.is_translated() || self.nat_active < limits.max_nat_bindings);

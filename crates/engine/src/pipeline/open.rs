@@ -307,7 +307,9 @@ impl Pipeline {
     pub(super) fn bound(&mut self, flow: &Flow) {
         self.nat_active += 1;
         self.counters.nat_active.set(u64::from(self.nat_active));
-        self.counters.nat_use.add(flow.nat);
+        if !self.snapshot.is_by_prefix(flow.client, flow.nat) {
+            self.counters.nat_use.add(flow.nat);
+        }
         let independent = self.snapshot.settings().nat_mapping == NatMapping::EndpointIndependent;
         let by_port = self.snapshot.translate_prefix(flow.client).is_none();
         if independent && by_port && nat::has_ports(flow.proto) {
@@ -319,7 +321,9 @@ impl Pipeline {
     pub(super) fn unbound(&mut self, flow: &Flow) {
         self.nat_active -= 1;
         self.counters.nat_active.set(u64::from(self.nat_active));
-        self.counters.nat_use.remove(flow.nat);
+        if !self.snapshot.is_by_prefix(flow.client, flow.nat) {
+            self.counters.nat_use.remove(flow.nat);
+        }
         self.mappings.closed(&self.flows, flow);
     }
 }

@@ -19,6 +19,7 @@ use crate::fragments::split;
 
 pub(crate) struct Team {
     pub(crate) settings: Settings,
+    published: Arc<ArcSwap<Snapshot>>,
     pub(crate) workers: Vec<Worker<MemoryPort, MemoryPort>>,
     pub(crate) counters: Vec<Arc<WorkerCounters>>,
     pub(crate) askers: Vec<engine::look::Asker>,
@@ -76,6 +77,7 @@ impl Team {
         let workers = workers.collect();
         let mut team = Team {
             settings: kept,
+            published,
             workers,
             counters,
             askers,
@@ -84,6 +86,14 @@ impl Team {
         };
         team.exchange();
         team
+    }
+
+    fn reconfigure(&mut self, change: impl FnOnce(&mut Settings)) {
+        let old = self.published.load_full();
+        change(&mut self.settings);
+        let next = old.with_settings(old.generation() + 1, self.settings.clone());
+        let next = next.expect("valid by construction");
+        self.published.store(Arc::new(next));
     }
 
     /// Some worker.
@@ -343,6 +353,36 @@ fn the_worker_that_asks_for_addresses_is_answered() {
         (learned[0].standing, learned[0].duplicates),
         (Standing::Taken, 1)
     );
+}
+
+/// A provider has changed the network: the old address is kept, and used for new flows no more.
+#[test]
+fn flows_by_an_address_that_is_no_longer_preferred_go_on() {
+    let (old, new) = ("2001:db8::1/64", "2001:db8:0:1::1/64");
+    let nets = |nets: [&str; 2]| nets.map(|net| net.parse().expect("a constant")).to_vec();
+    let mut settings = two_arms();
+    settings.nat66 = Some(Snat::Auto);
+    settings.ports[OUTSIDE].addresses = nets([old, new]);
+    settings.ports[OUTSIDE].gateways = vec![ip("2001:db8::fe")];
+    settings.snat = Snat::None;
+    let mut team = Team::new(4, settings);
+    let server = at("[2001:db8:9::1]:53");
+    let shown: Vec<_> = (0..40)
+        .map(|n| {
+            let client = at(&format!("[fd00::{n:x}:2]:5000"));
+            let (_, sent) = team.one(INSIDE, Frame::udp(client, server, b"q"));
+            assert_eq!(sent.src, ip("2001:db8::1"));
+            (client, (sent.src, ports(&sent).0).into())
+        })
+        .collect();
+    team.reconfigure(|s| s.ports[OUTSIDE].addresses = nets([new, old]));
+    for (client, shown) in shown {
+        let (_, back) = team.one(OUTSIDE, Frame::udp(server, shown, b"a"));
+        assert_eq!(back.dst, client.ip());
+    }
+    let other = at("[fd00::1:2]:6000");
+    let (_, sent) = team.one(INSIDE, Frame::udp(other, server, b"q"));
+    assert_eq!(sent.src, ip("2001:db8:0:1::1"));
 }
 
 #[test]
