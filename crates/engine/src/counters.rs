@@ -169,19 +169,22 @@ pub enum CloseReason {
     Reused,
     /// It was translated to an address that the node has no longer.
     AddressLost,
+    /// It was opened for another way out: routes, sides or translation have changed since.
+    PathChanged,
     /// An administrator ended it.
     Killed,
 }
 
 impl CloseReason {
     /// All reasons, in the order of their discriminants.
-    pub const ALL: [CloseReason; 7] = [
+    pub const ALL: [CloseReason; 8] = [
         CloseReason::Idle,
         CloseReason::Finished,
         CloseReason::Policy,
         CloseReason::Evicted,
         CloseReason::Reused,
         CloseReason::AddressLost,
+        CloseReason::PathChanged,
         CloseReason::Killed,
     ];
 
@@ -194,6 +197,7 @@ impl CloseReason {
             CloseReason::Evicted => "evicted",
             CloseReason::Reused => "reused",
             CloseReason::AddressLost => "address_lost",
+            CloseReason::PathChanged => "path_changed",
             CloseReason::Killed => "killed",
         }
     }

@@ -93,6 +93,8 @@ drop_reasons! {
     NoNatAddress = "no_nat_address",
     /// The flow was translated to an address that this node has no longer.
     AddressLost = "address_lost",
+    /// The flow was opened for another way out: routes, sides or translation have changed since.
+    PathChanged = "path_changed",
     /// New flows are refused because the node drains.
     Draining = "draining",
     /// TTL or hop limit has run out.
@@ -101,7 +103,7 @@ drop_reasons! {
     WorkerQueueFull = "worker_queue_full",
     /// Larger than the next link carries, and not to be fragmented.
     TooBig = "too_big",
-    /// A super-packet for a port that cannot segment it.
+    /// A super-packet for a port that cannot segment it, or of a tunnel that passes through.
     GsoUnsupported = "gso_unsupported",
     /// No route to the destination.
     NoRoute = "no_route",

@@ -124,6 +124,9 @@ struct CachedHop {
 /// Places of the cache of next hops, a power of two.
 const HOP_CACHE: usize = 1024;
 
+/// Timers that a turn looks at, at least.
+const EXPIRED_A_TURN: u32 = 48;
+
 #[derive(Debug)]
 pub(crate) struct Pipeline {
     snapshot: Arc<Snapshot>,
@@ -170,6 +173,10 @@ pub(crate) struct Pipeline {
     nat_active: u32,
     mappings: Mappings,
     exhausted: Exhausted,
+    /// Flows that had been opened when timers were looked at last.
+    opened_before: u64,
+    /// More timers are due than a turn looks at.
+    expires_on: bool,
     probes: probe::Responder,
     icmp_limit: SharedBucket,
     reset_limit: SharedBucket,
@@ -249,6 +256,8 @@ impl Pipeline {
             nat_active: 0,
             mappings: Mappings::new(config.flow_capacity)?,
             exhausted: Exhausted::new(),
+            opened_before: 0,
+            expires_on: false,
             probes,
             icmp_limit: SharedBucket::full(),
             reset_limit: SharedBucket::full(),
@@ -595,15 +604,22 @@ impl Pipeline {
         (flow.tally, account.group) = (place, place);
         self.flows.update(id, &flow);
         self.counters.rejudged.inc();
-        if decision.allow && !is_lost {
-            return Ok(());
-        }
-        if is_lost {
+        let lost = if is_lost {
+            Some((CloseReason::AddressLost, DropReason::AddressLost))
+        } else if snapshot.leads_elsewhere(&flow) {
+            Some((CloseReason::PathChanged, DropReason::PathChanged))
+        } else {
+            None
+        };
+        if let Some((close, drop)) = lost {
             if from == End::Client && p.key.proto == proto::TCP {
                 self.refuse_segment(now, flow.sides.of(from), frame, p);
             }
-            self.close(id, CloseReason::AddressLost);
-            return Err(DropReason::AddressLost);
+            self.close(id, close);
+            return Err(drop);
+        }
+        if decision.allow {
+            return Ok(());
         }
         if decision.on_deny == OnDeny::Reset && p.key.proto == proto::TCP {
             self.reset_both(now, &flow, from, frame, p);
@@ -615,7 +631,10 @@ impl Pipeline {
 
     /// Runs what is due without a frame: expiry of flows, questions to neighbours. A small step.
     pub(crate) fn handle_timeout(&mut self, now: Now) {
-        let mut budget = 48;
+        // Never fewer than come in, or the table would fill whatever the time-outs.
+        let opened = self.counters.flows_opened.get();
+        let new = opened.wrapping_sub(std::mem::replace(&mut self.opened_before, opened));
+        let mut budget = EXPIRED_A_TURN.max(2 * new as u32);
         while let Some(flow) = self
             .flows
             .pop_expired(now.tick(), self.snapshot.idle(), &mut budget)
@@ -627,6 +646,7 @@ impl Pipeline {
             };
             self.closed(&flow, reason);
         }
+        self.expires_on = budget == 0;
         self.expire_fragments(now);
         self.ask_neighbors(now);
         self.repeat_announcements(now);
@@ -636,7 +656,12 @@ impl Pipeline {
     /// When [`handle_timeout`](Self::handle_timeout) has something to do, at the latest.
     pub(crate) fn next_deadline(&self, now: Now) -> Option<Now> {
         let waiting = self.flows.active() > 0 || !self.fragments.is_empty();
-        let flows = waiting.then(|| now + std::time::Duration::from_millis(250));
+        let pause = if self.expires_on {
+            std::time::Duration::ZERO
+        } else {
+            std::time::Duration::from_millis(250)
+        };
+        let flows = waiting.then(|| now + pause);
         let asking = self.acquire.as_ref().map(|acquire| acquire.deadline());
         let all = [
             flows,

@@ -4,7 +4,7 @@ use super::{CachedHop, HOP_CACHE, NextHop, Pipeline, Step, Underway};
 use crate::DropReason;
 use crate::address::Addr;
 use crate::clock::Now;
-use crate::counters::Handshake;
+use crate::counters::{CloseReason, Handshake};
 use crate::flow::FlowId;
 use crate::parse::Parsed;
 use crate::port::{Checksum, GsoKind, Packet, PortId};
@@ -48,6 +48,9 @@ impl Pipeline {
             return self.turn_back_translated(now, out, frame, p, translation);
         }
         let hop = self.next_hop(onward.to, now)?;
+        if hop.port != onward.sides.of(from.other()) && self.underway.is_none() {
+            return Err(self.refuse_astray(now, port, frame.bytes(), p, (id, from)));
+        }
         let fits = self.check_size(now, port, frame, p, hop.port)?;
         if onward.is_translated {
             let meta = *frame.meta();
@@ -137,6 +140,27 @@ impl Pipeline {
         };
         self.send_icmp_error(now, port, frame, p, error, 0);
         Err(DropReason::TtlExceeded)
+    }
+
+    /// Refuses a packet that would leave by another port than its flow was judged and translated for. Its client begins
+    /// anew; a server is not to end what its client may yet go on with.
+    #[cold]
+    fn refuse_astray(
+        &mut self,
+        now: Now,
+        port: PortId,
+        frame: &[u8],
+        p: &Parsed,
+        (id, from): (FlowId, End),
+    ) -> DropReason {
+        if from == End::Server {
+            return DropReason::NoRoute;
+        }
+        if p.key.proto == proto::TCP {
+            self.refuse_segment(now, port, frame, p);
+        }
+        self.close(id, CloseReason::PathChanged);
+        DropReason::PathChanged
     }
 
     /// Whether the link behind `out` carries a packet in one; false if it is to be cut. Refuses one that it does not

@@ -117,6 +117,9 @@ impl Pipeline {
             return self.turn_back(now, flow.sides.of(End::Server), frame, &p, account);
         }
         let hop = self.next_hop(to, now)?;
+        if hop.port != flow.sides.of(from.other()) && self.underway.is_none() {
+            return Err(DropReason::NoRoute);
+        }
         let fits = self.check_size(now, port, frame, p, hop.port)?;
         rewrite::decrement_ttl(frame.bytes_mut(), p);
         self.counters.icmp_errors_translated.inc();

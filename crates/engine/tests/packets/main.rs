@@ -14,6 +14,7 @@ mod link;
 mod look;
 mod nat;
 mod overlay;
+mod paths;
 mod policy;
 mod probe;
 mod script;

@@ -78,7 +78,11 @@ impl RxRing {
     /// Those of the kernel, above all for memory. The ring then stays empty, and this may be tried again.
     pub(crate) fn renew(&mut self, fd: impl AsFd) -> io::Result<()> {
         // A ring can be replaced only while it is mapped nowhere. Zeroes in its place belong to the kernel: nothing is due.
-        self.replace(map(libc::MAP_ANONYMOUS | libc::MAP_PRIVATE, -1, self.slots)?);
+        self.replace(map(
+            libc::MAP_ANONYMOUS | libc::MAP_PRIVATE,
+            -1,
+            self.slots,
+        )?);
         self.next = 0;
         self.position.set(0);
         request(&fd, 0)?;

@@ -82,7 +82,12 @@ async fn connection(
 ) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let (reader, writer) = stream.into_split();
-    let mut answering = pin!(answer_all(service, reader, Arc::new(Writer::new(writer)), client));
+    let mut answering = pin!(answer_all(
+        service,
+        reader,
+        Arc::new(Writer::new(writer)),
+        client
+    ));
     if let Some(ended) = stop.run_until_cancelled(&mut answering).await {
         return ended;
     }
