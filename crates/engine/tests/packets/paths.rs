@@ -51,7 +51,9 @@ fn an_answer_does_not_leave_by_the_port_that_it_came_from() {
     let question = udp("10.0.0.2:5000", "198.51.100.1:53");
     bench.one(INSIDE, question.clone());
     let inside = bench.published.load().settings().ports[INSIDE].clone();
-    bench.reconfigure(|s| drop(s.ports[INSIDE].addresses.remove(0)));
+    bench.reconfigure(|s| {
+        s.ports[INSIDE].addresses.remove(0);
+    });
     let answer = udp("198.51.100.1:53", "192.0.2.1:5000");
     bench.dropped(OUTSIDE, answer.clone(), DropReason::NoRoute);
     // The flow goes on as soon as the way is there again.
