@@ -472,12 +472,14 @@ impl Pipeline {
         self.snapshot.is_ours(a) || a == ndp::link_local(self.capabilities(port).mac)
     }
 
+    /// Whether a station with this address may be on the link of a port: in the prefix of an address of ours, or where the
+    /// settings say so. A router outside the prefix of a lease is such a one.
     fn is_on_link(&self, port: PortId, a: Addr) -> bool {
+        let own = self.snapshot.own_addresses();
+        let settings = self.snapshot.settings().ports.get(usize::from(port.0));
+        let said = settings.map_or(&[][..], |port| &port.on_link);
         a.is_link_local6()
-            || self
-                .snapshot
-                .own_addresses()
-                .iter()
-                .any(|o| o.port == port && o.prefix.contains(a))
+            || own.iter().any(|o| o.port == port && o.prefix.contains(a))
+            || said.iter().any(|net| net.contains(&a.ip()))
     }
 }

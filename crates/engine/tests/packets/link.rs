@@ -445,6 +445,18 @@ fn packets_wait_for_their_next_hop_in_order() {
 }
 
 #[test]
+fn a_router_outside_the_prefix_is_resolved_where_it_is_said_to_be_on_the_link() {
+    let mut settings = two_arms();
+    let net = |s: &str| s.parse::<ipnet::IpNet>().expect("a constant");
+    settings.ports[OUTSIDE].addresses[0] = net("192.0.2.1/32");
+    settings.ports[OUTSIDE].on_link = vec![net("192.0.2.254/32")];
+    let mut bench = Bench::new(&allow_all(), settings);
+    let question = Frame::udp(at("10.0.0.2:5000"), at("198.51.100.1:53"), b"q");
+    let (port, out) = bench.one(INSIDE, question);
+    assert_eq!((port, out.dst_mac), (OUTSIDE, PEER));
+}
+
+#[test]
 fn what_waits_in_vain_is_dropped_and_counted() {
     let mut bench = Bench::new(&allow_all(), two_arms());
     // What is announced at the start has been.
