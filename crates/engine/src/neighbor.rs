@@ -55,6 +55,8 @@ pub(crate) struct Neighbor {
     tries: u8,
     /// A packet went to it since the last answer.
     used: bool,
+    /// Its answer holds no longer, however fresh it is: another has been heard of (RFC 4861 STALE).
+    doubted: bool,
 }
 
 /// What a turn of the timers has found.
@@ -116,6 +118,7 @@ impl NeighborTable {
             asked: now,
             tries: 1,
             used: true,
+            doubted: false,
         });
         self.incomplete += 1;
         Some((id, true))
@@ -142,7 +145,7 @@ impl NeighborTable {
                 n.mac = Some(mac);
                 n.confirmed = now;
                 n.tries = 0;
-                n.used = false;
+                (n.used, n.doubted) = (false, false);
             }
             if was_incomplete {
                 self.incomplete -= 1;
@@ -157,9 +160,43 @@ impl NeighborTable {
                 asked: now,
                 tries: 0,
                 used: false,
+                doubted: false,
             });
         }
         None
+    }
+
+    /// Takes in a neighbour advertisement (RFC 4861 §7.2.5). Without a link-layer address it speaks of the one that is known,
+    /// as answers to unicast solicitations may (§4.4). Returns the neighbour if something may wait for it.
+    pub(crate) fn handle_advertisement(
+        &mut self,
+        port: PortId,
+        address: Addr,
+        told: Option<Mac>,
+        now: Now,
+        solicited: bool,
+        overriding: bool,
+    ) -> Option<NeighborId> {
+        let id = *self.by_address.get(&(port, address))?;
+        let known = self.get(id)?.mac;
+        let mac = told.or(known)?;
+        let is_other = known != Some(mac);
+        if is_other && known.is_some() && !overriding {
+            self.doubt(id);
+            return None;
+        }
+        let settled = self.learn(port, address, mac, now, false, solicited);
+        if is_other && !solicited {
+            self.doubt(id);
+        }
+        settled
+    }
+
+    /// Has a neighbour asked when it is used next.
+    fn doubt(&mut self, id: NeighborId) {
+        if let Some(n) = &mut self.places[id.place()] {
+            n.doubted = true;
+        }
     }
 
     fn add(&mut self, neighbor: Neighbor) -> NeighborId {
@@ -191,7 +228,7 @@ impl NeighborTable {
                 continue;
             };
             let id = NeighborId::of(place);
-            let stale = now >= n.confirmed + REACHABLE;
+            let stale = n.doubted || now >= n.confirmed + REACHABLE;
             let asking = n.mac.is_none() || n.tries > 0 || stale && n.used;
             if asking && n.tries >= TRIES && now >= n.asked + RETRANSMIT
                 || !asking && now >= n.confirmed + KEEP
@@ -215,6 +252,7 @@ mod tests {
 
     const PORT: PortId = PortId(0);
     const MAC: Mac = [2, 0, 0, 0, 0, 1];
+    const OTHER: Mac = [2, 0, 0, 0, 0, 2];
 
     fn at(s: f64) -> Now {
         Now((s * 1e9) as u64)
@@ -282,6 +320,54 @@ mod tests {
         table.learn(PORT, Addr::v4(1), MAC, at(32.5), false, true);
         assert_eq!(due(&mut table, 33.0), []);
         assert_eq!(due(&mut table, 700.0), [Due::Lost(id)]);
+    }
+
+    #[test]
+    fn an_answer_without_an_address_confirms_the_known_one() {
+        let mut table = NeighborTable::default();
+        let advertise = |table: &mut NeighborTable, s, solicited| {
+            table.handle_advertisement(PORT, Addr(1), None, at(s), solicited, false)
+        };
+        let (id, _) = table.find_or_add(PORT, Addr(1), false, at(0.0)).unwrap();
+        assert_eq!(advertise(&mut table, 0.1, true), None);
+        assert_eq!(table.use_mac(id), None, "there is nothing to confirm");
+        table.learn(PORT, Addr(1), MAC, at(0.2), false, true);
+        table.use_mac(id);
+        assert_eq!(due(&mut table, 31.0), [Due::Ask(id)]);
+        advertise(&mut table, 31.1, false);
+        assert_eq!(due(&mut table, 32.0), [Due::Ask(id)], "it was not asked");
+        advertise(&mut table, 32.1, true);
+        for s in [33.0, 34.0, 35.0] {
+            assert_eq!(due(&mut table, s), []);
+        }
+        assert_eq!(table.use_mac(id), Some(MAC));
+    }
+
+    /// What becomes of a neighbour with [`MAC`], or with none, that advertises another address with these flags: its
+    /// address, and whether it is asked when it is used.
+    fn advertised(known: bool, solicited: bool, overriding: bool) -> (Option<Mac>, bool) {
+        let mut table = NeighborTable::default();
+        let (id, _) = table.find_or_add(PORT, Addr(1), false, at(0.0)).unwrap();
+        if known {
+            table.learn(PORT, Addr(1), MAC, at(0.0), false, true);
+        }
+        table.handle_advertisement(PORT, Addr(1), Some(OTHER), at(0.1), solicited, overriding);
+        let mac = table.use_mac(id);
+        (mac, due(&mut table, 1.0) == [Due::Ask(id)])
+    }
+
+    #[test]
+    fn an_advertisement_replaces_an_address_only_if_it_says_so() {
+        assert_eq!(advertised(true, true, false), (Some(MAC), true));
+        assert_eq!(advertised(true, false, false), (Some(MAC), true));
+        assert_eq!(advertised(true, true, true), (Some(OTHER), false));
+        assert_eq!(advertised(true, false, true), (Some(OTHER), true));
+    }
+
+    #[test]
+    fn an_unknown_address_is_taken_from_any_advertisement() {
+        assert_eq!(advertised(false, true, false), (Some(OTHER), false));
+        assert_eq!(advertised(false, false, false), (Some(OTHER), true));
     }
 
     #[test]

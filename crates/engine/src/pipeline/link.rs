@@ -180,20 +180,17 @@ impl Pipeline {
             }
             Message::Advertisement {
                 target,
-                mac: Some(theirs),
+                mac: theirs,
                 solicited,
                 overriding,
             } => {
                 if self.answers_for(port, target) {
                     return Err(DropReason::NeighborDiscovery);
                 }
-                // Without the override flag a different address may not replace a known one.
-                if overriding || solicited {
-                    let trusted = self.learn(port, target, theirs, now, false, solicited);
-                    self.count_untrusted(!trusted && answer);
-                }
+                let trusted =
+                    self.learn_advertised(port, target, theirs, now, (solicited, overriding));
+                self.count_untrusted(!trusted && answer);
             }
-            Message::Advertisement { mac: None, .. } => {}
         }
         Ok(Step::Consumed)
     }
@@ -437,12 +434,32 @@ impl Pipeline {
         if self.snapshot.is_false_gateway(port, address, mac) {
             return false;
         }
-        if let Some(id) = self
+        let settled = self
             .neighbors
-            .learn(port, address, mac, now, create, confirm)
-        {
-            self.settled.push((id, true));
+            .learn(port, address, mac, now, create, confirm);
+        self.settled.extend(settled.map(|id| (id, true)));
+        true
+    }
+
+    /// The same of a neighbour advertisement with these flags; without an address it confirms the one that is known.
+    fn learn_advertised(
+        &mut self,
+        port: PortId,
+        target: Addr,
+        mac: Option<ethernet::Mac>,
+        now: Now,
+        (solicited, overriding): (bool, bool),
+    ) -> bool {
+        if mac.is_some_and(ethernet::is_group) || target.is_martian_source() {
+            return true;
         }
+        if mac.is_some_and(|mac| self.snapshot.is_false_gateway(port, target, mac)) {
+            return false;
+        }
+        let settled = self
+            .neighbors
+            .handle_advertisement(port, target, mac, now, solicited, overriding);
+        self.settled.extend(settled.map(|id| (id, true)));
         true
     }
 

@@ -420,6 +420,46 @@ fn a_solicitation_is_answered() {
     );
 }
 
+/// Flags of an advertisement.
+const SOLICITED: u32 = 0x4000_0000;
+const OVERRIDE: u32 = 0x2000_0000;
+
+/// An advertisement that the first address is at this station.
+fn advertisement(target: &str, to: &str, flags: u32, mac: Option<[u8; 6]>) -> Frame {
+    let address: std::net::Ipv6Addr = target.parse().expect("a constant");
+    let mut payload = address.octets().to_vec();
+    if let Some(mac) = mac {
+        payload.extend([2, 1]);
+        payload.extend(mac);
+    }
+    Frame::icmp(address.into(), ip(to), 136, 0, flags, &payload).with_ttl(255)
+}
+
+#[test]
+fn a_neighbor_that_answers_without_its_address_is_kept() {
+    let mut bench = Bench::new(&allow_all(), two_arms());
+    let packet = Frame::udp(at("[fd00::2]:5000"), at("[2001:db8:1::1]:53"), b"q");
+    bench.one(INSIDE, packet.clone());
+    let bytes = packet.between(PEER, MACS[INSIDE]).emit();
+    let answer = advertisement("2001:db8::fe", "2001:db8::1", SOLICITED, None);
+    let answer = answer.between(PEER, MACS[OUTSIDE]).emit();
+    let mut questions = 0;
+    for _ in 0..100 {
+        bench.now = bench.now + Duration::from_secs(1);
+        raw(&mut bench, INSIDE, bytes.clone());
+        let [_, outside] = bench.worker.ports_mut() else {
+            panic!("two arms")
+        };
+        let sent: Vec<_> = outside.tx.drain(..).collect();
+        for question in sent.iter().filter(|p| p.bytes().get(54) == Some(&135)) {
+            assert_eq!(question.bytes()[..6], PEER, "itself, not all");
+            questions += 1;
+            outside.rx.push_back(MemoryPacket::new(answer.clone()));
+        }
+    }
+    assert!((2..=4).contains(&questions), "{questions}");
+}
+
 #[test]
 fn packets_wait_for_their_next_hop_in_order() {
     let mut bench = Bench::new(&allow_all(), two_arms());
