@@ -296,6 +296,7 @@ fn packet(src: Addr, dst: Addr, proto: u8, body: &[u8]) -> Vec<u8> {
             src,
             dst,
             fragment: false,
+            has_fragment_header: false,
         };
         header.emit(&mut packet);
     }

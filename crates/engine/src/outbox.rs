@@ -192,6 +192,7 @@ impl Outbox {
                 src,
                 dst,
                 fragment: false,
+                has_fragment_header: false,
             }
             .emit(b);
             Some(&mut b[ipv6::LEN..])

@@ -126,8 +126,10 @@ impl Pipeline {
             self.counters.nd_handled.inc();
         }
         let message = &frame[usize::from(p.l4)..p.end as usize];
-        // RFC 4861 §7.1: a hop limit of 255 proves that it comes from this link.
-        if p.ttl != 255 {
+        // RFC 4861 §7.1: a hop limit of 255 proves that it comes from this link. RFC 6980 §5: none comes in fragments, an
+        // atomic one included, behind which a switch does not look.
+        let header = ipv6::Header::parse(&frame[ethernet::LEN..])?;
+        if p.ttl != 255 || header.has_fragment_header {
             return Err(DropReason::NeighborDiscovery);
         }
         if checksum::transport(p.key.src, p.key.dst, proto::ICMP6, message) != 0 {
@@ -140,7 +142,11 @@ impl Pipeline {
         let station = ethernet::Header::parse(frame)
             .map(|h| h.src)
             .unwrap_or_default();
-        match Message::parse(message)? {
+        let message = Message::parse(message)?;
+        if !message.may_go(p.key.src, p.key.dst) {
+            return Err(DropReason::NeighborDiscovery);
+        }
+        match message {
             // Whoever tries an address or has it, while we try it.
             Message::Solicitation { target, .. }
                 if p.key.src.0 == 0 && self.note_claim6(now, port, station, target) => {}

@@ -23,6 +23,8 @@ pub(crate) struct Header {
     pub(crate) dst: Addr,
     /// A part of a datagram. (An atomic fragment, RFC 6946, is a whole one.)
     pub(crate) fragment: bool,
+    /// It has a fragment header, if only that of an atomic fragment.
+    pub(crate) has_fragment_header: bool,
 }
 
 impl Header {
@@ -59,6 +61,7 @@ impl Header {
             src,
             dst,
             fragment: false,
+            has_fragment_header: false,
         };
         header.walk_extensions(b)?;
         Ok(header)
@@ -90,6 +93,7 @@ impl Header {
                     let e = extension(8)?;
                     self.proto = e[0];
                     self.fragment = get16(e, 2) & 0xfff9 != 0;
+                    self.has_fragment_header = true;
                     self.header_len += 8;
                     if self.fragment {
                         return Ok(());
@@ -146,6 +150,7 @@ mod tests {
             src: Addr(0x2001_0db8 << 96 | 1),
             dst: Addr(0x2001_0db8 << 96 | 2),
             fragment: false,
+            has_fragment_header: false,
         }
         .emit(&mut b);
         b.extend_from_slice(payload);
@@ -205,6 +210,20 @@ mod tests {
             &[60, 0, 0, 0, 0, 0, 0, 0].repeat(9),
             Err(DropReason::MalformedHeader),
         );
+    }
+
+    #[test]
+    fn a_fragment_header_is_noted_wherever_it_is() {
+        let check = |first, payload: &[u8], expected| {
+            let parsed = Header::parse(&sample(first, payload)).unwrap();
+            assert_eq!(parsed.has_fragment_header, expected, "{payload:?}");
+        };
+        let options = [58, 0, 1, 4, 0, 0, 0, 0];
+        check(60, &options, false);
+        check(44, &[58, 0, 0, 0, 0, 0, 0, 1], true);
+        check(44, &[17, 0, 0, 1, 0, 0, 0, 1], true);
+        let header = [60, 0, 0, 0, 0, 0, 0, 1];
+        check(44, &[header, options].concat(), true);
     }
 
     #[test]

@@ -52,6 +52,17 @@ impl Message {
         }
     }
 
+    /// Whether the message may come from one address and go to another (RFC 4861 §7.1.1, §7.1.2): whoever has no address yet
+    /// asks a group and leaves no address, and an answer goes to nobody but who has asked.
+    pub(crate) fn may_go(&self, src: Addr, dst: Addr) -> bool {
+        match *self {
+            Message::Solicitation { mac, .. } => {
+                src.0 != 0 || mac.is_none() && dst == solicited_node(dst)
+            }
+            Message::Advertisement { solicited, .. } => !(solicited && dst.is_multicast()),
+        }
+    }
+
     /// Writes the message without its checksum; `b` has at least [`LEN`] bytes, and the message
     /// has an address option.
     pub(crate) fn emit(&self, b: &mut [u8]) {
@@ -160,6 +171,30 @@ mod tests {
         check(|b| b[25] = 0);
         check(|b| b[25] = 2);
         check(|b| b[0] = 134);
+    }
+
+    #[test]
+    fn who_may_say_what_to_whom() {
+        let (nobody, host, group) = (Addr(0), Addr(0xfe80 << 112 | 9), solicited_node(TARGET));
+        let solicitation = |mac| Message::Solicitation {
+            target: TARGET,
+            mac,
+        };
+        assert!(solicitation(Some(MAC)).may_go(host, group));
+        assert!(solicitation(Some(MAC)).may_go(host, TARGET));
+        assert!(solicitation(None).may_go(nobody, group));
+        assert!(!solicitation(Some(MAC)).may_go(nobody, group));
+        assert!(!solicitation(None).may_go(nobody, TARGET));
+        assert!(!solicitation(None).may_go(nobody, ALL_NODES));
+        let advertisement = |solicited| Message::Advertisement {
+            target: TARGET,
+            mac: Some(MAC),
+            solicited,
+            overriding: true,
+        };
+        assert!(advertisement(true).may_go(TARGET, host));
+        assert!(advertisement(false).may_go(TARGET, ALL_NODES));
+        assert!(!advertisement(true).may_go(TARGET, ALL_NODES));
     }
 
     #[test]

@@ -346,17 +346,12 @@ fn routers_are_asked_and_their_prefix_leads_to_an_address() {
     assert!(address.to_string().starts_with("2001:db8:5:"), "{address}");
 
     // Another station that tries the next address at the same time, and one that has it.
-    for (kind, src) in [(135, "::"), (136, "fe80::5")] {
+    let [.., a, b, c] = address.octets();
+    let group = format!("ff02::1:ff{a:02x}:{b:02x}{c:02x}");
+    for (kind, src, dst) in [(135, "::", &*group), (136, "fe80::5", "ff02::1")] {
         let mut link = Link::new(config());
         link.receive(advertisement("fe80::99", 255, &prefix()));
-        let message = Frame::icmp(
-            ip(src),
-            ip("ff02::1"),
-            kind,
-            0,
-            0x2000_0000,
-            &address.octets(),
-        );
+        let message = Frame::icmp(ip(src), ip(dst), kind, 0, 0x2000_0000, &address.octets());
         let sent = link.receive(
             message
                 .with_ttl(255)

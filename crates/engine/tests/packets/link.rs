@@ -461,6 +461,43 @@ fn a_neighbor_that_answers_without_its_address_is_kept() {
 }
 
 #[test]
+fn neighbor_discovery_that_rfcs_forbid_is_dropped_and_teaches_nothing() {
+    let check = |dst_mac: [u8; 6], frame: Frame, change: &dyn Fn(&mut Vec<u8>), allowed: bool| {
+        let mut bench = Bench::new(&allow_all(), two_arms());
+        bench.pass(Duration::from_secs(5));
+        let mut bytes = frame.between(PEER, dst_mac).emit();
+        change(&mut bytes);
+        let answers = raw(&mut bench, INSIDE, bytes).len();
+        let dropped = bench.counters.dropped(DropReason::NeighborDiscovery);
+        let counted = (answers, dropped.packets.get());
+        assert_eq!(counted, if allowed { (1, 0) } else { (0, 1) });
+    };
+    let (us, group, group_mac) = ("fd00::1", "ff02::1:ff00:1", [0x33, 0x33, 0xff, 0, 0, 1]);
+    let ask = |src: &str, dst: &str, mac: Option<[u8; 6]>| {
+        let ours: std::net::Ipv6Addr = us.parse().expect("a constant");
+        let mut payload = ours.octets().to_vec();
+        if let Some(mac) = mac {
+            payload.extend([1, 1]);
+            payload.extend(mac);
+        }
+        Frame::icmp(ip(src), ip(dst), 135, 0, 0, &payload).with_ttl(255)
+    };
+    let as_is = |_: &mut Vec<u8>| {};
+    let atomic = |b: &mut Vec<u8>| {
+        b.splice(54..54, [58, 0, 0, 0, 0, 0, 0, 7]);
+        b[20] = 44;
+        b[19] += 8;
+    };
+    check(group_mac, ask("fd00::2", group, Some(PEER)), &as_is, true);
+    check(group_mac, ask("fd00::2", group, Some(PEER)), &atomic, false);
+    check(group_mac, ask("::", group, None), &as_is, true);
+    check(group_mac, ask("::", group, Some(PEER)), &as_is, false);
+    check(MACS[INSIDE], ask("::", us, None), &as_is, false);
+    let all = advertisement("fd00::2", "ff02::1", SOLICITED | OVERRIDE, Some(PEER));
+    check([0x33, 0x33, 0, 0, 0, 1], all, &as_is, false);
+}
+
+#[test]
 fn packets_wait_for_their_next_hop_in_order() {
     let mut bench = Bench::new(&allow_all(), two_arms());
     for i in 0..3u8 {
