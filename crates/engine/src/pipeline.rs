@@ -143,8 +143,6 @@ pub(crate) struct Pipeline {
     link_mtus: Vec<u16>,
     /// Ports whose addresses are asked for; none in most workers.
     acquire: Option<Box<acquire::Acquire>>,
-    /// When a claim to one of our addresses is answered again.
-    defend_after: Now,
     announcing: [link::Announcing; 2],
     hops: Vec<CachedHop>,
     epoch: u32,
@@ -235,7 +233,6 @@ impl Pipeline {
             link_mtus: ports.iter().map(|caps| caps.mtu).collect(),
             ports,
             acquire: None,
-            defend_after: Now(0),
             announcing: Default::default(),
             hops: vec![nowhere; HOP_CACHE],
             epoch: 1,

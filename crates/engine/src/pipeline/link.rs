@@ -24,11 +24,11 @@ const ANNOUNCEMENTS: u8 = 2;
 const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(2);
 /// Pause between two answers to whoever asks where we listen.
 const REPORT_PAUSE: Duration = Duration::from_secs(1);
-/// Pause between two defences (RFC 5227 §1.1).
+/// Pause between two defences of an address (RFC 5227 §1.1).
 const DEFEND_INTERVAL: Duration = Duration::from_secs(10);
 
 /// When the addresses of a port are announced again, and where we listen for them.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Announcing {
     /// How often.
     rounds: u8,
@@ -41,6 +41,8 @@ pub(super) struct Announcing {
     quiet_until: Now,
     /// In what the link speaks of that.
     version: Version,
+    /// Addresses that were claimed by others and announced again, and until when they are not.
+    defended: Vec<(Addr, Now)>,
 }
 
 impl Pipeline {
@@ -191,6 +193,9 @@ impl Pipeline {
                 overriding,
             } => {
                 if self.answers_for(port, target) {
+                    if answer {
+                        self.defend(now, port, station, target);
+                    }
                     return Err(DropReason::NeighborDiscovery);
                 }
                 let trusted =
@@ -478,16 +483,30 @@ impl Pipeline {
 
     /// Answers a claim to one of our addresses: a node that others send their packets to keeps it (RFC 5227 §2.4 c).
     fn defend(&mut self, now: Now, port: PortId, from: ethernet::Mac, address: Addr) {
-        let mac = self.capabilities(port).mac;
-        if from == mac {
+        // A switch may give back what we sent ourselves, by this port or another on the same link.
+        if self.ports.iter().any(|caps| caps.mac == from) {
             return;
         }
+        let mac = self.capabilities(port).mac;
         self.counters.address_conflicts.inc();
-        let own = self.snapshot.own_addresses();
-        if now >= self.defend_after && own.iter().any(|o| (o.port, o.address) == (port, address)) {
-            self.defend_after = now + DEFEND_INTERVAL;
+        let is_announced = self.snapshot.announced().contains(&(port, address));
+        if is_announced && self.may_defend(now, port, address) {
             self.outbox.announce(port, mac, address);
         }
+    }
+
+    /// Notes that an address is defended now, if it was not of late. Those that are remembered are no more than there are
+    /// to announce.
+    fn may_defend(&mut self, now: Now, port: PortId, address: Addr) -> bool {
+        let Some(state) = self.announcing.get_mut(usize::from(port.0)) else {
+            return false;
+        };
+        state.defended.retain(|(_, until)| now < *until);
+        let may = state.defended.iter().all(|(a, _)| *a != address);
+        if may {
+            state.defended.push((address, now + DEFEND_INTERVAL));
+        }
+        may
     }
 
     /// Whether we answer neighbour solicitations for an address on a port.

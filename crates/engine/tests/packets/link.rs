@@ -498,6 +498,41 @@ fn neighbor_discovery_that_rfcs_forbid_is_dropped_and_teaches_nothing() {
 }
 
 #[test]
+fn a_claim_to_any_announced_address_is_counted_and_answered_now_and_then() {
+    let mut settings = two_arms();
+    settings.snat = engine::snapshot::Snat::Pool(vec![ip("192.0.2.77")]);
+    let mut bench = Bench::new(&allow_all(), settings);
+    bench.pass(Duration::from_secs(60));
+    let claim4 = |address: [u8; 4]| {
+        let mut b = arp_request(address);
+        b[28..32].copy_from_slice(&address);
+        b
+    };
+    let claim6 = |from| {
+        let claim = advertisement("2001:db8::1", "ff02::1", OVERRIDE, Some(PEER));
+        claim.between(from, [0x33, 0x33, 0, 0, 0, 1]).emit()
+    };
+    let claims = [
+        claim4([192, 0, 2, 1]),
+        claim4([192, 0, 2, 77]),
+        claim6(PEER),
+    ];
+    let mut answers = |seconds| {
+        bench.now = bench.now + Duration::from_secs(seconds);
+        claims
+            .clone()
+            .map(|claim| raw(&mut bench, OUTSIDE, claim).len())
+    };
+    let all = [answers(0), answers(1), answers(10)];
+    assert_eq!(all, [[1; 3], [0; 3], [1; 3]]);
+    assert_eq!(bench.counters.address_conflicts.get(), 9);
+    // A switch gives back what we have said ourselves.
+    bench.now = bench.now + Duration::from_secs(60);
+    assert!(raw(&mut bench, OUTSIDE, claim6(MACS[OUTSIDE])).is_empty());
+    assert_eq!(bench.counters.address_conflicts.get(), 9);
+}
+
+#[test]
 fn packets_wait_for_their_next_hop_in_order() {
     let mut bench = Bench::new(&allow_all(), two_arms());
     for i in 0..3u8 {
