@@ -4,7 +4,9 @@
 //! Only what is whole goes on. So no piece can slip past the policy ahead of the one that has the ports
 //! (RFC 1858), none can rewrite what has been judged (RFC 3128), and pieces that overlap take the whole
 //! datagram with them (RFC 5722, here for IPv4 too). What strangers can make us keep is bounded: by
-//! [`BLOCKS`] and [`DATAGRAMS`] in all, where the oldest gives way, and by [`PER_SOURCE`] for one source.
+//! [`BLOCKS`] and [`DATAGRAMS`] in all, and by [`PER_SOURCE`] for one source. The oldest gives way, of all or of the source:
+//! whoever sends pieces that never become whole, under the address of another too, shortens the time for the rest to come,
+//! and shuts nobody out.
 
 use std::io;
 
@@ -24,8 +26,9 @@ use crate::wire::{checksum, ethernet, get16, get32, ipv6, put16};
 const BLOCK: usize = 2048;
 /// Blocks of one worker: 4 MiB, touched only as they fill.
 const BLOCKS: usize = 2048;
-/// Blocks that sources of one hash may hold: 256 KiB, four of the largest datagrams.
-const PER_SOURCE: u16 = 128;
+/// Blocks that sources of one hash may hold: 256 KiB, four of the largest datagrams. A datagram counts as one at least, also
+/// when it was refused and has none.
+const PER_SOURCE: usize = 128;
 /// Places to count the blocks of sources in.
 const SOURCES: usize = 1024;
 /// Datagrams that are waited for at once.
@@ -127,8 +130,81 @@ struct Datagram {
     blocks: u16,
     /// Next of those with the same hash.
     chained: u32,
+    /// Its places in the list of all, and in that of its source.
+    ages: [Links; 2],
+}
+
+impl Datagram {
+    /// Blocks that its source holds for it.
+    fn charge(&self) -> u16 {
+        self.blocks.max(1)
+    }
+}
+
+/// The list of all datagrams by age.
+const ALL: usize = 0;
+/// That of those of one source.
+const OF_SOURCE: usize = 1;
+
+/// The place of a datagram in a list by age.
+#[derive(Clone, Copy, Debug)]
+struct Links {
     older: u32,
     newer: u32,
+}
+
+/// The ends of a list by age.
+#[derive(Clone, Copy, Debug)]
+struct Ages {
+    oldest: u32,
+    newest: u32,
+}
+
+impl Ages {
+    const EMPTY: Ages = Ages {
+        oldest: NONE,
+        newest: NONE,
+    };
+
+    /// Adds a datagram to this list, which is one of those of kind `list`, as the newest.
+    fn push(&mut self, datagrams: &mut Slab<Datagram>, list: usize, id: u32) {
+        datagrams[id as usize].ages[list] = Links {
+            older: self.newest,
+            newer: NONE,
+        };
+        match self.newest {
+            NONE => self.oldest = id,
+            newest => datagrams[newest as usize].ages[list].newer = id,
+        }
+        self.newest = id;
+    }
+
+    fn remove(&mut self, datagrams: &mut Slab<Datagram>, list: usize, id: u32) {
+        let Links { older, newer } = datagrams[id as usize].ages[list];
+        match older {
+            NONE => self.oldest = newer,
+            older => datagrams[older as usize].ages[list].newer = newer,
+        }
+        match newer {
+            NONE => self.newest = older,
+            newer => datagrams[newer as usize].ages[list].older = older,
+        }
+    }
+
+    /// The oldest but this one; [`NONE`] if there is no other.
+    fn oldest_but(&self, datagrams: &Slab<Datagram>, list: usize, id: u32) -> u32 {
+        match self.oldest == id {
+            true => datagrams[id as usize].ages[list].newer,
+            false => self.oldest,
+        }
+    }
+}
+
+/// What sources of one hash hold.
+#[derive(Clone, Copy, Debug)]
+struct Source {
+    blocks: u16,
+    ages: Ages,
 }
 
 /// Where a piece belongs.
@@ -207,9 +283,8 @@ pub(crate) struct Fragments {
     active: usize,
     /// First datagram by hash.
     table: Vec<u32>,
-    sources: Vec<u16>,
-    oldest: u32,
-    newest: u32,
+    sources: Vec<Source>,
+    ages: Ages,
     hasher: KeyHasher,
 }
 
@@ -223,9 +298,14 @@ impl Fragments {
             free_datagrams: NONE,
             active: 0,
             table: vec![NONE; DATAGRAMS],
-            sources: vec![0; SOURCES],
-            oldest: NONE,
-            newest: NONE,
+            sources: vec![
+                Source {
+                    blocks: 0,
+                    ages: Ages::EMPTY,
+                };
+                SOURCES
+            ],
+            ages: Ages::EMPTY,
             hasher,
         })
     }
@@ -261,14 +341,9 @@ impl Fragments {
             tunnel: 0,
         };
         let slot = self.hasher.hash(&key) as usize % self.table.len();
-        let needed = (p.end as usize).div_ceil(BLOCK);
-        let place = self.hasher.hash_address(source(key.src)) as usize % SOURCES;
-        let held = usize::from(self.sources[place]);
-        let has_room = held + needed <= usize::from(PER_SOURCE);
         let id = match self.find(slot, &key, network) {
             Some(id) => id,
-            None if has_room => self.open(now, (port, network), slot, key, place, lost),
-            None => return Err(DropReason::FragmentLimit),
+            None => self.open(now, (port, network), slot, key, lost),
         };
         let d = &self.datagrams[id as usize];
         if d.port != port {
@@ -286,16 +361,22 @@ impl Fragments {
                 return Err(DropReason::FragmentOverlap);
             }
         };
-        if !has_room {
+        let d = &self.datagrams[id as usize];
+        let end = (piece.offset + piece.len) as u32;
+        let total = d.total.or(piece.last.then_some(end));
+        let is_whole = total == Some(d.have + piece.len as u32);
+        let needed = (p.end as usize).div_ceil(BLOCK);
+        // What is whole leaves at once.
+        if !is_whole && !self.make_room_of_source(id, needed, lost)
+            || !self.make_room(id, needed, lost)
+        {
             return Err(DropReason::FragmentLimit);
         }
-        self.store(id, place, &frame[..p.end as usize], p, &piece, lost)?;
+        self.store(id, place, &frame[..p.end as usize], p, &piece);
         let d = &mut self.datagrams[id as usize];
-        if piece.last {
-            d.total = Some((piece.offset + piece.len) as u32);
-        }
+        d.total = total;
         d.congested |= piece.ecn == 3;
-        if d.total != Some(d.have) {
+        if !is_whole {
             return Ok(false);
         }
         let made = self.assemble(id, whole);
@@ -318,7 +399,7 @@ impl Fragments {
         let mut lost = Lost::default();
         // A few at a time; more come up in the next turn.
         for _ in 0..16 {
-            let id = self.oldest;
+            let id = self.ages.oldest;
             if id == NONE || now.since(self.datagrams[id as usize].since) < timeout {
                 break;
             }
@@ -346,12 +427,12 @@ impl Fragments {
         (port, network): (PortId, Option<TunnelId>),
         slot: usize,
         key: Key,
-        source: usize,
         lost: &mut Lost,
     ) -> u32 {
         if self.active == DATAGRAMS {
-            self.give_way(lost);
+            self.give_up(self.ages.oldest, lost);
         }
+        let source = self.hasher.hash_address(source(key.src)) as usize % SOURCES;
         let made = Datagram {
             key,
             network,
@@ -367,8 +448,10 @@ impl Fragments {
             source: source as u16,
             blocks: 0,
             chained: self.table[slot],
-            older: self.newest,
-            newer: NONE,
+            ages: [Links {
+                older: NONE,
+                newer: NONE,
+            }; 2],
         };
         let id = match self.free_datagrams {
             NONE => self
@@ -383,13 +466,41 @@ impl Fragments {
             }
         };
         self.table[slot] = id;
-        match self.newest {
-            NONE => self.oldest = id,
-            newest => self.datagrams[newest as usize].newer = id,
-        }
-        self.newest = id;
+        self.ages.push(&mut self.datagrams, ALL, id);
+        let source = &mut self.sources[source];
+        source.ages.push(&mut self.datagrams, OF_SOURCE, id);
+        source.blocks += made.charge();
         self.active += 1;
         id
+    }
+
+    /// Gives up the oldest of the source of a datagram but itself, until it may have as many blocks more. False if it may
+    /// not even alone. Each that is given up makes room for a block at least, so that they are no more than those blocks.
+    fn make_room_of_source(&mut self, id: u32, needed: usize, lost: &mut Lost) -> bool {
+        let d = &self.datagrams[id as usize];
+        let (place, charge) = (usize::from(d.source), usize::from(d.charge()));
+        let own = usize::from(d.blocks) + needed;
+        while usize::from(self.sources[place].blocks) - charge + own > PER_SOURCE {
+            let ages = &self.sources[place].ages;
+            let oldest = ages.oldest_but(&self.datagrams, OF_SOURCE, id);
+            if oldest == NONE {
+                return false;
+            }
+            self.give_up(oldest, lost);
+        }
+        true
+    }
+
+    /// The same of all, until there are as many free blocks.
+    fn make_room(&mut self, id: u32, needed: usize, lost: &mut Lost) -> bool {
+        while self.blocks_used + needed > BLOCKS {
+            let oldest = self.ages.oldest_but(&self.datagrams, ALL, id);
+            if oldest == NONE {
+                return false;
+            }
+            self.give_up(oldest, lost);
+        }
+        true
     }
 
     fn place(&self, id: u32, piece: &Piece) -> Place {
@@ -426,24 +537,8 @@ impl Fragments {
         Place::Behind(before)
     }
 
-    fn store(
-        &mut self,
-        id: u32,
-        place: u32,
-        frame: &[u8],
-        p: &Parsed,
-        piece: &Piece,
-        lost: &mut Lost,
-    ) -> Result<(), DropReason> {
-        let needed = frame.len().div_ceil(BLOCK);
-        let d = self.datagrams[id as usize];
-        while self.blocks_used + needed > BLOCKS {
-            if self.oldest == id {
-                // It holds everything alone; cannot be, with a limit by source.
-                return Err(DropReason::FragmentLimit);
-            }
-            self.give_way(lost);
-        }
+    /// Keeps a piece, for which there is room.
+    fn store(&mut self, id: u32, place: u32, frame: &[u8], p: &Parsed, piece: &Piece) {
         let mut next = NONE;
         let mut first = NONE;
         // From the last block to the first, so that each knows the next.
@@ -466,13 +561,13 @@ impl Fragments {
         b.offset = piece.offset as u16;
         b.len = piece.len as u16;
         b.head = p.l4;
-        self.sources[usize::from(d.source)] += needed as u16;
         let d = &mut self.datagrams[id as usize];
-        d.blocks += needed as u16;
+        let before = d.charge();
+        d.blocks += frame.len().div_ceil(BLOCK) as u16;
+        self.sources[usize::from(d.source)].blocks += d.charge() - before;
         d.pieces += 1;
         d.have += piece.len as u32;
         d.bytes += frame.len() as u64;
-        Ok(())
     }
 
     fn take_block(&mut self) -> u32 {
@@ -530,9 +625,7 @@ impl Fragments {
         whole.seal(d.congested)
     }
 
-    /// The oldest is given up.
-    fn give_way(&mut self, lost: &mut Lost) {
-        let id = self.oldest;
+    fn give_up(&mut self, id: u32, lost: &mut Lost) {
         self.lose(id, lost);
         self.close(id);
     }
@@ -567,9 +660,10 @@ impl Fragments {
             piece = behind;
         }
         self.blocks_used -= usize::from(d.blocks);
-        self.sources[usize::from(d.source)] -= d.blocks;
         let d = &mut self.datagrams[id as usize];
+        let before = d.charge();
         (d.first, d.blocks) = (NONE, 0);
+        self.sources[usize::from(d.source)].blocks -= before - d.charge();
     }
 
     fn close(&mut self, id: u32) {
@@ -585,14 +679,10 @@ impl Fragments {
             }
             self.datagrams[before as usize].chained = d.chained;
         }
-        match d.older {
-            NONE => self.oldest = d.newer,
-            older => self.datagrams[older as usize].newer = d.newer,
-        }
-        match d.newer {
-            NONE => self.newest = d.older,
-            newer => self.datagrams[newer as usize].older = d.older,
-        }
+        self.ages.remove(&mut self.datagrams, ALL, id);
+        let source = &mut self.sources[usize::from(d.source)];
+        source.ages.remove(&mut self.datagrams, OF_SOURCE, id);
+        source.blocks -= d.charge();
         self.datagrams[id as usize].chained = self.free_datagrams;
         self.free_datagrams = id;
         self.active -= 1;
@@ -734,7 +824,7 @@ mod tests {
                 lost.packets += late.packets;
             }
             prop_assert_eq!(fragments.blocks_used, 0);
-            prop_assert!(fragments.sources.iter().all(|s| *s == 0));
+            prop_assert!(fragments.sources.iter().all(|s| s.blocks == 0 && s.ages.oldest == NONE));
             prop_assert!(fragments.table.iter().all(|d| *d == NONE));
             prop_assert_eq!(passed + refused + lost.packets, taken);
         }

@@ -405,6 +405,65 @@ fn what_is_kept_is_bounded_by_source_and_in_all() {
     one(&mut bench, INSIDE, split(INSIDE, &frame, 1, &[1000]));
 }
 
+/// The first half, and the second, of a datagram of a client.
+fn halves(client: &str, id: u32) -> [Vec<u8>; 2] {
+    let frame = Frame::udp(at(client), at(V4[1]), &payload(2000));
+    let halves = split(INSIDE, &frame, id, &[1000]);
+    halves.try_into().expect("cut once")
+}
+
+#[test]
+fn a_source_that_holds_all_it_may_gives_up_its_oldest_for_the_new() {
+    let mut bench = bench();
+    for id in 0..200 {
+        let [first, _] = halves(V4[0], id);
+        send(&mut bench, INSIDE, vec![first]);
+    }
+    bench.moved();
+    one(&mut bench, INSIDE, halves(V4[0], 500).into());
+    let [_, late] = halves(V4[0], 199);
+    assert!(!send(&mut bench, INSIDE, vec![late]).is_empty(), "kept");
+    let [_, late] = halves(V4[0], 72);
+    assert!(send(&mut bench, INSIDE, vec![late]).is_empty(), "given up");
+}
+
+#[test]
+fn what_makes_a_datagram_whole_pushes_nothing_out() {
+    let mut bench = bench();
+    for id in 0..128 {
+        let [first, _] = halves(V4[0], id);
+        send(&mut bench, INSIDE, vec![first]);
+    }
+    for id in 0..128 {
+        let [_, second] = halves(V4[0], id);
+        assert_eq!(send(&mut bench, INSIDE, vec![second]).len(), 2);
+    }
+    assert_eq!(
+        bench
+            .counters
+            .dropped(DropReason::FragmentLimit)
+            .packets
+            .get(),
+        0
+    );
+}
+
+#[test]
+fn datagrams_that_were_refused_count_for_their_source() {
+    let mut bench = bench();
+    let [first, second] = halves("10.0.0.3:5000", 7);
+    send(&mut bench, INSIDE, vec![first]);
+    for id in 0..1500 {
+        let frame = Frame::udp(at(V4[0]), at(V4[1]), &payload(2000));
+        let [first, _] = halves(V4[0], id);
+        let overlapping = split(INSIDE, &frame, id, &[504]).swap_remove(1);
+        send(&mut bench, INSIDE, vec![first, overlapping]);
+    }
+    let overlaps = bench.counters.dropped(DropReason::FragmentOverlap);
+    assert_eq!(overlaps.packets.get(), 3000);
+    assert_eq!(send(&mut bench, INSIDE, vec![second]).len(), 2);
+}
+
 #[test]
 fn zero_time_means_that_fragments_are_dropped() {
     let mut settings = two_arms();
