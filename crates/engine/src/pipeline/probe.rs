@@ -8,7 +8,7 @@ use crate::DropReason;
 use crate::address::Addr;
 use crate::clock::Now;
 use crate::flow::key::KeyHasher;
-use crate::limit::TokenBucket;
+use crate::limit::SharedBucket;
 use crate::parse::Parsed;
 use crate::port::PortId;
 use crate::snapshot::Probes;
@@ -26,21 +26,34 @@ const GOOGLE: [(u32, u32); 4] = [
     (0xd155_9800, 22), // 209.85.152.0/22
     (0xd155_cc00, 22), // 209.85.204.0/22
 ];
-/// Answers per second.
+/// Answers per second on each of the two ports, of which no source can take all.
 const RATE_PER_S: u32 = 1000;
 
 #[derive(Debug)]
 pub(super) struct Responder {
     hasher: KeyHasher,
-    limit: TokenBucket,
+    /// For what anybody may probe.
+    limit: SharedBucket,
+    /// For what Google's checkers may: nobody else's probes keep theirs waiting.
+    google_limit: SharedBucket,
 }
 
 impl Responder {
     pub(super) fn new(seed: u64) -> Responder {
         Responder {
             hasher: KeyHasher::new(seed),
-            limit: TokenBucket::full(),
+            limit: SharedBucket::full(),
+            google_limit: SharedBucket::full(),
         }
+    }
+
+    /// Whether a segment from the source with this hash, to this port, may be answered now.
+    fn may_answer(&mut self, now: Now, port: u16, source: u64) -> bool {
+        let limit = match port {
+            GOOGLE_PORT => &mut self.google_limit,
+            _ => &mut self.limit,
+        };
+        limit.take(now, source, RATE_PER_S)
     }
 }
 
@@ -66,6 +79,7 @@ impl Pipeline {
         }
         let ready = settings.probes == Probes::Ready && !settings.draining;
         let first = self.probes.hasher.hash(key) as u32;
+        let source = self.source_hash(key.src);
         let answer = |seq, flags| Segment {
             src_port: segment.dst_port,
             dst_port: segment.src_port,
@@ -80,7 +94,7 @@ impl Pipeline {
                 self.counters.probes_not_ready.inc();
                 return Some(Err(DropReason::LocalUnserved));
             }
-            if !self.probes.limit.take(now, RATE_PER_S) {
+            if !self.probes.may_answer(now, key.dst_port, source) {
                 self.counters.probes_limited.inc();
                 return Some(Err(DropReason::LocalUnserved));
             }
@@ -92,7 +106,7 @@ impl Pipeline {
             // Nobody is there to read it.
             self.refuse_segment(now, port, frame, p);
             return Some(Ok(Step::Answered));
-        } else if segment.has(FIN) && self.probes.limit.take(now, RATE_PER_S) {
+        } else if segment.has(FIN) && self.probes.may_answer(now, key.dst_port, source) {
             answer(segment.ack, FIN | ACK)
         } else {
             return Some(Ok(Step::Consumed));

@@ -103,15 +103,38 @@ fn a_node_that_is_not_ready_or_drains_keeps_silent() {
     }
 }
 
+/// How many of so many probes of one source, all at once, are answered.
+fn flood(b: &mut Bench, source: [u8; 4], to: &str, count: u16) -> usize {
+    let probe = |n| Frame::tcp((source, 1000 + n).into(), at(to), SYN, 1, 0, b"");
+    (0..count).map(|n| b.send(OUTSIDE, probe(n)).len()).sum()
+}
+
 #[test]
 fn a_flood_of_probes_is_limited() {
     let mut b = bench(Probes::Ready);
+    let to = "192.0.2.1:8080";
     let mut answered = 0;
-    for port in 0..500u16 {
-        let from = std::net::SocketAddr::from(([198, 51, 100, 1], 1000 + port));
-        let syn = Frame::tcp(from, at("192.0.2.1:8080"), SYN, 1, 0, b"");
-        answered += b.send(OUTSIDE, syn).len();
+    for n in 0..200 {
+        answered += flood(&mut b, [198, 51, n, 1], to, 10);
     }
     assert_eq!(answered, 100, "a tenth of a second's worth");
-    assert_eq!(b.counters.probes_limited.get(), 400);
+    assert_eq!(b.counters.probes_limited.get(), 1900);
+}
+
+#[test]
+fn no_source_keeps_the_probes_of_others_unanswered() {
+    let mut b = bench(Probes::Ready);
+    let to = "192.0.2.1:8080";
+    let answered = flood(&mut b, [198, 51, 100, 1], to, 500);
+    assert!((1..=60).contains(&answered), "{answered}");
+    assert_eq!(flood(&mut b, [198, 51, 100, 2], to, 5), 5);
+}
+
+#[test]
+fn googles_checkers_are_answered_whatever_else_is_probed() {
+    let mut b = bench(Probes::Ready);
+    for n in 0..200 {
+        flood(&mut b, [198, 51, n, 1], "192.0.2.1:8080", 10);
+    }
+    assert_eq!(flood(&mut b, [35, 191, 7, 7], "192.0.2.1:80", 5), 5);
 }
