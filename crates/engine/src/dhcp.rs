@@ -32,6 +32,8 @@ const PROBE_WAIT: Duration = Duration::from_millis(500);
 const RENEWAL_MIN: Duration = Duration::from_secs(60);
 /// Shortest prefix that is believed: who is in it counts as inside on a node with one arm.
 const MIN_PREFIX_LEN: u8 = 8;
+/// When a lease without an end expires.
+const ENDLESS: Now = Now(u64::MAX);
 /// Smallest MTU that is believed (RFC 791).
 const MIN_MTU: u16 = 576;
 
@@ -92,6 +94,8 @@ pub(crate) struct Client {
     since: Now,
     /// Messages sent in this state.
     sent: u32,
+    /// The lease that holds is to be confirmed before its time: it may be of another network.
+    confirming: bool,
     /// When [`handle_timeout`](Self::handle_timeout) is due.
     due: Now,
     standing: Standing,
@@ -111,6 +115,7 @@ impl Client {
             xid: 0,
             since: Now(0),
             sent: 0,
+            confirming: false,
             due: Now(0),
             standing: Standing::Asking,
         }
@@ -296,10 +301,11 @@ impl Client {
 
     /// The link has come up: there may be another network behind it.
     pub(crate) fn handle_link_up(&mut self, now: Now) {
-        match &mut self.state {
+        match &self.state {
             State::Bound(lease) | State::Renewing(lease) | State::Rebinding(lease) => {
+                let mut lease = lease.clone();
                 (lease.renew_at, lease.rebind_at) = (now, now);
-                self.due = now;
+                self.bind(now, lease);
             }
             State::Pausing | State::Selecting | State::Requesting(_) => {
                 self.state = State::Selecting;
@@ -379,7 +385,8 @@ impl Client {
     }
 
     fn bind(&mut self, now: Now, lease: Lease) {
-        if lease.renew_at > now {
+        self.confirming = lease.renew_at <= now;
+        if !self.confirming {
             self.standing = Standing::Holding;
         }
         self.sent = 0;
@@ -408,15 +415,7 @@ impl Client {
             self.standing = Standing::Unanswered;
         }
         self.sent += 1;
-        let end = if rebinds {
-            lease.expires
-        } else {
-            lease.rebind_at
-        };
-        let least = RENEWAL_MIN
-            .min(now.until(lease.expires) / 8)
-            .max(Duration::from_secs(1));
-        self.due = (now + (now.until(end) / 2).max(least)).min(end);
+        self.due = self.next_renewal(now, random, &lease, rebinds);
         let (from, to) = (lease.address, lease.server);
         let message = Message {
             own: Some(from),
@@ -429,6 +428,25 @@ impl Client {
             self.state = State::Renewing(lease);
             send(Send::Unicast { from, to, message });
         }
+    }
+
+    /// When the message that was just sent for a lease is repeated. A confirmation is not put off like a renewal, which has
+    /// half the lease for it: with a lease of another network nothing passes. It is repeated like any first message
+    /// (RFC 2131 §4.1), and only then as rarely as a renewal (§4.4.5), or never so if the lease has no end.
+    fn next_renewal(&self, now: Now, random: &mut Random, lease: &Lease, rebinds: bool) -> Now {
+        let is_endless = lease.expires == ENDLESS;
+        if is_endless || self.confirming && self.sent <= self.config.retry_max {
+            return (now + self.wait(random)).min(lease.expires);
+        }
+        let end = if rebinds {
+            lease.expires
+        } else {
+            lease.rebind_at
+        };
+        let least = RENEWAL_MIN
+            .min(now.until(lease.expires) / 8)
+            .max(Duration::from_secs(1));
+        (now + (now.until(end) / 2).max(least)).min(end)
     }
 
     fn message(&self, kind: Kind, now: Now) -> Message {
@@ -489,8 +507,7 @@ impl Client {
             }
         };
         let lease_s = reply.lease_s?;
-        let (mut renew_at, mut rebind_at, mut expires) =
-            (Now(u64::MAX), Now(u64::MAX), Now(u64::MAX));
+        let (mut renew_at, mut rebind_at, mut expires) = (ENDLESS, ENDLESS, ENDLESS);
         if lease_s != u32::MAX {
             let lease = Duration::from_secs(lease_s.max(1).into());
             let seconds = |s: u32| Duration::from_secs(s.into());

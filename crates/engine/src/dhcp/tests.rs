@@ -365,6 +365,88 @@ fn a_link_that_comes_up_is_asked_at_once() {
     );
 }
 
+/// The pauses between so many requests under the address that is held, from the next one on, in seconds.
+fn pauses(b: &mut Bench, count: usize) -> Vec<f64> {
+    let mut at = Vec::new();
+    for _ in 0..=count {
+        let sent = b.next();
+        assert!(
+            matches!(sent[..], [Send::BroadcastFrom(ADDRESS, _)]),
+            "{sent:?}"
+        );
+        at.push(b.now);
+    }
+    at.windows(2)
+        .map(|w| w[0].until(w[1]).as_secs_f64())
+        .collect()
+}
+
+fn assert_about(pauses: &[f64], expected: &[f64]) {
+    let near = |(pause, expected): (&f64, &f64)| (pause - expected).abs() <= 1.0;
+    assert!(pauses.iter().zip(expected).all(near), "{pauses:?}");
+    assert_eq!(pauses.len(), expected.len());
+}
+
+#[test]
+fn a_confirmation_is_repeated_like_a_first_message_then_like_a_renewal() {
+    let mut b = Bench::new(config());
+    b.bind();
+    let retries = b.client.config.retry_max as usize;
+    let backoff: Vec<f64> = (0..retries).map(|n| 64f64.min((5 << n) as f64)).collect();
+    let events: [fn(&mut Client, Now); 2] = [Client::handle_link_up, |client, now| {
+        client.handle_mac(now, [2, 0, 0, 0, 0, 2]);
+    }];
+    for event in events {
+        event(&mut b.client, b.now);
+        assert_about(&pauses(&mut b, retries), &backoff);
+        let lease = b.client.lease().unwrap().clone();
+        assert!(b.now.until(b.client.deadline()) >= b.now.until(lease.expires) / 2);
+    }
+    // An answer ends it.
+    let mac = b.client.mac;
+    let ack = Reply {
+        mac,
+        ..b.reply(Kind::Ack)
+    };
+    b.take(&ack).unwrap();
+    let lease = b.client.lease().unwrap();
+    assert_eq!(b.client.deadline(), lease.renew_at);
+    assert!(lease.renew_at > b.now);
+}
+
+#[test]
+fn the_address_of_before_is_asked_for_like_a_first_message_once_it_is_used() {
+    let mut b = Bench::new(DhcpConfig {
+        remembered: Some(remembered(100_000)),
+        ..config()
+    });
+    b.turn();
+    while b.client.lease().is_none() {
+        b.next();
+    }
+    assert_about(&pauses(&mut b, 2), &[5.0, 10.0]);
+}
+
+#[test]
+fn a_lease_without_an_end_is_confirmed_until_somebody_answers() {
+    let mut b = Bench::new(config());
+    b.turn();
+    let endless = |reply: Reply| Reply {
+        lease_s: Some(u32::MAX),
+        ..reply
+    };
+    b.take(&endless(b.reply(Kind::Offer))).unwrap();
+    b.take(&endless(b.reply(Kind::Ack))).unwrap();
+    while b.client.lease().is_none() {
+        b.next();
+    }
+    b.client.handle_link_up(b.now);
+    let waits = [5.0, 10.0, 20.0, 40.0, 64.0, 64.0, 64.0, 64.0, 64.0];
+    assert_about(&pauses(&mut b, waits.len()), &waits);
+    b.take(&endless(b.reply(Kind::Ack))).unwrap();
+    assert_eq!(b.client.deadline(), Now(u64::MAX));
+}
+
 #[test]
 fn a_new_address_on_the_link_has_the_server_asked_under_it() {
     const NEW: Mac = [2, 0, 0, 0, 0, 2];
