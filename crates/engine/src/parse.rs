@@ -279,9 +279,13 @@ fn check_addresses(content: Content, src: Addr, dst: Addr, group: bool) -> Resul
 #[cold]
 fn check_special(content: Content, src: Addr, dst: Addr, group: bool) -> Result<(), DropReason> {
     let broadcast = Addr::v4(u32::MAX);
-    if !matches!(content, Content::Neighbor | Content::Dhcp)
-        && (dst.is_multicast() || group || dst == broadcast)
-    {
+    let may_be_to_many = match content {
+        Content::Neighbor => true,
+        // To all, or to the address that is offered (RFC 2131 §4.1).
+        Content::Dhcp => !dst.is_multicast(),
+        _ => false,
+    };
+    if !may_be_to_many && (dst.is_multicast() || group || dst == broadcast) {
         return Err(DropReason::Multicast);
     }
     let to_all = content == Content::Dhcp && dst == broadcast;

@@ -533,6 +533,28 @@ fn a_claim_to_any_announced_address_is_counted_and_answered_now_and_then() {
 }
 
 #[test]
+fn what_is_to_a_group_goes_nowhere_whatever_its_ports_are() {
+    for ports in [(5000, 53), (67, 68)] {
+        for (dst, mac) in [
+            ("224.0.0.1", [1, 0, 0x5e, 0, 0, 1]),
+            ("239.1.1.1", MACS[INSIDE]),
+            ("255.255.255.255", [0xff; 6]),
+            ("198.51.100.1", [0xff; 6]),
+        ] {
+            let mut bench = Bench::new(&allow_all(), two_arms());
+            let frame = Frame::udp(
+                (ip("10.0.0.2"), ports.0).into(),
+                (ip(dst), ports.1).into(),
+                b"x",
+            );
+            let sent = bench.send_bytes(INSIDE, frame.between(PEER, mac).emit());
+            assert_eq!(sent, [], "{dst} {ports:?}");
+            assert_eq!(bench.moved(), ["drop multicast +1"], "{dst} {ports:?}");
+        }
+    }
+}
+
+#[test]
 fn packets_wait_for_their_next_hop_in_order() {
     let mut bench = Bench::new(&allow_all(), two_arms());
     for i in 0..3u8 {
