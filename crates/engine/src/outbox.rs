@@ -361,9 +361,14 @@ impl Outbox {
         let room = if v4 {
             576 - ipv4::MIN_LEN
         } else {
-            1280 - ipv6::LEN
+            usize::from(ipv6::MIN_MTU) - ipv6::LEN
         } - icmp::LEN;
         let quoted = &quoted[..quoted.len().min(room)];
+        // RFC 8201 §4: hosts discard a report of less than every link carries.
+        let rest = match !v4 && icmp_type == icmp::TOO_BIG6 {
+            true => rest.max(ipv6::MIN_MTU.into()),
+            false => rest,
+        };
         let proto = if v4 { proto::ICMP4 } else { proto::ICMP6 };
         let Some(b) = self.packet(link, src, dst, proto, 64, icmp::LEN + quoted.len()) else {
             return false;

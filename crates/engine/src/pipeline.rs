@@ -62,7 +62,7 @@ use crate::steer::{Owner, Steering};
 use crate::tally::{NodeTally, Tally};
 use crate::tcp::{End, State};
 use crate::wire::tcp::{ACK, SYN};
-use crate::wire::{ethernet, proto};
+use crate::wire::{ethernet, ipv6, proto};
 use crate::{DropReason, Verdict, WorkerCounters};
 
 /// Where a processed frame goes.
@@ -141,6 +141,8 @@ pub(crate) struct Pipeline {
     ports: Vec<Capabilities>,
     /// What the links carry, whatever they are told to.
     link_mtus: Vec<u16>,
+    /// What they are told to carry of IPv6; that of IPv4 is among their capabilities.
+    ipv6_mtus: Vec<u16>,
     /// Ports whose addresses are asked for; none in most workers.
     acquire: Option<Box<acquire::Acquire>>,
     announcing: [link::Announcing; 2],
@@ -231,6 +233,7 @@ impl Pipeline {
             flows,
             neighbors: NeighborTable::default(),
             link_mtus: ports.iter().map(|caps| caps.mtu).collect(),
+            ipv6_mtus: ports.iter().map(|caps| caps.mtu).collect(),
             ports,
             acquire: None,
             announcing: Default::default(),
@@ -311,11 +314,15 @@ impl Pipeline {
             .set(u64::from(self.snapshot.settings().limits.max_nat_bindings));
     }
 
-    /// What a link is told to carry holds as far as it carries that.
+    /// What a link is told to carry holds as far as it carries that. Less than every link carries of IPv6 is told of IPv4
+    /// alone, as a DHCP server may.
     fn heed_mtus(&mut self) {
         let told = self.snapshot.settings().ports.iter().map(|port| port.mtu);
-        for ((caps, link), told) in self.ports.iter_mut().zip(&self.link_mtus).zip(told) {
-            caps.mtu = told.map_or(*link, |told| told.min(*link));
+        let ports = self.ports.iter_mut().zip(&mut self.ipv6_mtus);
+        for (((caps, ipv6_mtu), link), told) in ports.zip(&self.link_mtus).zip(told) {
+            let told = told.unwrap_or(*link);
+            caps.mtu = told.min(*link);
+            *ipv6_mtu = told.max(ipv6::MIN_MTU).min(*link);
         }
     }
 

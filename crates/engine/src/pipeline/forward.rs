@@ -191,7 +191,7 @@ impl Pipeline {
                     .saturating_sub(ethernet::LEN)
             }
         };
-        let mtu = self.mtu(out);
+        let mtu = self.mtu(out, p.is_v4());
         if size <= usize::from(mtu) || (1..=usize::from(mtu)).contains(&self.largest_piece) {
             return Ok(true);
         }
@@ -223,12 +223,14 @@ impl Pipeline {
         }
     }
 
-    /// Bytes of the largest packet that goes on by a port.
+    /// Bytes of the largest packet of a family that goes on by a port.
     #[inline(always)]
-    pub(super) fn mtu(&self, out: PortId) -> u16 {
-        match self.underway {
-            None => self.capabilities(out).mtu,
-            Some(tunnel) => tunnel.mtu,
+    pub(super) fn mtu(&self, out: PortId, v4: bool) -> u16 {
+        match (&self.underway, v4) {
+            (None, true) => self.capabilities(out).mtu,
+            (None, false) => self.ipv6_mtus[usize::from(out.0)],
+            (Some(tunnel), true) => tunnel.mtu,
+            (Some(tunnel), false) => tunnel.ipv6_mtu,
         }
     }
 

@@ -306,7 +306,7 @@ impl Pipeline {
             Step::Await(out, id) => (out, Some(id)),
             step => return Ok(step),
         };
-        let mtu = ethernet::LEN + usize::from(self.mtu(way.0));
+        let mtu = ethernet::LEN + usize::from(self.mtu(way.0, true));
         let room = mtu.saturating_sub(usize::from(p.l4)) & !7;
         if room == 0 {
             return Err(DropReason::TooBig);

@@ -11,13 +11,15 @@ use crate::parse::{Content, Parsed, Station, parse, parse_inner};
 use crate::port::{Checksum, Packet, PortId};
 use crate::rewrite;
 use crate::steer::Owner;
-use crate::wire::proto;
+use crate::wire::{ipv6, proto};
 
 /// What is particular about the packet that is being processed, if it came in a tunnel.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Underway {
     /// Largest packet that goes back in it, bytes.
     pub(super) mtu: u16,
+    /// The same of IPv6, which is no less than every link carries where there is room.
+    pub(super) ipv6_mtu: u16,
     /// The side that it goes on to. With a pair of tunnels these are the sides of two arms.
     pub(super) onward: PortId,
     /// The network that it is in, and its number.
@@ -169,6 +171,7 @@ impl Pipeline {
         let room = usize::from(self.ports[0].mtu).saturating_sub(envelope.overhead());
         self.underway = Some(Underway {
             mtu: (room as u16).min(overlay.mtu),
+            ipv6_mtu: (room as u16).min(overlay.mtu.max(ipv6::MIN_MTU)),
             onward: onward(from, overlay),
             network: envelope.tunnel,
             number,
@@ -182,6 +185,7 @@ impl Pipeline {
         let number = self.tunnels.number(network).unwrap_or(0);
         self.underway = self.snapshot.settings().overlay.map(|overlay| Underway {
             mtu: overlay.mtu,
+            ipv6_mtu: overlay.mtu.max(ipv6::MIN_MTU),
             onward: onward(from, &overlay),
             network,
             number,

@@ -7,6 +7,9 @@ use crate::address::Addr;
 /// Bytes of the fixed header.
 pub(crate) const LEN: usize = 40;
 
+/// Bytes of a packet that every link carries (RFC 8200 §5).
+pub(crate) const MIN_MTU: u16 = 1280;
+
 /// Extension headers that we walk past at most; real packets have two or three.
 const MAX_EXTENSIONS: usize = 8;
 

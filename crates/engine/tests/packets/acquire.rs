@@ -557,6 +557,39 @@ fn a_gateway_that_is_another_station_than_the_configured_one_is_refused() {
     bench.one(INSIDE, packet);
 }
 
+/// What the sender of an IPv6 packet of `len` bytes is told that the way carries; none if it passes.
+fn told6(bench: &mut Bench, len: usize) -> Option<u32> {
+    let (client, server) = (at("[fd00::2]:5000"), at("[2001:db8:1::1]:53"));
+    let (_, out) = bench.one(INSIDE, Frame::udp(client, server, &vec![0; len - 48]));
+    match out.body {
+        Body::Icmp {
+            icmp_type: 2, rest, ..
+        } => Some(rest),
+        _ => None,
+    }
+}
+
+#[test]
+fn a_link_that_is_told_to_carry_little_carries_ipv6_all_the_same() {
+    let mut bench = Bench::new(&allow_all(), two_arms());
+    bench.reconfigure(|s| s.ports[1].mtu = Some(576));
+    assert_eq!(told6(&mut bench, 1280), None);
+    assert_eq!(told6(&mut bench, 1281), Some(1280));
+    let big = Frame::udp(at("10.0.0.2:5000"), at("198.51.100.1:53"), &[0; 600]);
+    let (port, _) = bench.one(INSIDE, Frame { df: true, ..big });
+    assert_eq!(port, INSIDE, "of IPv4 it holds");
+    bench.reconfigure(|s| s.ports[1].mtu = Some(1400));
+    assert_eq!(told6(&mut bench, 1400), None);
+    assert_eq!(told6(&mut bench, 1401), Some(1400));
+}
+
+#[test]
+fn nobody_is_told_of_less_than_every_link_carries_of_ipv6() {
+    let mut bench = Bench::with_mtus(&allow_all(), two_arms(), [1500, 1000]);
+    assert_eq!(told6(&mut bench, 1000), None);
+    assert_eq!(told6(&mut bench, 1400), Some(1280));
+}
+
 #[test]
 fn a_link_that_carries_less_than_its_interface_says_so() {
     let mut bench = Bench::new(&allow_all(), two_arms());
