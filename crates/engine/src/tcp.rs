@@ -352,7 +352,7 @@ impl Connection {
         }
         let shift = if s.has(SYN) { 0 } else { self.shift(me) };
         if s.has(ACK) {
-            if self.is_picked_up() && before(self.end[peer], s.ack) {
+            if before(self.end[peer], s.ack) && self.is_picked_up() {
                 self.end[peer] = s.ack;
             }
             let limit = s.ack.wrapping_add((u32::from(s.window) << shift).max(1));
@@ -368,7 +368,7 @@ impl Connection {
         let (me, peer) = (from as usize, from.other() as usize);
         let acknowledges_what_was_sent = !s.has(ACK)
             || self.flags & SEEN[peer] == 0
-            || !before(self.furthest(peer), s.ack)
+            || self.may_have_sent(peer, s.ack)
                 && !before(
                     s.ack,
                     self.end[peer].wrapping_sub(self.scaled_window(me).max(MIN_ACK_WINDOW)),
@@ -385,14 +385,11 @@ impl Connection {
         not_beyond && not_long_past && acknowledges_what_was_sent
     }
 
-    /// Behind the furthest byte that an end can have sent: of a connection met in the middle not all that it sent was
-    /// seen.
-    fn furthest(&self, end: usize) -> u32 {
-        let unseen = match self.is_picked_up() {
-            true => 0xffff << MAX_SHIFT,
-            false => 0,
-        };
-        self.end[end].wrapping_add(unseen)
+    /// Whether an end can have sent all that the other acknowledges. Of a connection met in the middle not all was seen.
+    fn may_have_sent(&self, end: usize, ack: u32) -> bool {
+        let sent = self.end[end];
+        !before(sent, ack)
+            || self.is_picked_up() && !before(sent.wrapping_add(0xffff << MAX_SHIFT), ack)
     }
 
     fn scaled_window(&self, end: usize) -> u32 {

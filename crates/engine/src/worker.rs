@@ -255,9 +255,9 @@ impl<P: Port, L: Port> Worker<P, L> {
                 self.envelopes.push(envelope);
                 parsed.map(|(p, _)| known.parsed = p)
             } else {
-                let meta = *frame.meta();
-                parse_into(&mut known.parsed, frame.bytes(), station, meta.vlan)
-                    .and_then(|()| known.parsed.admit(&meta, 0))
+                let vlan = frame.meta().vlan;
+                parse_into(&mut known.parsed, frame.bytes(), station, vlan)
+                    .and_then(|()| known.parsed.admit(frame.meta(), 0))
             };
             known.refused = parsed.err();
             if known.refused.is_none() {
