@@ -528,6 +528,8 @@ static bool prepare(struct nw_frame *frame, uint16_t offloads)
 	if (likely(flags == 0))
 		return true;
 	if (flags & (FRAME_TCP | FRAME_UDP)) {
+		/* What a buffer was used for before has no part in it. */
+		m->tx_offload = 0;
 		m->l2_len = RTE_ETHER_HDR_LEN;
 		m->l3_len = frame->l3_len;
 		m->ol_flags |= flags & FRAME_IPV6 ? RTE_MBUF_F_TX_IPV6 : RTE_MBUF_F_TX_IPV4;
