@@ -44,6 +44,18 @@ fn state() -> String {
     )
 }
 
+/// Holds `left` without an end. A kill runs no drop, but closes the descriptors, and so the locks: notes in a directory of
+/// their own have none.
+fn left_by_a_killed_process(dir: &Path) -> tempfile::TempDir {
+    std::mem::forget(Hold::open(&config(dir)).expect("left is held"));
+    let elsewhere = tempfile::tempdir().expect("a directory");
+    for entry in std::fs::read_dir(dir).expect("the directory is there") {
+        let entry = entry.expect("it can be read");
+        std::fs::copy(entry.path(), elsewhere.path().join(entry.file_name())).expect("a copy");
+    }
+    elsewhere
+}
+
 #[test]
 #[ignore = "needs root; make test runs it"]
 fn a_hold_silences_the_kernel_and_gives_everything_back() {
@@ -98,31 +110,30 @@ fn what_a_killed_process_left_is_put_right() {
         let dir = tempfile::tempdir().expect("a directory");
         set_up();
         let before = state();
-        // A kill runs no drop, but closes the descriptors, and so the lock.
-        let note = {
-            let hold = Hold::open(&config(dir.path())).expect("left is held");
-            std::mem::forget(hold);
-            let entry = std::fs::read_dir(dir.path())
-                .expect("the directory is there")
-                .next()
-                .expect("there is a note")
-                .expect("it can be read");
-            std::fs::read(entry.path()).expect("it can be read")
-        };
-        let elsewhere = tempfile::tempdir().expect("a directory");
-        let name = std::fs::read_dir(dir.path())
-            .expect("the directory is there")
-            .next()
-            .expect("there is a note")
-            .expect("it can be read")
-            .file_name();
-        std::fs::write(elsewhere.path().join(name), note).expect("a file can be written");
+        let elsewhere = left_by_a_killed_process(dir.path());
         sh("ip addr add 192.0.2.77/32 dev left");
 
         let again = Hold::open(&config(elsewhere.path())).expect("the left-over is no obstacle");
         assert_eq!(sh("nft list tables netdev").lines().count(), 1);
         drop(again);
         sh("ip addr del 192.0.2.77/32 dev left");
+        assert_eq!(state(), before);
+    });
+}
+
+#[test]
+#[ignore = "needs root; make test runs it"]
+fn an_interface_whose_address_has_changed_is_put_right() {
+    with_namespace("an_interface_whose_address_has_changed", || {
+        let dir = tempfile::tempdir().expect("a directory");
+        set_up();
+        let before = state();
+        let mut left = left_by_a_killed_process(dir.path());
+        for last in [7, 8] {
+            sh(&format!("ip link set left address 02:00:00:00:00:0{last}"));
+            left = left_by_a_killed_process(left.path());
+        }
+        drop(Hold::open(&config(left.path())).expect("left is held"));
         assert_eq!(state(), before);
     });
 }

@@ -108,18 +108,15 @@ impl Hold {
             table_exists(&mut netfilter, &table).map_err(refused("look for a chain on"))?;
         let mut original = Original::read(&interface, &mut route, disable_ipv6.as_ref())
             .map_err(refused("read the configuration of"))?;
-        if left_over {
-            let mut text = String::new();
-            let noted = note.read_to_string(&mut text).ok();
-            if let Some(before) = noted.and_then(|_| Original::parse(&text))
-                && before.mac == original.mac
-            {
-                tracing::info!(
-                    interface = name,
-                    "the process before this one held this interface"
-                );
-                original = before.with_added(original);
-            }
+        if left_over
+            && let Some(before) = read_note(&mut note)
+            && before.is_of(&original)
+        {
+            tracing::info!(
+                interface = name,
+                "the process before this one held this interface"
+            );
+            original = before.with_added(original);
         }
         write_note(&mut note, &original.to_text()).map_err(refused("note the configuration of"))?;
 
@@ -272,6 +269,8 @@ impl HoldError {
 /// told them: the payload of its message, which is also what puts them back.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Original {
+    /// Stays as long as the interface does; none in a note of an earlier version.
+    index: Option<u32>,
     mac: [u8; 6],
     up: bool,
     ipv6_disabled: bool,
@@ -294,6 +293,7 @@ impl Original {
         let mut addresses = addresses(route, interface.index())?;
         addresses.retain(|address| !is_link_local(address));
         Ok(Self {
+            index: Some(interface.index()),
             mac: interface.mac()?.0,
             up: interface.is_up()?,
             ipv6_disabled: value.trim() == "1",
@@ -302,8 +302,15 @@ impl Original {
         })
     }
 
+    /// Whether an interface of the same name is the same one: its address may have changed meanwhile, and a driver that
+    /// was loaded again gives another index.
+    fn is_of(&self, now: &Self) -> bool {
+        self.index == now.index || self.mac == now.mac
+    }
+
     /// With what has been configured since.
     fn with_added(mut self, since: Self) -> Self {
+        (self.index, self.mac) = (since.index, since.mac);
         for address in since.addresses {
             if !self.addresses.iter().any(|a| same_address(a, &address)) {
                 self.addresses.push(address);
@@ -324,6 +331,9 @@ impl Original {
             self.up,
             self.ipv6_disabled
         );
+        if let Some(index) = self.index {
+            text.push_str(&format!("index {index}\n"));
+        }
         for address in &self.addresses {
             text.push_str(&format!("address {}\n", to_hex(address)));
         }
@@ -343,6 +353,7 @@ impl Original {
         for line in lines {
             let (key, value) = line.split_once(' ')?;
             match key {
+                "index" => original.index = Some(value.parse().ok()?),
                 "mac" => original.mac = from_hex(value)?.try_into().ok()?,
                 "up" => original.up = value.parse().ok()?,
                 "ipv6_disabled" => original.ipv6_disabled = value.parse().ok()?,
@@ -394,6 +405,13 @@ fn lock_note(state_dir: &Path, name: &str) -> Result<File, HoldError> {
         }
     })?;
     Ok(note)
+}
+
+/// What a note says; none if it is empty, or none at all.
+fn read_note(note: &mut File) -> Option<Original> {
+    let mut text = String::new();
+    note.read_to_string(&mut text).ok()?;
+    Original::parse(&text)
 }
 
 fn write_note(note: &mut File, text: &str) -> io::Result<()> {
@@ -514,6 +532,7 @@ mod tests {
 
     fn original() -> Original {
         Original {
+            index: Some(3),
             mac: [2, 0, 0, 0, 0, 1],
             up: true,
             ipv6_disabled: false,
@@ -529,11 +548,26 @@ mod tests {
     }
 
     #[test]
+    fn a_note_without_an_index_is_known_by_the_address() {
+        let text = original().to_text().replace("index 3\n", "");
+        let before = Original::parse(&text).expect("it is a note");
+        assert_eq!(before.index, None);
+        assert!(before.is_of(&original()));
+        let other = Original {
+            mac: [2, 0, 0, 0, 0, 2],
+            ..original()
+        };
+        assert!(!before.is_of(&other));
+        assert!(original().is_of(&other), "the index is the same");
+    }
+
+    #[test]
     fn what_is_not_a_note_is_not_used() {
         for text in [
             "",
             "neuwerk hold 2\n",
             "neuwerk hold 1\nmac 0200\n",
+            "neuwerk hold 1\nindex -1\n",
             "neuwerk hold 1\nup maybe\n",
             "neuwerk hold 1\naddress 0x1\n",
             "neuwerk hold 1\naddress é1\n",
