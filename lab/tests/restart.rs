@@ -20,7 +20,7 @@ use lab::client::{self, connect_from};
 use lab::cluster::{Cluster, allowed_servers, policy_allowing};
 use lab::management::{self, sum};
 use lab::server::PORT;
-use lab::{http, wait};
+use lab::{http, tool, wait};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 
 const SOON: Duration = Duration::from_secs(10);
@@ -110,6 +110,19 @@ fn a_restart_cuts_no_connection_and_refuses_none() {
     );
     assert_eq!(value("neuwerk_dp_flows_picked_up_total"), 0, "{page}");
     assert_eq!(value("neuwerk_dp_resets_sent_total"), 0, "{page}");
+}
+
+#[test]
+#[ignore = "needs root; make test runs it"]
+fn an_interface_that_is_no_data_port_any_more_is_the_kernels_after_a_restart() {
+    let mut cluster = one_node();
+    let netns = Arc::clone(cluster.topology.node(1));
+    let tables = || tool::run(netns.command("nft").args(["list", "tables", "netdev"])).unwrap();
+    assert_eq!(tables().lines().count(), 2);
+    let node = cluster.node(1);
+    node.take_one_arm().unwrap();
+    node.control(&["restart"]).unwrap();
+    assert_eq!(tables().lines().count(), 1, "{}", tables());
 }
 
 #[test]

@@ -16,16 +16,26 @@ pub(crate) struct Interface {
     index: u32,
 }
 
+fn control() -> io::Result<OwnedFd> {
+    Ok(socket_with(
+        AddressFamily::INET,
+        SocketType::DGRAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )?)
+}
+
 impl Interface {
     /// Looks up an interface by name.
     pub(crate) fn by_name(name: &str) -> io::Result<Self> {
-        let control = socket_with(
-            AddressFamily::INET,
-            SocketType::DGRAM,
-            SocketFlags::CLOEXEC,
-            None,
-        )?;
+        let control = control()?;
         let index = netdevice::name_to_index(&control, name)?;
+        Ok(Self { control, index })
+    }
+
+    /// The interface that has, or had, this index.
+    pub(crate) fn by_index(index: u32) -> io::Result<Self> {
+        let control = control()?;
         Ok(Self { control, index })
     }
 

@@ -140,6 +140,55 @@ fn an_interface_whose_address_has_changed_is_put_right() {
 
 #[test]
 #[ignore = "needs root; make test runs it"]
+fn what_is_no_data_port_any_more_is_given_back() {
+    with_namespace("what_is_no_data_port_any_more", || {
+        let dir = tempfile::tempdir().expect("a directory");
+        set_up();
+        let before = state();
+        let give_back = |dir: &Path, own: &str| Hold::give_back_others(dir, &[own.to_owned()]);
+        let left = left_by_a_killed_process(dir.path());
+        let held = state();
+        give_back(dir.path(), "right");
+        assert_eq!(state(), held, "its note is locked: somebody holds it");
+        give_back(left.path(), "left");
+        assert_eq!(state(), held, "it is our own");
+        give_back(left.path(), "right");
+        assert_eq!(state(), before);
+
+        // What has been given back is left alone.
+        sh("ip addr add 192.0.2.77/32 dev left");
+        let changed = state();
+        give_back(left.path(), "right");
+        give_back(&left.path().join("none"), "right");
+        assert_eq!(state(), changed);
+    });
+}
+
+#[test]
+#[ignore = "needs root; make test runs it"]
+fn what_is_no_data_port_any_more_may_have_another_name_or_have_gone() {
+    with_namespace("what_is_no_data_port_any_more_may_have_gone", || {
+        let dir = tempfile::tempdir().expect("a directory");
+        set_up();
+        let left = left_by_a_killed_process(dir.path());
+        sh("ip link set left down; ip link set left name renamed; ip link set renamed up");
+        Hold::give_back_others(left.path(), &["renamed".to_owned()]);
+        assert!(!sh("ip addr show dev renamed").contains("192.0.2"));
+        Hold::give_back_others(left.path(), &[]);
+        assert!(sh("ip addr show dev renamed").contains("192.0.2.9/24"));
+        assert_eq!(sh("nft list tables"), "");
+
+        sh("ip link set renamed down; ip link set renamed name left");
+        let dir = tempfile::tempdir().expect("a directory");
+        let left = left_by_a_killed_process(dir.path());
+        sh("ip link del left");
+        Hold::give_back_others(left.path(), &[]);
+        assert_eq!(sh("nft list tables"), "");
+    });
+}
+
+#[test]
+#[ignore = "needs root; make test runs it"]
 fn an_interface_is_held_once_and_never_the_management_one() {
     with_namespace(
         "an_interface_is_held_once_and_never_the_management_one",

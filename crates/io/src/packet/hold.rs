@@ -5,7 +5,8 @@
 //! interface has no addresses, no IPv6, and a netfilter chain that drops the kernel's copy of
 //! every frame at ingress; packet sockets see the frame before that. The end of the hold puts
 //! everything back. A killed process leaves the chain, so that the machine does not turn into an
-//! open router, and a note of what was there, by which the next hold puts things right.
+//! open router, and a note of what was there, by which the next process puts things right, whether
+//! it holds the interface again or not.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
@@ -97,12 +98,8 @@ impl Hold {
         let mut note = lock_note(&config.state_dir, name)?;
         let mut route = Netlink::route().map_err(refused("open netlink for"))?;
         let mut netfilter = Netlink::netfilter().map_err(refused("open netlink for"))?;
-        let disable_ipv6 = File::options()
-            .read(true)
-            .write(true)
-            .open(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"))
-            .ok();
-        let table = format!("neuwerk_hold_{name}");
+        let disable_ipv6 = open_disable_ipv6(name);
+        let table = table_of(name);
 
         let left_over =
             table_exists(&mut netfilter, &table).map_err(refused("look for a chain on"))?;
@@ -135,6 +132,60 @@ impl Hold {
         hold.silence().map_err(refused("flush the addresses of"))?;
         hold.interface.set_up(true).map_err(refused("set up"))?;
         Ok(hold)
+    }
+
+    /// Gives back what a process before this one held, nobody holds any more, and is none of the `own` interfaces: no
+    /// hold of this process would ever end what it left.
+    pub fn give_back_others(state_dir: &Path, own: &[String]) {
+        let noted = match noted(state_dir) {
+            Ok(noted) => noted,
+            Err(error) => {
+                return tracing::warn!(%error, "interfaces that were held before are not looked for");
+            }
+        };
+        for name in noted.iter().filter(|name| !own.contains(name)) {
+            match Self::left_over(state_dir, name, own) {
+                Ok(None) | Err(HoldError::Held { .. }) => {}
+                Ok(Some(hold)) => {
+                    tracing::info!(
+                        interface = name,
+                        "this interface is no data port any more: the kernel gets it back"
+                    );
+                    drop(hold);
+                }
+                Err(error) => {
+                    tracing::warn!(interface = name, %error, "this interface, held before, is not given back");
+                }
+            }
+        }
+    }
+
+    /// The hold of a process that has ended; none if it gave the interface back, or if that has become one of our `own`
+    /// under another name.
+    fn left_over(state_dir: &Path, name: &str, own: &[String]) -> Result<Option<Self>, HoldError> {
+        let refused = |step| move |source| HoldError::new(step, name, source);
+        let mut note = lock_note(state_dir, name)?;
+        let mut netfilter = Netlink::netfilter().map_err(refused("open netlink for"))?;
+        let table = table_of(name);
+        let is_left =
+            table_exists(&mut netfilter, &table).map_err(refused("look for a chain on"))?;
+        let Some(original) = read_note(&mut note).filter(|_| is_left) else {
+            return Ok(None);
+        };
+        let interface = original.interface(name).map_err(refused("look up"))?;
+        let now = interface.name().ok();
+        if now.as_ref().is_some_and(|now| own.contains(now)) {
+            return Ok(None);
+        }
+        Ok(Some(Self {
+            disable_ipv6: now.and_then(|now| open_disable_ipv6(&now)),
+            interface,
+            table,
+            route: Netlink::route().map_err(refused("open netlink for"))?,
+            netfilter,
+            note,
+            original,
+        }))
     }
 
     /// `table netdev T { chain ingress { type filter hook ingress device D priority MIN; policy drop; } }`, in place of
@@ -308,6 +359,16 @@ impl Original {
         self.index == now.index || self.mac == now.mac
     }
 
+    /// The interface that was called `name`, which may have gone.
+    fn interface(&self, name: &str) -> io::Result<Interface> {
+        match (self.index, Interface::by_name(name)) {
+            (Some(index), _) => Interface::by_index(index),
+            (None, Ok(interface)) if interface.mac()?.0 == self.mac => Ok(interface),
+            // No interface has this index.
+            (None, _) => Interface::by_index(0),
+        }
+    }
+
     /// With what has been configured since.
     fn with_added(mut self, since: Self) -> Self {
         (self.index, self.mac) = (since.index, since.mac);
@@ -380,20 +441,52 @@ fn from_hex(text: &str) -> Option<Vec<u8>> {
         .collect()
 }
 
-/// Opens and locks the note of an interface. Its name holds the namespace, since two of them may
-/// have interfaces of one name.
+fn table_of(name: &str) -> String {
+    format!("neuwerk_hold_{name}")
+}
+
+fn open_disable_ipv6(name: &str) -> Option<File> {
+    File::options()
+        .read(true)
+        .write(true)
+        .open(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"))
+        .ok()
+}
+
+/// What the name of a note begins with, before that of its interface: it holds the namespace, since two of them may have
+/// interfaces of one name.
+fn note_prefix() -> io::Result<String> {
+    let namespace = fs::metadata("/proc/thread-self/ns/net")?.ino();
+    Ok(format!("hold-{namespace}-"))
+}
+
+/// The interfaces of this namespace that there are notes of.
+fn noted(state_dir: &Path) -> io::Result<Vec<String>> {
+    let entries = match fs::read_dir(state_dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let prefix = note_prefix()?;
+    let mut names = Vec::new();
+    for entry in entries {
+        let file = entry?.file_name();
+        let name = file.to_str().and_then(|name| name.strip_prefix(&prefix));
+        names.extend(name.map(str::to_owned));
+    }
+    Ok(names)
+}
+
+/// Opens and locks the note of an interface.
 fn lock_note(state_dir: &Path, name: &str) -> Result<File, HoldError> {
     let refused = |source| HoldError::new("keep a note of", name, source);
     fs::create_dir_all(state_dir).map_err(refused)?;
-    let namespace = fs::metadata("/proc/thread-self/ns/net")
-        .map_err(refused)?
-        .ino();
+    let prefix = note_prefix().map_err(refused)?;
     let note = File::options()
         .read(true)
         .write(true)
         .create(true)
         .truncate(false)
-        .open(state_dir.join(format!("hold-{namespace}-{name}")))
+        .open(state_dir.join(prefix + name))
         .map_err(refused)?;
     flock(&note, FlockOperation::NonBlockingLockExclusive).map_err(|errno| {
         if errno == rustix::io::Errno::WOULDBLOCK {

@@ -41,12 +41,8 @@ pub(super) fn start(
     let named = ports.iter().filter_map(|(_, port)| *port);
     let named = named.map(DataInterface::to_string).collect();
     let (acquire, addresses) = addresses::prepare(config, named, &received.addresses()).unzip();
-    let mut holds = Vec::new();
-    for (key, located) in &located {
-        if let Some(interface) = located.interface() {
-            holds.push(hold(config, interface).context(*key)?);
-        }
-    }
+    let kernels = |(key, located): &(_, Located)| Some((*key, located.interface()?.to_owned()));
+    let holds = hold(config, located.iter().filter_map(kernels))?;
 
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let (workers, exactly) = match (config.dpdk.workers, config.dataplane.workers) {

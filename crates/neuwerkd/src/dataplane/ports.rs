@@ -75,7 +75,6 @@ impl HeldDataplane {
         if let Some(outside) = &bootstrap.outside_interface {
             interfaces.push(("bootstrap.outside_interface", interface(outside)?));
         }
-        let mut holds = Vec::new();
         let own: Vec<String> = interfaces.iter().map(|(_, name)| name.clone()).collect();
         let (acquire, addresses) = addresses::prepare(config, own, &received.addresses()).unzip();
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
@@ -95,11 +94,10 @@ impl HeldDataplane {
             )
         };
         let mode = bootstrap.data_plane_mode;
-        if !matches!(mode, DataPlaneMode::Tun | DataPlaneMode::Tap) {
-            for (key, interface) in &interfaces {
-                holds.push(hold(config, interface).context(*key)?);
-            }
-        }
+        let holds = match mode {
+            DataPlaneMode::Tun | DataPlaneMode::Tap => hold(config, [])?,
+            _ => hold(config, interfaces.clone())?,
+        };
         let dataplane = match mode {
             DataPlaneMode::Tun => soft(Kind::Tun, acquire)?,
             DataPlaneMode::Tap => soft(Kind::Tap, acquire)?,
@@ -219,12 +217,25 @@ pub(super) fn launch<P: Port + 'static>(
     .context("the dataplane cannot start")
 }
 
-pub(super) fn hold(config: &Config, interface: &str) -> Result<Hold, io::packet::HoldError> {
-    Hold::open(&HoldConfig {
-        interface: interface.to_owned(),
-        management_interface: Some(config.bootstrap.management_interface.as_str().to_owned()),
-        state_dir: PathBuf::from(&config.runtime.run_dir),
-    })
+/// Takes interfaces from the kernel, each with the key that an error is to name, and gives those back that were data ports
+/// of a process before this one and are none any more.
+pub(super) fn hold(
+    config: &Config,
+    interfaces: impl IntoIterator<Item = (&'static str, String)>,
+) -> anyhow::Result<Vec<Hold>> {
+    let state_dir = PathBuf::from(&config.runtime.run_dir);
+    let (mut holds, mut own) = (Vec::new(), Vec::new());
+    for (key, interface) in interfaces {
+        let hold = Hold::open(&HoldConfig {
+            interface: interface.clone(),
+            management_interface: Some(config.bootstrap.management_interface.as_str().to_owned()),
+            state_dir: state_dir.clone(),
+        });
+        holds.push(hold.context(key)?);
+        own.push(interface);
+    }
+    Hold::give_back_others(&state_dir, &own);
+    Ok(holds)
 }
 
 /// The devices of the modes `tun` and `tap`: by worker, its queue of each.
