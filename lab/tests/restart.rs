@@ -19,8 +19,10 @@ use lab::address::{self, FAMILIES, Family};
 use lab::client::{self, connect_from};
 use lab::cluster::{Cluster, allowed_servers, policy_allowing};
 use lab::management::{self, sum};
+use lab::node::Node;
 use lab::server::PORT;
 use lab::{http, tool, wait};
+use nix::sys::signal::Signal;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 
 const SOON: Duration = Duration::from_secs(10);
@@ -110,6 +112,32 @@ fn a_restart_cuts_no_connection_and_refuses_none() {
     );
     assert_eq!(value("neuwerk_dp_flows_picked_up_total"), 0, "{page}");
     assert_eq!(value("neuwerk_dp_resets_sent_total"), 0, "{page}");
+}
+
+/// Whatever the node is busy with when it is asked to stop, it gives its interfaces back.
+#[test]
+#[ignore = "needs root; make test runs it"]
+fn a_stop_in_the_midst_of_a_restart_is_obeyed() {
+    let mut cluster = one_node();
+    let netns = Arc::clone(cluster.topology.node(1));
+    let held = || tool::run(netns.command("nft").args(["list", "tables", "netdev"])).unwrap();
+    for pause_ms in [0, 20, 50, 100, 200, 400] {
+        assert!(held().contains("neuwerk_hold"));
+        let node = cluster.node(1);
+        let said = |node: &Node| {
+            let log = std::fs::read_to_string(node.log_path()).unwrap();
+            log.matches("restarting").count()
+        };
+        let before = said(node);
+        node.signal(Signal::SIGUSR2).unwrap();
+        wait::until_true("the restart", SOON, || Ok(said(node) > before)).unwrap();
+        thread::sleep(Duration::from_millis(pause_ms));
+        node.signal(Signal::SIGTERM).unwrap();
+        node.wait_stopped().unwrap();
+        assert_eq!(held(), "", "after {pause_ms} ms");
+        node.start().unwrap();
+        cluster.wait_node_ready(1).unwrap();
+    }
 }
 
 #[test]

@@ -1,7 +1,10 @@
-//! Descriptors that the process was started with, by name, and those that it leaves.
+//! What a program is started with: descriptors by name, those that it leaves, and which signals it hears.
 
 use std::collections::BTreeMap;
+use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
 use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
 
@@ -38,6 +41,24 @@ pub fn leave_none() -> std::io::Result<()> {
     Ok(())
 }
 
+/// Has a program that is started hear every signal, whatever this thread leaves for others to read.
+pub fn unmask(command: &mut Command) -> &mut Command {
+    let unmask = || {
+        let mut none = MaybeUninit::<libc::sigset_t>::uninit();
+        // SAFETY: `none` is written before it is read, and both calls may be made between fork and exec.
+        let result = unsafe {
+            libc::sigemptyset(none.as_mut_ptr());
+            libc::pthread_sigmask(libc::SIG_SETMASK, none.as_ptr(), std::ptr::null_mut())
+        };
+        match result {
+            0 => Ok(()),
+            error => Err(std::io::Error::from_raw_os_error(error)),
+        }
+    };
+    // SAFETY: it allocates nothing and takes no lock.
+    unsafe { command.pre_exec(unmask) }
+}
+
 fn take_one(number: RawFd) -> Option<OwnedFd> {
     if number <= 2 {
         return None;
@@ -72,6 +93,21 @@ mod tests {
         assert_eq!(taken.keys().collect::<Vec<_>>(), ["a"]);
         assert!(take(&text).is_empty());
         assert!(take("").is_empty());
+    }
+
+    #[test]
+    fn a_program_hears_signals_that_its_starter_leaves_alone() {
+        use nix::sys::signal::{SigSet, Signal};
+        use std::os::unix::process::ExitStatusExt;
+
+        SigSet::from(Signal::SIGTERM)
+            .thread_block()
+            .expect("a mask can be set");
+        let mut deaf = Command::new("sh");
+        deaf.args(["-c", "kill -TERM $$; exit 3"]);
+        assert_eq!(deaf.status().expect("there is a shell").code(), Some(3));
+        let status = unmask(&mut deaf).status().expect("there is a shell");
+        assert_eq!(status.signal(), Some(libc::SIGTERM));
     }
 
     #[test]

@@ -14,7 +14,6 @@ use cluster::replay::{Mark, Progress, Target};
 use policy::Compiled;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -29,6 +28,7 @@ use crate::handover::{Leaving, Listening, Received, Sockets, Successor};
 use crate::http::certificate::Certificates;
 use crate::metrics::Metrics;
 use crate::readiness::{Part, Readiness};
+use crate::signals::{Asked, Signals};
 use crate::staleness::InForce;
 use crate::{http, interfaces};
 
@@ -246,6 +246,24 @@ pub fn start(config: Config, log: RecentLog, received: Received) -> anyhow::Resu
 }
 
 impl Running {
+    /// Waits until the node is to stop, or to be replaced by a program that takes its configuration.
+    fn wait_for_its_end(&self, signals: &Signals) -> anyhow::Result<Option<Successor>> {
+        while signals.wait()? == Asked::ToRestart {
+            let checked = Successor::of_this_process().and_then(|successor| {
+                self.control_runtime.block_on(successor.check())?;
+                Ok(successor)
+            });
+            match checked {
+                Ok(successor) => return Ok(Some(successor)),
+                Err(error) => {
+                    let error = format!("{error:#}");
+                    tracing::error!(error, "this node is not restarted, and goes on");
+                }
+            }
+        }
+        Ok(None)
+    }
+
     /// Takes no new flows, tells load balancers so, and waits until the last flow has ended or the drain time is over;
     /// then hands over leadership, stops listening, and gives the interfaces back.
     pub fn drain(self) {
@@ -344,83 +362,34 @@ impl Running {
 }
 
 /// Runs a node until SIGTERM or SIGINT, which drain it; a second one ends the process at once. SIGUSR2 has it replace
-/// its program ([`handover`](crate::handover)).
+/// its program ([`handover`](crate::handover)). To be called before there are threads, all of which leave these signals
+/// alone.
 ///
 /// # Errors
 /// As [`start`].
 pub fn run(config: Config, log: RecentLog) -> anyhow::Result<()> {
+    let signals = Signals::block()?;
     mem::heap::give_back();
-    let signals = runtime("signals", 1)?;
-    let mut stop = signals.block_on(async { Stop::new() })?;
     let running = start(config, log, Received::take())?;
     // Without systemd there is nobody to notify.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-    if let Asked::ToRestart(successor) = signals.block_on(stop.asked_anything()) {
+    if let Some(successor) = running.wait_for_its_end(&signals)? {
+        // A stop that is asked for from now on is left to the next program.
         let never = running.hand_over(&successor)?;
         match never {}
     }
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-    signals.spawn(async move {
-        stop.asked().await;
-        tracing::warn!("asked to stop a second time: ending at once");
-        std::process::exit(1);
-    });
+    let second = move || {
+        if signals.wait_for_stop().is_ok() {
+            tracing::warn!("asked to stop a second time: ending at once");
+            std::process::exit(1);
+        }
+    };
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(second)?;
     running.drain();
-    signals.shutdown_background();
     Ok(())
-}
-
-/// The signals that ask a node to stop.
-struct Stop {
-    terminate: Signal,
-    interrupt: Signal,
-    restart: Signal,
-}
-
-/// What a signal asks for.
-enum Asked {
-    ToStop,
-    ToRestart(Successor),
-}
-
-impl Stop {
-    fn new() -> std::io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            restart: signal(SignalKind::user_defined2())?,
-        })
-    }
-
-    /// A request to stop, or to restart with a program that takes its configuration.
-    async fn asked_anything(&mut self) -> Asked {
-        loop {
-            tokio::select! {
-                _ = self.terminate.recv() => return Asked::ToStop,
-                _ = self.interrupt.recv() => return Asked::ToStop,
-                _ = self.restart.recv() => {}
-            }
-            let checked = async {
-                let successor = Successor::of_this_process()?;
-                successor.check().await?;
-                anyhow::Ok(successor)
-            };
-            match checked.await {
-                Ok(successor) => return Asked::ToRestart(successor),
-                Err(error) => {
-                    let error = format!("{error:#}");
-                    tracing::error!(error, "this node is not restarted, and goes on");
-                }
-            }
-        }
-    }
-
-    async fn asked(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-    }
 }
 
 fn runtime(name: &'static str, threads: u32) -> anyhow::Result<Runtime> {

@@ -365,6 +365,7 @@ impl Successor {
             .env_remove(VARIABLE)
             .stdin(Stdio::null())
             .kill_on_drop(true);
+        io::inherited::unmask(check.as_std_mut());
         let output = tokio::time::timeout(CHECK_LIMIT, check.output())
             .await
             .context("the check of the configuration takes too long")?

@@ -19,5 +19,6 @@ pub mod interfaces;
 pub mod member;
 pub mod metrics;
 pub mod readiness;
+mod signals;
 mod staleness;
 pub mod sysdump;

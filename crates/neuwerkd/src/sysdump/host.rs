@@ -239,15 +239,16 @@ fn command(
 fn run(line: &[&str], time: Duration, limit_bytes: u64) -> io::Result<String> {
     // Into a file, so that a command that prints without end stops nobody.
     let mut output = tempfile::tempfile()?;
-    let mut child = Command::new(line[0])
+    let mut command = Command::new(line[0]);
+    command
         .args(&line[1..])
         .env_clear()
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
         .env("LC_ALL", "C")
         .stdin(Stdio::null())
         .stdout(output.try_clone()?)
-        .stderr(output.try_clone()?)
-        .spawn()?;
+        .stderr(output.try_clone()?);
+    let mut child = ::io::inherited::unmask(&mut command).spawn()?;
     let give_up = Instant::now() + time;
     let ended = loop {
         if child.try_wait()?.is_some() {
