@@ -199,6 +199,13 @@ impl TunDevice {
     }
 }
 
+impl TunDevice {
+    /// Whether a device of this name is there to stay and was made for a single queue.
+    pub fn has_single_queue(name: &str) -> bool {
+        host::has_single_queue(name).unwrap_or(false)
+    }
+}
+
 /// Makes a device, or attaches to one that is there.
 fn attach(config: &TunConfig, is_there: bool, many: bool) -> Result<OwnedFd, OpenError> {
     let name = config.name.as_str();

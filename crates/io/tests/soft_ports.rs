@@ -85,6 +85,24 @@ fn a_device_of_another_kind_or_in_use_is_refused() {
 }
 
 #[test]
+fn who_asks_learns_that_a_device_has_a_single_queue() {
+    with_namespace("a_device_has_a_single_queue", || {
+        let check = |made: &str, expected| {
+            sh(made);
+            assert_eq!(TunDevice::has_single_queue("nw0"), expected, "{made}");
+            sh("ip link del nw0");
+        };
+        assert!(!TunDevice::has_single_queue("nw0"), "it is not there");
+        check("ip tuntap add nw0 mode tun", true);
+        check("ip tuntap add nw0 mode tap vnet_hdr", true);
+        check("ip tuntap add nw0 mode tun multi_queue", false);
+        check("ip link add nw0 type veth peer name other", false);
+        let _ours = TunDevice::open(&data_port(Kind::Tun)).expect("the device opens");
+        assert!(!TunDevice::has_single_queue("nw0"), "it can be made anew");
+    });
+}
+
+#[test]
 fn the_two_ends_of_a_tap_device_have_addresses_of_their_own() {
     with_namespace("the_two_ends_of_a_tap_device", || {
         let port = Tun::open(&data_port(Kind::Tap)).expect("the device opens");

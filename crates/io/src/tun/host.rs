@@ -22,6 +22,11 @@ const FRA_SRC: u16 = 2;
 const FRA_PRIORITY: u16 = 6;
 const FRA_TABLE: u16 = 15;
 const FR_ACT_TO_TBL: u8 = 1;
+/// What a link says of its kind (linux/if_link.h).
+const IFLA_INFO_KIND: u16 = 1;
+const IFLA_INFO_DATA: u16 = 2;
+const IFLA_TUN_PERSIST: u16 = 6;
+const IFLA_TUN_MULTI_QUEUE: u16 = 7;
 /// Bytes of `struct fib_rule_hdr`, `struct rtmsg`, `struct ifaddrmsg`, `struct ifinfomsg`.
 const FIXED_RULE_LEN: usize = 12;
 const FIXED_LINK_LEN: usize = 16;
@@ -213,6 +218,30 @@ impl HostSide {
         }
         self.dropped.get()
     }
+}
+
+/// Whether a device of this name stays without a user and was made for a single queue.
+pub(super) fn has_single_queue(name: &str) -> io::Result<bool> {
+    let named =
+        Message::new(libc::RTM_GETLINK, 0, &[0; FIXED_LINK_LEN]).with_name(libc::IFLA_IFNAME, name);
+    let link = Netlink::route()?.get(named)?.unwrap_or_default();
+    let link = link.get(FIXED_LINK_LEN..).unwrap_or_default();
+    let info = value(link, libc::IFLA_LINKINFO);
+    let device = value(info, IFLA_INFO_DATA);
+    Ok(has(info, IFLA_INFO_KIND, b"tun\0")
+        && has(device, IFLA_TUN_PERSIST, &[1])
+        && has(device, IFLA_TUN_MULTI_QUEUE, &[0]))
+}
+
+/// The value of an attribute; empty without it.
+fn value(bytes: &[u8], kind: u16) -> &[u8] {
+    attributes(bytes)
+        .find(|(found, _)| *found == kind)
+        .map_or(&[], |(_, value)| value)
+}
+
+fn has(bytes: &[u8], kind: u16, expected: &[u8]) -> bool {
+    value(bytes, kind) == expected
 }
 
 /// `tx_dropped` in the attribute `IFLA_STATS64`: what the host transmits is what we receive.

@@ -246,33 +246,25 @@ fn soft_devices(
     workers: usize,
     kept: &Kept,
 ) -> anyhow::Result<Vec<Vec<TunDevice>>> {
-    type Refused = (&'static str, io::packet::OpenError);
     let ports = [
         &config.dataplane.ports.inside,
         &config.dataplane.ports.outside,
     ];
-    let open = |workers| -> Result<_, Refused> {
-        let mut queues: Vec<Vec<TunDevice>> = (0..workers).map(|_| Vec::new()).collect();
-        for ((key, interface), port) in interfaces.iter().zip(ports) {
-            let device = TunConfig::data_port(interface, kind, host_addresses(port));
-            let opened = TunDevice::open_queues_kept(&device, workers, kept);
-            let opened = opened.map_err(|error| (*key, error))?;
-            for (queues, device) in queues.iter_mut().zip(opened) {
-                queues.push(device);
-            }
-        }
-        Ok(queues)
+    // A device that is there may have a single queue. If the number is left to us, that one will do.
+    let has_single = |(_, interface): &(_, String)| TunDevice::has_single_queue(interface);
+    let workers = match config.dataplane.workers {
+        Auto::Auto if interfaces.iter().any(has_single) => 1,
+        _ => workers,
     };
-    let queues = match open(workers) {
-        // A device that is there may have a single queue. If the number is left to us, that one will do.
-        Err((_, io::packet::OpenError::OtherKind { .. }))
-            if workers > 1 && config.dataplane.workers == Auto::Auto =>
-        {
-            open(1)
+    let mut queues: Vec<Vec<TunDevice>> = (0..workers).map(|_| Vec::new()).collect();
+    for ((key, interface), port) in interfaces.iter().zip(ports) {
+        let device = TunConfig::data_port(interface, kind, host_addresses(port));
+        let opened = TunDevice::open_queues_kept(&device, workers, kept).context(*key)?;
+        for (queues, device) in queues.iter_mut().zip(opened) {
+            queues.push(device);
         }
-        opened => opened,
-    };
-    queues.map_err(|(key, error)| anyhow::Error::new(error).context(key))
+    }
+    Ok(queues)
 }
 
 /// What the host is called on a device that is made for it: the port's gateway.
@@ -315,5 +307,51 @@ mod tests {
             &["10.64.0.1/30", "fd64::1/64"],
         );
         check(&["fd64::2/80"], &["fe80::1"], &["fe80::1/64"]);
+    }
+
+    /// The one that is made for the node can have any number.
+    #[test]
+    #[ignore = "needs root; make test runs it"]
+    fn two_soft_devices_have_one_queue_each_if_one_has_no_more_and_keep_it() {
+        in_a_namespace(|| {
+            ip("tuntap add out0 mode tun");
+            let text = "version: 1\nbootstrap: {management_interface: eth0, data_interface: in0}";
+            let config = Config::parse(Some(text), &config::Flags::default()).expect("a constant");
+            let interfaces = ["in0", "out0"].map(|name| ("", name.to_owned()));
+            let open = |kept: &Kept| {
+                let queues = soft_devices(&config, &interfaces, Kind::Tun, 2, kept);
+                queues.expect("the devices open")
+            };
+            let kept = Kept::default();
+            let queues = open(&kept);
+            assert_eq!((queues.len(), queues[0].len()), (1, 2));
+            let made = ip("-d -o link show in0");
+            assert!(made.contains("numtxqueues 1 "), "{made}");
+
+            kept.keep();
+            let next = Kept::take(&mut kept.leave().into_iter().collect());
+            drop(queues);
+            let _queues = open(&next);
+            assert_eq!(ip("-d -o link show in0"), made, "it is still the same");
+        });
+    }
+
+    fn in_a_namespace(test: impl FnOnce() + Send + 'static) {
+        let thread = std::thread::spawn(|| {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("root may");
+            test();
+        });
+        if let Err(panic) = thread.join() {
+            std::panic::resume_unwind(panic);
+        }
+    }
+
+    fn ip(arguments: &str) -> String {
+        let output = std::process::Command::new("ip")
+            .args(arguments.split(' '))
+            .output()
+            .expect("ip is there");
+        assert!(output.status.success(), "{arguments}: {output:?}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
     }
 }
