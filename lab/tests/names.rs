@@ -379,6 +379,39 @@ fn queries_that_are_never_answered_hold_up_no_others() {
 
 #[test]
 #[ignore = "needs root; make test runs it"]
+fn clients_are_answered_whatever_the_host_does_to_its_lane() {
+    let (mut cluster, _names) = names::start(1).unwrap();
+    let client = Arc::clone(&cluster.topology.client);
+    let netns = Arc::clone(cluster.topology.node(1));
+    let is_answered = |server| {
+        let ask = Ask::new("n1.fresh.test", A).at(server);
+        Ok(client.enter(|| ask.send(BRIEFLY)).is_ok())
+    };
+    for taken in [
+        "link set svc0 down\nlink set svc0 up\n",
+        "route flush table 28279\naddress flush dev svc0\n",
+    ] {
+        netns.ip(taken).unwrap();
+        for family in FAMILIES {
+            let what = format!("an answer over {family:?} after {taken}");
+            wait::until_true(&what, SOON, || is_answered(service(family))).unwrap();
+        }
+    }
+    netns.ip("link del svc0\n").unwrap();
+    let node = cluster.node(1);
+    wait::until_true("the end of a node without a lane", SOON, || {
+        Ok(!node.is_running())
+    })
+    .unwrap();
+    let log = std::fs::read_to_string(node.log_path()).unwrap();
+    assert!(log.contains("the device of the host lane has gone"));
+    node.start().unwrap();
+    cluster.wait_node_ready(1).unwrap();
+    assert!(is_answered(service(Family::V4)).unwrap());
+}
+
+#[test]
+#[ignore = "needs root; make test runs it"]
 fn no_query_is_lost_while_the_program_is_replaced() {
     let (mut cluster, _names) = names::start(1).unwrap();
     let client = Arc::clone(&cluster.topology.client);

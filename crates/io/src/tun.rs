@@ -25,6 +25,7 @@ use crate::kept::{Kept, Position};
 use crate::packet::OpenError;
 use crate::{sys, vnet};
 use host::HostSide;
+pub use host::Upkeep;
 
 /// What a device carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -165,7 +166,7 @@ impl TunDevice {
             let is_first = devices.is_empty();
             let mut host = HostSide::new(interface, kept.leaving()).map_err(step("configure"))?;
             if is_first && resumes {
-                host.resume(config);
+                host.resume(config).map_err(step("configure"))?;
             } else if is_first && !is_there {
                 host.set_up(config).map_err(step("configure"))?;
             } else if is_first {
@@ -203,6 +204,14 @@ impl TunDevice {
     /// Whether a device of this name is there to stay and was made for a single queue.
     pub fn has_single_queue(name: &str) -> bool {
         host::has_single_queue(name).unwrap_or(false)
+    }
+
+    /// What keeps the host's side of an open device as it was laid by this `config`.
+    ///
+    /// # Errors
+    /// Those of the kernel.
+    pub fn upkeep(&self, config: TunConfig) -> io::Result<Upkeep> {
+        Upkeep::new(self.host.interface().index(), config)
     }
 }
 

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use engine::port::{Idle, Packet, Port};
 use io::idle::PollIdle;
-use io::tun::{Tun, TunConfig};
+use io::kept::Kept;
+use io::tun::{Tun, TunConfig, TunDevice};
 use namespace::{sh, with_namespace};
 
 const TARGET: Ipv4Addr = Ipv4Addr::new(10, 9, 8, 7);
@@ -111,5 +112,65 @@ fn the_lane_is_laid_again_over_what_a_killed_process_left_and_leaves_nothing() {
         drop(lane);
         assert_eq!(rules(), before);
         assert!(!sh("ip -o link").contains("svc0"));
+    });
+}
+
+/// All that the host has of the lane.
+fn laid() -> String {
+    sh("ip rule; ip -6 rule
+        ip -o addr show dev svc0 | sed 's/valid_lft.*//' | sort
+        ip route show table 28279; ip -6 route show table 28279")
+}
+
+/// What a machine's own configuration of its network does to what is not its own.
+const CLEARED: [&str; 4] = [
+    "ip link set svc0 down; ip link set svc0 up",
+    "ip rule del from 10.9.8.7; ip -6 rule del from 2001:db8::7",
+    "ip addr flush dev svc0; ip route flush table 28279",
+    "ip rule add from 10.1.1.1 lookup 28279 prio 1000; ip rule del from 10.9.8.7",
+];
+
+#[test]
+#[ignore = "needs root; make test runs it"]
+fn what_others_take_from_the_lane_is_laid_again() {
+    with_namespace("what_others_take_from_the_lane", || {
+        let config = TunConfig::host_lane(targets());
+        let device = TunDevice::open(&config).expect("the device opens");
+        let upkeep = device.upkeep(config).expect("netlink");
+        let before = laid();
+        assert!(!upkeep.lay_again().expect("it is up"), "nothing is missing");
+        for cleared in CLEARED {
+            sh(cleared);
+            assert_ne!(laid(), before, "{cleared}");
+            assert!(upkeep.lay_again().expect("it is up"), "{cleared}");
+            assert_eq!(laid(), before, "{cleared}");
+            assert!(!upkeep.lay_again().expect("it is up"), "{cleared}");
+        }
+        // Whoever takes the device down means it.
+        sh("ip link set svc0 down");
+        assert!(!upkeep.lay_again().expect("it is left alone"));
+        assert!(!upkeep.has_gone());
+        sh("ip link del svc0");
+        assert!(upkeep.has_gone());
+        assert!(!upkeep.lay_again().expect("it is left alone"));
+    });
+}
+
+#[test]
+#[ignore = "needs root; make test runs it"]
+fn a_lane_that_is_taken_over_has_everything_again() {
+    with_namespace("a_lane_that_is_taken_over", || {
+        let config = TunConfig::host_lane(targets());
+        let kept = Kept::default();
+        let device = TunDevice::open_kept(&config, &kept).expect("the device opens");
+        let before = laid();
+        kept.keep();
+        let mut left = kept.leave().into_iter().collect();
+        drop(device);
+        sh("ip rule del from 10.9.8.7; ip route flush table 28279; ip link set svc0 down
+            sysctl -qw net.ipv6.conf.svc0.disable_ipv6=1");
+        let device = TunDevice::open_kept(&config, &Kept::take(&mut left));
+        assert_eq!(laid(), before);
+        drop(device);
     });
 }

@@ -150,6 +150,7 @@ pub fn start(config: Config, log: RecentLog, received: Received) -> anyhow::Resu
     }
     control_runtime.spawn(Arc::clone(dataplane.dataplane()).keep_surveying());
     control_runtime.spawn(Arc::clone(dataplane.dataplane()).keep_gathering());
+    control_runtime.spawn(Arc::clone(dataplane.dataplane()).keep_lane());
     let debug = &config.dpdk.overlay;
     let debugging = Arc::clone(dataplane.dataplane());
     control_runtime.spawn(debugging.keep_debugging(debug.debug, debug.health_probe_debug));

@@ -10,6 +10,7 @@ mod devices;
 #[cfg(feature = "dpdk")]
 mod dpdk;
 mod findings;
+mod lane;
 mod look;
 mod places;
 mod ports;
@@ -34,6 +35,7 @@ use engine::steer::Steering;
 use engine::{NodeTally, Now, Snapshot, Worker, WorkerConfig, WorkerCounters};
 use io::idle::{PollIdle, Waker};
 use io::packet::Fanout;
+use io::tun::Upkeep;
 use policy::Compiled;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -89,6 +91,8 @@ pub struct Dataplane {
     stop: Arc<AtomicBool>,
     /// The devices that this process drives itself, in the order of the ports.
     devices: Vec<Device>,
+    /// The host's side of the lane, where there is one.
+    lane: Mutex<Option<Upkeep>>,
     /// Where workers leave their flows when they stop, if another process is to take them over.
     leaving: Arc<Mutex<Option<Leaving>>>,
     /// What was counted in the flow tables last.
@@ -216,6 +220,7 @@ impl Dataplane {
             watches: Arc::new(Semaphore::new(engine::tap::MAX_TAPS)),
             watches_stop: CancellationToken::new(),
             devices: Vec::new(),
+            lane: Mutex::default(),
         };
         let idles = open
             .iter()
@@ -491,6 +496,9 @@ impl Dataplane {
     pub fn fault(&self) -> Option<String> {
         if let Some(name) = self.find_link(Link::Gone) {
             return Some(format!("the device of the {name} port has gone"));
+        }
+        if self.lane_has_gone() {
+            return Some("the device of the host lane has gone".to_owned());
         }
         let now = Instant::now();
         self.workers.iter().enumerate().find_map(|(index, worker)| {

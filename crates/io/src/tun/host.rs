@@ -8,6 +8,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use engine::port::Link;
+
 use super::{Kind, TunConfig};
 use crate::interface::Interface;
 use crate::netlink::{Message, Netlink, attributes, family_and_bytes};
@@ -61,38 +63,51 @@ impl HostSide {
     pub(super) fn set_up(&mut self, config: &TunConfig) -> io::Result<()> {
         self.quiet(config);
         self.set_link(config.mtu)?;
-        for network in &config.addresses {
-            self.add_address(network.addr(), network.prefix_len())?;
-        }
-        for address in config.target_ips.iter().flatten() {
-            self.add_address(*address, if address.is_ipv4() { 32 } else { 128 })?;
-        }
-        self.interface.set_up(true)?;
-        match &config.target_ips {
-            Some(target_ips) => self.lead_back(target_ips),
-            None => Ok(()),
-        }
+        self.has_rules = config.target_ips.is_some();
+        self.lay(config)?;
+        Ok(())
     }
 
-    /// The device is as the process before has set it up.
-    pub(super) fn resume(&mut self, config: &TunConfig) {
+    /// The device is as the process before has set it up, but for what others have taken from the lane since.
+    pub(super) fn resume(&mut self, config: &TunConfig) -> io::Result<()> {
         self.has_rules = config.target_ips.is_some();
+        if self.has_rules {
+            self.quiet(config);
+            self.lay(config)?;
+        }
+        Ok(())
+    }
+
+    /// Adds what is missing of addresses, rules and routes, and sets the device up. Returns whether something was.
+    fn lay(&self, config: &TunConfig) -> io::Result<bool> {
+        let mut missing = false;
+        for network in &config.addresses {
+            missing |= self.add_address(network.addr(), network.prefix_len())?;
+        }
+        for address in config.target_ips.iter().flatten() {
+            missing |= self.add_address(*address, if address.is_ipv4() { 32 } else { 128 })?;
+        }
+        self.interface.set_up(true)?;
+        if let Some(target_ips) = &config.target_ips {
+            missing |= self.lead_back(target_ips)?;
+        }
+        Ok(missing)
     }
 
     /// Sends what comes from a target address back into the device.
-    fn lead_back(&mut self, target_ips: &[IpAddr]) -> io::Result<()> {
+    fn lead_back(&self, target_ips: &[IpAddr]) -> io::Result<bool> {
         // Those of a killed process.
-        self.remove_rules()?;
-        self.has_rules = true;
+        self.remove_rules(target_ips)?;
+        let mut missing = false;
         for address in target_ips {
-            self.add_rule(*address)?;
+            missing |= self.add_rule(*address)?;
         }
         for ipv4 in [true, false] {
             if target_ips.iter().any(|a| a.is_ipv4() == ipv4) {
-                self.add_default_route(ipv4)?;
+                missing |= self.add_default_route(ipv4)?;
             }
         }
-        Ok(())
+        Ok(missing)
     }
 
     pub(super) fn interface(&self) -> &Interface {
@@ -123,6 +138,14 @@ impl HostSide {
         self.route.borrow_mut().request(message)
     }
 
+    /// Adds something, unless it is there already. Returns whether it was missing.
+    fn add(&self, message: Message) -> io::Result<bool> {
+        match self.request(message) {
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
+            other => other.map(|()| true),
+        }
+    }
+
     fn index(&self) -> [u8; 4] {
         self.interface.index().to_ne_bytes()
     }
@@ -137,12 +160,12 @@ impl HostSide {
         )
     }
 
-    fn add_address(&self, address: IpAddr, prefix_len: u8) -> io::Result<()> {
+    fn add_address(&self, address: IpAddr, prefix_len: u8) -> io::Result<bool> {
         let (family, bytes) = family_and_bytes(address);
         let mut fixed = [family, prefix_len, libc::IFA_F_NODAD as u8, 0, 0, 0, 0, 0];
         fixed[4..8].copy_from_slice(&self.index());
         let flags = (libc::NLM_F_CREATE | libc::NLM_F_EXCL) as u16;
-        self.request(
+        self.add(
             Message::new(libc::RTM_NEWADDR, flags, &fixed)
                 .with(libc::IFA_LOCAL, &bytes)
                 .with(libc::IFA_ADDRESS, &bytes),
@@ -150,14 +173,14 @@ impl HostSide {
     }
 
     /// `ip rule add from ADDRESS lookup TABLE`
-    fn add_rule(&self, address: IpAddr) -> io::Result<()> {
+    fn add_rule(&self, address: IpAddr) -> io::Result<bool> {
         let (family, bytes) = family_and_bytes(address);
         let mut fixed = [0; FIXED_RULE_LEN];
         fixed[0] = family;
         fixed[2] = (bytes.len() * 8) as u8;
         fixed[7] = FR_ACT_TO_TBL;
         let flags = (libc::NLM_F_CREATE | libc::NLM_F_EXCL) as u16;
-        self.request(
+        self.add(
             Message::new(libc::RTM_NEWRULE, flags, &fixed)
                 .with(FRA_SRC, &bytes)
                 .with(FRA_PRIORITY, &PRIORITY.to_ne_bytes())
@@ -166,7 +189,7 @@ impl HostSide {
     }
 
     /// `ip route add default dev DEVICE table TABLE`
-    fn add_default_route(&self, ipv4: bool) -> io::Result<()> {
+    fn add_default_route(&self, ipv4: bool) -> io::Result<bool> {
         let mut fixed = [0; FIXED_RULE_LEN];
         fixed[0] = if ipv4 { libc::AF_INET } else { libc::AF_INET6 } as u8;
         fixed[5] = libc::RTPROT_STATIC;
@@ -176,26 +199,25 @@ impl HostSide {
             libc::RT_SCOPE_UNIVERSE
         };
         fixed[7] = libc::RTN_UNICAST;
-        let flags = (libc::NLM_F_CREATE | libc::NLM_F_REPLACE) as u16;
-        self.request(
+        let flags = (libc::NLM_F_CREATE | libc::NLM_F_EXCL) as u16;
+        self.add(
             Message::new(libc::RTM_NEWROUTE, flags, &fixed)
                 .with(libc::RTA_OIF, &self.index())
                 .with(libc::RTA_TABLE, &TABLE.to_ne_bytes()),
         )
     }
 
-    /// Removes all rules that lead into our table.
-    fn remove_rules(&self) -> io::Result<()> {
+    /// Removes the rules that lead into our table, but for those of the `kept` addresses.
+    fn remove_rules(&self, kept: &[IpAddr]) -> io::Result<()> {
         let mut route = self.route.borrow_mut();
         for family in [libc::AF_INET, libc::AF_INET6] {
             let mut fixed = [0; FIXED_RULE_LEN];
             fixed[0] = family as u8;
             for rule in route.dump(libc::RTM_GETRULE, &fixed)? {
-                let ours = rule.get(FIXED_RULE_LEN..).is_some_and(|rest| {
-                    attributes(rest)
-                        .any(|(kind, value)| kind == FRA_TABLE && value == TABLE.to_ne_bytes())
-                });
-                if ours {
+                let attributes = rule.get(FIXED_RULE_LEN..).unwrap_or_default();
+                if has(attributes, FRA_TABLE, &TABLE.to_ne_bytes())
+                    && !kept.iter().any(|address| is_rule_of(attributes, *address))
+                {
                     route.request(Message::new(libc::RTM_DELRULE, 0, &rule))?;
                 }
             }
@@ -220,6 +242,38 @@ impl HostSide {
     }
 }
 
+/// Keeps the host's side of a device as it was laid, against those who think that it is theirs to clear. For whoever has
+/// the time to look: it waits for the kernel's lock on all configuration.
+pub struct Upkeep {
+    side: HostSide,
+    config: TunConfig,
+}
+
+impl Upkeep {
+    pub(super) fn new(index: u32, config: TunConfig) -> io::Result<Self> {
+        // The rules are those of the device's own side, and go with it.
+        let side = HostSide::new(Interface::by_index(index)?, Arc::default())?;
+        Ok(Self { side, config })
+    }
+
+    /// Whether the device was removed.
+    pub fn has_gone(&self) -> bool {
+        self.side.interface.link() == Link::Gone
+    }
+
+    /// Adds what the host has lost of addresses, rules and routes, unless the device is down or gone. Returns whether
+    /// something was missing.
+    ///
+    /// # Errors
+    /// Those of the kernel.
+    pub fn lay_again(&self) -> io::Result<bool> {
+        match self.side.interface.is_up() {
+            Ok(true) => self.side.lay(&self.config),
+            _ => Ok(false),
+        }
+    }
+}
+
 /// Whether a device of this name stays without a user and was made for a single queue.
 pub(super) fn has_single_queue(name: &str) -> io::Result<bool> {
     let named =
@@ -231,6 +285,12 @@ pub(super) fn has_single_queue(name: &str) -> io::Result<bool> {
     Ok(has(info, IFLA_INFO_KIND, b"tun\0")
         && has(device, IFLA_TUN_PERSIST, &[1])
         && has(device, IFLA_TUN_MULTI_QUEUE, &[0]))
+}
+
+/// Whether a rule is the one that we add for an address.
+fn is_rule_of(rule: &[u8], address: IpAddr) -> bool {
+    let (_, bytes) = family_and_bytes(address);
+    has(rule, FRA_SRC, &bytes) && has(rule, FRA_PRIORITY, &PRIORITY.to_ne_bytes())
 }
 
 /// The value of an attribute; empty without it.
@@ -257,7 +317,7 @@ impl Drop for HostSide {
     fn drop(&mut self) {
         if self.has_rules
             && !self.leaving.load(Ordering::Relaxed)
-            && let Err(error) = self.remove_rules()
+            && let Err(error) = self.remove_rules(&[])
         {
             tracing::warn!(%error, "the rules of the host lane were not removed");
         }

@@ -181,9 +181,11 @@ pub(super) fn launch<P: Port + 'static>(
     makes: Vec<impl FnOnce() -> anyhow::Result<Vec<P>> + Send + 'static>,
     received: &Arc<Received>,
 ) -> anyhow::Result<Dataplane> {
-    let lane = TunConfig::host_lane(config.dns.served().to_vec());
-    let lane = TunDevice::open_kept(&lane, &received.ports)?;
-    lane.set_segments(from_host)
+    let lane_config = TunConfig::host_lane(config.dns.served().to_vec());
+    let lane = TunDevice::open_kept(&lane_config, &received.ports)?;
+    let upkeep = lane
+        .set_segments(from_host)
+        .and_then(|()| lane.upkeep(lane_config))
         .context("cannot configure the host lane")?;
     let workers = makes.len();
     // What is for the host is the first worker's.
@@ -206,7 +208,7 @@ pub(super) fn launch<P: Port + 'static>(
     if let Some(acquire) = &acquire {
         settings.ports.clone_from(&acquire.settings);
     }
-    Dataplane::start(
+    let mut dataplane = Dataplane::start(
         settings,
         judging,
         capacity,
@@ -214,7 +216,9 @@ pub(super) fn launch<P: Port + 'static>(
         open.collect(),
         received,
     )
-    .context("the dataplane cannot start")
+    .context("the dataplane cannot start")?;
+    dataplane.look_after(upkeep);
+    Ok(dataplane)
 }
 
 /// Takes interfaces from the kernel, each with the key that an error is to name, and gives those back that were data ports
