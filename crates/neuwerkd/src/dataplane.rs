@@ -17,9 +17,10 @@ mod ports;
 mod settings;
 mod watch;
 
+use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -114,7 +115,30 @@ struct WorkerThread {
     counters: Arc<WorkerCounters>,
     waker: Waker,
     seen: Mutex<Seen>,
+    /// Closed once it turns no more.
+    turns: Mutex<Receiver<Infallible>>,
     thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl WorkerThread {
+    /// Waits until the worker has ended; none if it still turns at `give_up`. What it does after its last turn, as leaving
+    /// its flows, takes as long as it takes.
+    fn end(&self, give_up: Instant) -> Option<std::thread::Result<()>> {
+        let thread = self
+            .thread
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        let Some(thread) = thread else {
+            return Some(Ok(()));
+        };
+        let turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = give_up.saturating_duration_since(Instant::now());
+        match turns.recv_timeout(left) {
+            Err(RecvTimeoutError::Timeout) => None,
+            _ => Some(thread.join()),
+        }
+    }
 }
 
 /// When a worker was last seen to turn.
@@ -268,7 +292,8 @@ impl Dataplane {
         let (asker, desk) = engine::look::channel();
         let (sender, events) = sync_channel(findings::RING);
         config.events = Some(Ring::of_denials(sender));
-        let (opened, result) = std::sync::mpsc::sync_channel(1);
+        let (opened, result) = sync_channel(1);
+        let (turning, turns) = sync_channel(0);
         let thread = {
             let counters = Arc::clone(&counters);
             let published = Arc::clone(&self.published);
@@ -302,6 +327,7 @@ impl Dataplane {
                     if opened.send(Ok(())).is_ok() {
                         worker.run(idle, monotonic, &stop);
                     }
+                    drop(turning);
                     let mut leaving = leaving.lock().unwrap_or_else(PoisonError::into_inner);
                     if let Some(state) = leaving.as_mut()
                         && let Err(error) = state.take(&worker)
@@ -323,6 +349,7 @@ impl Dataplane {
             counters,
             waker,
             seen,
+            turns: Mutex::new(turns),
             thread: Mutex::new(Some(thread)),
         });
         Ok(())
@@ -516,20 +543,26 @@ impl Dataplane {
         })
     }
 
-    /// Stops the workers and waits for them. Whoever still holds the dataplane sees them as ended.
-    pub fn stop(&self) {
+    /// Stops the workers and waits for them, but not for one that is stuck, which is left to the end of the process.
+    /// Returns whether all have ended. Whoever still holds the dataplane sees all of them as ended.
+    pub fn stop(&self) -> bool {
         self.stop.store(true, Ordering::Relaxed);
         for worker in &self.workers {
             worker.waker.wake();
-            let thread = worker
-                .thread
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .take();
-            if thread.is_some_and(|thread| thread.join().is_err()) {
-                tracing::error!("a packet worker panicked");
+        }
+        let give_up = Instant::now() + STALL_LIMIT;
+        let mut all = true;
+        for (index, worker) in self.workers.iter().enumerate() {
+            match worker.end(give_up) {
+                Some(Ok(())) => {}
+                Some(Err(_)) => tracing::error!("a packet worker panicked"),
+                None => {
+                    tracing::error!(index, "a packet worker is stuck: it is not waited for");
+                    all = false;
+                }
             }
         }
+        all
     }
 
     /// Stops the workers, each of which leaves its flows in `state`, and returns that.

@@ -24,13 +24,16 @@ pub struct HeldDataplane {
     dataplane: Arc<Dataplane>,
     addresses: Option<Addresses>,
     ports: Kept,
-    _holds: Vec<Hold>,
+    holds: Vec<Hold>,
 }
 
 impl Drop for HeldDataplane {
-    /// The workers end before the kernel gets its interfaces back.
+    /// The workers end before the kernel gets its interfaces back. If one does not, they stay held, as after a kill: the
+    /// next start puts them right.
     fn drop(&mut self) {
-        self.dataplane.stop();
+        if !self.dataplane.stop() {
+            std::mem::forget(std::mem::take(&mut self.holds));
+        }
         self.ports.close();
     }
 }
@@ -48,7 +51,7 @@ impl HeldDataplane {
             dataplane: Arc::new(dataplane),
             addresses,
             ports,
-            _holds: holds,
+            holds,
         }
     }
 
@@ -147,7 +150,7 @@ impl HeldDataplane {
             dataplane: Arc::new(dataplane),
             addresses,
             ports: received.ports.clone(),
-            _holds: holds,
+            holds,
         })
     }
 

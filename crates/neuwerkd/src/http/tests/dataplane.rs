@@ -130,6 +130,20 @@ async fn a_policy_that_is_replaced_is_freed_once_every_worker_has_the_next() {
     dataplane.stop();
 }
 
+#[test]
+fn a_stuck_worker_does_not_keep_the_node_from_stopping() {
+    let feed = Feed::default();
+    let dataplane = fed(&[], Arc::clone(&feed));
+    let held = feed.lock().unwrap();
+    // Until it is in its port, and waits there.
+    while dataplane.fault().is_none() {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(!dataplane.stop());
+    drop(held);
+    assert!(fed(&[], Feed::default()).stop());
+}
+
 async fn looked_at(cluster: &Cluster, n: usize, ports: &'static [u16]) -> Arc<Dataplane> {
     let dataplane = dataplane(ports);
     cluster.app(n).set_dataplane(&dataplane);
