@@ -43,20 +43,22 @@ pub fn leave_none() -> std::io::Result<()> {
 
 /// Has a program that is started hear every signal, whatever this thread leaves for others to read.
 pub fn unmask(command: &mut Command) -> &mut Command {
-    let unmask = || {
-        let mut none = MaybeUninit::<libc::sigset_t>::uninit();
-        // SAFETY: `none` is written before it is read, and both calls may be made between fork and exec.
-        let result = unsafe {
-            libc::sigemptyset(none.as_mut_ptr());
-            libc::pthread_sigmask(libc::SIG_SETMASK, none.as_ptr(), std::ptr::null_mut())
-        };
-        match result {
-            0 => Ok(()),
-            error => Err(std::io::Error::from_raw_os_error(error)),
-        }
-    };
     // SAFETY: it allocates nothing and takes no lock.
-    unsafe { command.pre_exec(unmask) }
+    unsafe { command.pre_exec(hear_all) }
+}
+
+/// Has this thread hear every signal.
+fn hear_all() -> std::io::Result<()> {
+    let mut none = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: `none` is written before it is read, and both calls may be made between fork and exec.
+    let result = unsafe {
+        libc::sigemptyset(none.as_mut_ptr());
+        libc::pthread_sigmask(libc::SIG_SETMASK, none.as_ptr(), std::ptr::null_mut())
+    };
+    match result {
+        0 => Ok(()),
+        error => Err(std::io::Error::from_raw_os_error(error)),
+    }
 }
 
 fn take_one(number: RawFd) -> Option<OwnedFd> {
@@ -108,6 +110,9 @@ mod tests {
         assert_eq!(deaf.status().expect("there is a shell").code(), Some(3));
         let status = unmask(&mut deaf).status().expect("there is a shell");
         assert_eq!(status.signal(), Some(libc::SIGTERM));
+        hear_all().expect("a mask can be set");
+        let mask = SigSet::thread_get_mask().expect("it can be read");
+        assert!(!mask.contains(Signal::SIGTERM));
     }
 
     #[test]

@@ -167,8 +167,10 @@ fn a_lane_that_is_taken_over_has_everything_again() {
         kept.keep();
         let mut left = kept.leave().into_iter().collect();
         drop(device);
-        sh("ip rule del from 10.9.8.7; ip route flush table 28279; ip link set svc0 down
-            sysctl -qw net.ipv6.conf.svc0.disable_ipv6=1");
+        sh(
+            "ip rule del from 10.9.8.7; ip route flush table 28279; ip link set svc0 down
+            sysctl -qw net.ipv6.conf.svc0.disable_ipv6=1",
+        );
         let device = TunDevice::open_kept(&config, &Kept::take(&mut left));
         assert_eq!(laid(), before);
         drop(device);
