@@ -232,7 +232,6 @@ impl Port for PacketPort {
             self.empty_turns = self.empty_turns.wrapping_add(1);
             if self.empty_turns.is_multiple_of(TURNS_A_LOOK) {
                 self.socket.take_error();
-                self.look_after_ring();
             }
         }
         received
@@ -289,6 +288,7 @@ impl Port for PacketPort {
     }
 
     fn refresh(&mut self) -> bool {
+        self.look_after_ring();
         self.socket.refresh()
     }
 

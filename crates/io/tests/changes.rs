@@ -65,6 +65,7 @@ fn a_frame_that_the_kernel_cannot_describe_does_not_silence_the_port() {
             guest.send(0, 200);
             receive(&mut port, 1) == 0
         } {
+            port.refresh();
             lost += 1;
             assert!(lost < 100, "the port is silent: {:?}", port.stats());
         }

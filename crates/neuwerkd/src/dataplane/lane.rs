@@ -24,7 +24,12 @@ impl Dataplane {
         let mut failed = false;
         loop {
             ticks.tick().await;
-            let laid = self.lane().as_ref().map_or(Ok(false), Upkeep::lay_again);
+            let this = Arc::clone(&self);
+            let lay = move || this.lane().as_ref().map_or(Ok(false), Upkeep::lay_again);
+            // It waits for whoever else configures the machine.
+            let Ok(laid) = tokio::task::spawn_blocking(lay).await else {
+                return;
+            };
             match &laid {
                 Ok(false) => {}
                 Ok(true) => {
@@ -41,8 +46,10 @@ impl Dataplane {
         }
     }
 
+    /// Whether its device was removed. While it is being laid this is not known, and not waited for.
     pub(super) fn lane_has_gone(&self) -> bool {
-        self.lane().as_ref().is_some_and(Upkeep::has_gone)
+        let lane = self.lane.try_lock();
+        lane.is_ok_and(|lane| lane.as_ref().is_some_and(Upkeep::has_gone))
     }
 
     fn lane(&self) -> MutexGuard<'_, Option<Upkeep>> {
