@@ -590,6 +590,9 @@ impl Pipeline {
             // It may be had again: the flow waits for that.
             return Err(DropReason::NoNatAddress);
         }
+        if snapshot.waits_for_network(flow.client.is_v4()) {
+            return Err(DropReason::NoRoute);
+        }
         let (decision, grant) = self
             .grants
             .judge(snapshot.policy(), &facts(&flow.client_key(), flow.icmp));
@@ -610,7 +613,7 @@ impl Pipeline {
         self.counters.rejudged.inc();
         let lost = if is_lost {
             Some((CloseReason::AddressLost, DropReason::AddressLost))
-        } else if snapshot.leads_elsewhere(&flow) {
+        } else if decision.allow && snapshot.leads_elsewhere(&flow) {
             Some((CloseReason::PathChanged, DropReason::PathChanged))
         } else {
             None

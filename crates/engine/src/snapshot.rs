@@ -365,6 +365,12 @@ impl Snapshot {
         self.is_ours(nat) || self.translate_prefix(client) == Some(Some(nat))
     }
 
+    /// Whether the only port is without an address that it gets by itself, and so without the network that is inside.
+    pub(crate) fn waits_for_network(&self, v4: bool) -> bool {
+        let own = &self.network.own;
+        !self.two_arms() && self.acquires(PortId(0)) && own.iter().all(|o| o.address.is_v4() != v4)
+    }
+
     /// Whether a flow could not be opened as it is any more: its client is no longer inside, or its server is outside now
     /// and would see the client untranslated.
     pub(crate) fn leads_elsewhere(&self, flow: &Flow) -> bool {

@@ -374,8 +374,10 @@ impl Connection {
                     self.end[peer].wrapping_sub(self.scaled_window(me).max(MIN_ACK_WINDOW)),
                 );
         if self.flags & SEEN[me] == 0 {
-            // The first segment of this end: all that is known is what it may acknowledge.
-            return acknowledges_what_was_sent;
+            // The first segment of this end: all that is known is what it may acknowledge. A connection that is met in the
+            // middle of a loss has that far behind it.
+            return acknowledges_what_was_sent
+                || self.is_picked_up() && self.may_have_sent(peer, s.ack);
         }
         let not_beyond = !before(self.limit[me], s.seq);
         let not_long_past = !before(

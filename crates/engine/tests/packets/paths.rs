@@ -91,6 +91,28 @@ fn with_one_arm_a_flow_ends_when_one_of_its_ends_changes_sides() {
     }
 }
 
+/// A lease that has ended may be had again.
+#[test]
+fn with_one_arm_a_flow_outlives_the_time_without_an_address() {
+    let mut settings = one_arm();
+    settings.internal.clear();
+    settings.snat = Snat::None;
+    settings.ports[0].acquires = true;
+    let nobody = r#"{"default_policy":"allow","source_groups":[]}"#;
+    let mut bench = Bench::new(nobody, settings);
+    let question = udp("10.0.0.2:5000", "198.51.100.1:53");
+    bench.one(INSIDE, question.clone());
+    let before = bench.published.load().settings().ports.clone();
+    bench.reconfigure(|s| {
+        s.ports[0].addresses.remove(0);
+        s.ports[0].gateways.remove(0);
+    });
+    bench.dropped(INSIDE, question.clone(), DropReason::NoRoute);
+    bench.reconfigure(|s| s.ports = before);
+    bench.one(INSIDE, question);
+    assert_eq!(bench.counters.flows_opened.get(), 1);
+}
+
 /// What a client on the same host writes beside its frame is not judged, and must change nothing that is.
 #[test]
 fn a_checksum_is_completed_nowhere_but_in_its_field_or_behind_the_header() {

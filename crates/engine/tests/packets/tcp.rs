@@ -229,6 +229,13 @@ fn a_connection_that_is_picked_up_goes_on_whatever_was_sent_before() {
     bench.one(INSIDE, out(5000, ACK, 101 + 40_000, 501, b"data"));
     bench.one(OUTSIDE, back(5000, ACK, 501, 105 + 40_000, b""));
 
+    // Much was lost in between, and what the client sends is far ahead of what the server waits for.
+    let mut bench = picking_up();
+    bench.one(INSIDE, out(5000, ACK, 3_000_000, 501, &[0; 100]));
+    bench.one(OUTSIDE, back(5000, ACK, 501, 1_000_000, b""));
+    bench.one(INSIDE, out(5000, ACK, 1_000_000, 501, &[0; 100]));
+    bench.one(OUTSIDE, back(5000, ACK, 501, 1_000_100, b""));
+
     // The same the other way.
     let mut bench = picking_up();
     bench.one(INSIDE, out(5000, ACK, 101, 501, b""));
