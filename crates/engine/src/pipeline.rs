@@ -590,7 +590,8 @@ impl Pipeline {
             // It may be had again: the flow waits for that.
             return Err(DropReason::NoNatAddress);
         }
-        if snapshot.waits_for_network(flow.client.is_v4()) {
+        let leads_elsewhere = snapshot.leads_elsewhere(&flow);
+        if leads_elsewhere && flow.tunnel == 0 && snapshot.waits_for_network(flow.client.is_v4()) {
             return Err(DropReason::NoRoute);
         }
         let (decision, grant) = self
@@ -613,7 +614,7 @@ impl Pipeline {
         self.counters.rejudged.inc();
         let lost = if is_lost {
             Some((CloseReason::AddressLost, DropReason::AddressLost))
-        } else if decision.allow && snapshot.leads_elsewhere(&flow) {
+        } else if decision.allow && leads_elsewhere {
             Some((CloseReason::PathChanged, DropReason::PathChanged))
         } else {
             None

@@ -113,6 +113,24 @@ fn with_one_arm_a_flow_outlives_the_time_without_an_address() {
     assert_eq!(bench.counters.flows_opened.get(), 1);
 }
 
+/// Its clients are inside by their group, and have a prefix on the link that the node takes no address of.
+#[test]
+fn a_family_that_the_node_has_no_address_of_outlives_a_policy_edit() {
+    let mut settings = one_arm();
+    settings.internal.clear();
+    settings.snat = Snat::None;
+    let port = &mut settings.ports[0];
+    port.acquires = true;
+    port.addresses.retain(|own| own.addr().is_ipv4());
+    port.on_link = vec!["fd00::/64".parse().expect("a constant")];
+    let mut bench = Bench::new(&allow_all(), settings);
+    let question = udp("[fd00::2]:5000", "[2001:db8:9::1]:53");
+    bench.one(INSIDE, question.clone());
+    bench.publish(&policy("allow", "reset", ""));
+    bench.one(INSIDE, question);
+    assert_eq!(bench.counters.flows_opened.get(), 1);
+}
+
 /// What a client on the same host writes beside its frame is not judged, and must change nothing that is.
 #[test]
 fn a_checksum_is_completed_nowhere_but_in_its_field_or_behind_the_header() {
