@@ -427,16 +427,26 @@ fn the_address_of_before_is_asked_for_like_a_first_message_once_it_is_used() {
     assert_about(&pauses(&mut b, 2), &[5.0, 10.0]);
 }
 
-#[test]
-fn a_lease_without_an_end_is_confirmed_until_somebody_answers() {
-    let mut b = Bench::new(config());
-    b.turn();
-    let endless = |reply: Reply| Reply {
+/// The same answer, for a lease without an end.
+fn endless(reply: Reply) -> Reply {
+    Reply {
         lease_s: Some(u32::MAX),
         ..reply
-    };
+    }
+}
+
+/// A client that was given such a lease, and has yet to try the address.
+fn given_without_end() -> Bench {
+    let mut b = Bench::new(config());
+    b.turn();
     b.take(&endless(b.reply(Kind::Offer))).unwrap();
     b.take(&endless(b.reply(Kind::Ack))).unwrap();
+    b
+}
+
+#[test]
+fn a_lease_without_an_end_is_confirmed_until_somebody_answers() {
+    let mut b = given_without_end();
     while b.client.lease().is_none() {
         b.next();
     }
@@ -489,14 +499,7 @@ fn a_short_lease_is_renewed_in_time_and_given_up_later() {
 
 #[test]
 fn an_endless_lease_is_never_renewed() {
-    let mut b = Bench::new(config());
-    b.turn();
-    let endless = |reply: Reply| Reply {
-        lease_s: Some(u32::MAX),
-        ..reply
-    };
-    b.take(&endless(b.reply(Kind::Offer))).unwrap();
-    b.take(&endless(b.reply(Kind::Ack))).unwrap();
+    let mut b = given_without_end();
     b.next();
     b.next();
     assert_eq!(b.client.deadline(), Now(u64::MAX));
