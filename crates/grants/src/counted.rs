@@ -44,10 +44,18 @@ pub(crate) struct Counted {
     pub(crate) rule: RuleId,
     pub(crate) client: Option<IpAddr>,
     pub(crate) id: UseId,
-    /// No policy in force derives the rule any more, and flows that were judged by it have not been judged again yet.
-    pub(crate) stray: bool,
-    /// The policy in preparation derives it.
-    pub(crate) next: bool,
+    /// The names of the address for which the policy in force derives the rule.
+    pub(crate) holders: u32,
+    /// The same of the policy in preparation.
+    pub(crate) next_holders: u32,
+}
+
+impl Counted {
+    /// Whether no policy in force derives the rule any more, and flows that were judged by it have not been judged again
+    /// yet.
+    pub(crate) fn is_stray(&self) -> bool {
+        self.holders == 0
+    }
 }
 
 /// A counter that no grant has any more, until it is certain that no worker enters it.

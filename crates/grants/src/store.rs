@@ -408,7 +408,7 @@ impl Store {
         (covered, changed)
     }
 
-    /// Enters a claim, and says whether the address is newly granted; none if there is no room.
+    /// Enters a claim, and says whether what is granted has changed; none if there is no room.
     fn claim(
         &mut self,
         at: u32,
@@ -445,10 +445,7 @@ impl Store {
             let weight = self.holding(at).key.weight(address);
             *self.sum_of(origin) = self.sum_of(origin).wrapping_add(weight);
         }
-        if is_new {
-            self.rebuild(address, None, now_ms);
-        }
-        Some(is_new)
+        Some(is_new && self.gain(at, address, now_ms))
     }
 
     /// Takes a claim away. What nobody claims any more is granted no longer.
@@ -476,8 +473,7 @@ impl Store {
         if let Some(place) = self.places.get_mut(&address) {
             place.holders.retain(|holder| *holder != at);
         }
-        let key = self.holding(at).key.clone();
-        self.rebuild(address, Some(&key), now_ms);
+        self.lose(at, address, now_ms);
     }
 
     /// Ends what has had its time, and extends what live flows use: for `count` holdings from `from` on. Where to go on, or
@@ -559,7 +555,7 @@ impl Store {
         let (holding, Some(place)) = (self.holding(at), self.places.get(&address)) else {
             return 0;
         };
-        let counts = |counted: &&Counted| match counted.stray {
+        let counts = |counted: &&Counted| match counted.is_stray() {
             true => self.rules.group(counted.rule) == &*holding.key.group,
             false => {
                 counted.client == holding.key.client
@@ -598,11 +594,12 @@ impl Store {
                 self.counters.leave(address, counted, None, now_ms);
                 continue;
             }
-            self.places
-                .entry(address)
-                .or_default()
-                .counted
-                .push(counted);
+            let place = self.places.entry(address).or_default();
+            place.counted.push(Counted {
+                holders: 0,
+                next_holders: 0,
+                ..counted
+            });
             let until_ms = now_ms + self.settings.grace_ms;
             self.claim_own(&key, counted.client, &[address], until_ms, now_ms);
             self.rebuild(address, None, now_ms);

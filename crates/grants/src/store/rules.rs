@@ -11,7 +11,7 @@ use policy::{Compiled, GrantScope, NameRule};
 
 use super::{Store, make_room};
 use crate::claims::Key;
-use crate::counted::{Counted, RuleId, Rules};
+use crate::counted::{Counted, Counters, RuleId, Rules};
 
 /// Rules of one policy by what they are called.
 pub(super) type Numbers = HashMap<NameRule, RuleId, RandomState>;
@@ -24,10 +24,62 @@ pub(super) struct Preparing {
     pub(super) table: Table,
     /// Holdings below have been derived.
     pub(super) at: usize,
+    /// Once all have: addresses for which what they are granted to is yet to be made.
+    left: Option<Vec<IpAddr>>,
+}
+
+/// Names of an address above which its counters are found by a map.
+const FEW: usize = 16;
+
+/// Finds an address's counters by rule and client.
+struct Finder(Option<HashMap<(RuleId, Option<IpAddr>), usize, RandomState>>);
+
+impl Finder {
+    fn new(counted: &[Counted], holders: usize) -> Self {
+        let own = |(at, own): (usize, &Counted)| ((own.rule, own.client), at);
+        let is_large = counted.len().max(holders) > FEW;
+        Finder(is_large.then(|| counted.iter().enumerate().map(own).collect()))
+    }
+
+    /// The place of a counter; with none there, of one that is taken. None if there are no more.
+    fn find_or_take(
+        &mut self,
+        counted: &mut Vec<Counted>,
+        counters: &mut Counters,
+        rule: RuleId,
+        client: Option<IpAddr>,
+    ) -> Option<usize> {
+        let found = match &self.0 {
+            Some(map) => map.get(&(rule, client)).copied(),
+            None => find(counted, rule, client),
+        };
+        if found.is_some() {
+            return found;
+        }
+        let id = counters.take()?;
+        make_room(counted);
+        counted.push(Counted {
+            rule,
+            client,
+            id,
+            holders: 0,
+            next_holders: 0,
+        });
+        let at = counted.len() - 1;
+        if let Some(map) = &mut self.0 {
+            map.insert((rule, client), at);
+        }
+        Some(at)
+    }
+}
+
+fn find(counted: &[Counted], rule: RuleId, client: Option<IpAddr>) -> Option<usize> {
+    let is_same = |own: &Counted| (own.rule, own.client) == (rule, client);
+    counted.iter().position(is_same)
 }
 
 impl Store {
-    /// Derives a part of everything, `count` holdings, for a policy that is about to be in force, so that
+    /// Derives a part of everything, about `count` names, for a policy that is about to be in force, so that
     /// [`install`](Self::install) has little left to do. What changes meanwhile is derived for both. True once all is.
     pub fn prepare(&mut self, policy: &Arc<Compiled>, count: usize) -> bool {
         let is_same = |next: &Preparing| Arc::ptr_eq(&next.policy, policy);
@@ -37,34 +89,46 @@ impl Store {
                 numbers: Numbers::default(),
                 table: Table::new(Arc::clone(&self.counters.uses)),
                 at: 0,
+                left: None,
             });
         }
-        let from = self.next_policy.as_ref().map_or(0, |next| next.at);
-        let end = (from + count).min(self.holdings.len());
-        for at in from..end {
-            if let Some(holding) = &mut self.holdings[at] {
+        let Some(next) = &mut self.next_policy else {
+            return false;
+        };
+        if next.at < self.holdings.len() {
+            let end = (next.at + count).min(self.holdings.len());
+            for holding in self.holdings[next.at..end].iter_mut().flatten() {
                 holding.next_rules = derive(policy, &holding.key);
             }
-        }
-        if let Some(next) = &mut self.next_policy {
             next.at = end;
+            return false;
         }
-        for at in from..end {
-            let Some(holding) = &self.holdings[at] else {
-                continue;
-            };
-            let addresses: Vec<IpAddr> = holding.spots.iter().map(|spot| spot.address).collect();
-            for address in addresses {
-                self.rebuild_next(address);
-            }
+        // Each address once, however many names have it.
+        let places = &self.places;
+        let left = next
+            .left
+            .get_or_insert_with(|| places.keys().copied().collect());
+        let mut addresses = Vec::new();
+        let mut names = 0;
+        while names < count
+            && let Some(address) = left.pop()
+        {
+            names += 1 + places.get(&address).map_or(0, |place| place.holders.len());
+            addresses.push(address);
         }
-        end == self.holdings.len()
+        let is_done = left.is_empty();
+        for address in addresses {
+            self.rebuild_next(address);
+        }
+        is_done
     }
 
     /// Goes by what was prepared for a policy from now on, if all of it was.
     pub(super) fn take_prepared(&mut self, policy: &Arc<Compiled>) -> bool {
         let is_ready = |next: &mut Preparing| {
-            Arc::ptr_eq(&next.policy, policy) && next.at >= self.holdings.len()
+            Arc::ptr_eq(&next.policy, policy)
+                && next.at >= self.holdings.len()
+                && next.left.as_ref().is_some_and(Vec::is_empty)
         };
         let Some(next) = self.next_policy.take_if(is_ready) else {
             self.next_policy = None;
@@ -76,7 +140,7 @@ impl Store {
         self.changes += 1;
         for place in self.places.values_mut() {
             for counted in &mut place.counted {
-                counted.stray = !std::mem::take(&mut counted.next);
+                counted.holders = std::mem::take(&mut counted.next_holders);
             }
         }
         true
@@ -130,7 +194,7 @@ impl Store {
         let holders = std::mem::take(&mut place.holders);
         let mut counted = std::mem::take(&mut place.counted);
         for own in &mut counted {
-            own.stray = true;
+            own.holders = 0;
         }
         let mut granted = Vec::new();
         // None of them is, if the address is barred.
@@ -139,56 +203,38 @@ impl Store {
         } else {
             holders.len()
         };
+        let mut finder = Finder::new(&counted, granting);
         for holder in &holders[..granting] {
             let Some(holding) = &self.holdings[*holder as usize] else {
                 continue;
             };
             let client = holding.key.client;
             for rule in &holding.rules {
-                let number = match self.numbers.get(rule) {
-                    Some(number) => *number,
-                    None => {
-                        let number = number(&mut self.rules, &self.policy, *rule);
-                        self.numbers.insert(*rule, number);
-                        number
-                    }
+                let (rules, policy) = (&mut self.rules, &self.policy);
+                let number = *self
+                    .numbers
+                    .entry(*rule)
+                    .or_insert_with(|| number(rules, policy, *rule));
+                let found = finder.find_or_take(&mut counted, &mut self.counters, number, client);
+                let Some(own) = found.map(|at| &mut counted[at]) else {
+                    continue;
                 };
-                let own = counted
-                    .iter_mut()
-                    .find(|own| (own.rule, own.client) == (number, client));
-                let id = match own {
-                    Some(own) => {
-                        own.stray = false;
-                        own.id
-                    }
-                    None => {
-                        let Some(id) = self.counters.take() else {
-                            continue;
-                        };
-                        make_room(&mut counted);
-                        counted.push(Counted {
-                            rule: number,
-                            client,
-                            id,
-                            stray: false,
-                            next: false,
-                        });
-                        id
-                    }
-                };
-                granted.push(Granted {
-                    rule: *rule,
-                    client,
-                    counted: id,
-                });
+                own.holders += 1;
+                if own.holders == 1 {
+                    granted.push(Granted {
+                        rule: *rule,
+                        client,
+                        counted: own.id,
+                    });
+                }
             }
         }
         let is_preparing = self.next_policy.is_some();
         counted.retain(|own| {
             // While the name is held on, flows that were judged by a rule that has gone keep it.
-            let keep = !own.stray
-                || own.next && is_preparing
-                || (!holders.is_empty() && self.counters.uses.of(own.id) > 0);
+            let keep = !own.is_stray()
+                || !holders.is_empty()
+                    && (own.next_holders > 0 && is_preparing || self.counters.uses.of(own.id) > 0);
             if !keep {
                 self.counters.leave(address, *own, ended.cloned(), now_ms);
             }
@@ -215,7 +261,7 @@ impl Store {
             return;
         };
         for own in &mut place.counted {
-            own.next = false;
+            own.next_holders = 0;
         }
         let mut granted = Vec::new();
         let is_barred = (self.barred.0)(address);
@@ -223,6 +269,7 @@ impl Store {
             .holders
             .iter()
             .filter(|at| (**at as usize) < next.at && !is_barred);
+        let mut finder = Finder::new(&place.counted, place.holders.len());
         for holding in holders.filter_map(|at| self.holdings[*at as usize].as_ref()) {
             let client = holding.key.client;
             for rule in &holding.next_rules {
@@ -230,35 +277,94 @@ impl Store {
                     .numbers
                     .entry(*rule)
                     .or_insert_with(|| number(&mut self.rules, &next.policy, *rule));
-                let same = |own: &&mut Counted| (own.rule, own.client) == (number, client);
-                let id = match place.counted.iter_mut().find(same) {
-                    Some(own) => {
-                        own.next = true;
-                        own.id
-                    }
-                    None => {
-                        let Some(id) = self.counters.take() else {
-                            continue;
-                        };
-                        make_room(&mut place.counted);
-                        place.counted.push(Counted {
-                            rule: number,
-                            client,
-                            id,
-                            stray: true,
-                            next: true,
-                        });
-                        id
-                    }
+                let counters = &mut self.counters;
+                let found = finder.find_or_take(&mut place.counted, counters, number, client);
+                let Some(own) = found.map(|at| &mut place.counted[at]) else {
+                    continue;
                 };
-                granted.push(Granted {
-                    rule: *rule,
-                    client,
-                    counted: id,
-                });
+                own.next_holders += 1;
+                if own.next_holders == 1 {
+                    granted.push(Granted {
+                        rule: *rule,
+                        client,
+                        counted: own.id,
+                    });
+                }
             }
         }
         next.table.set(address, Address::new(granted));
+    }
+
+    /// Takes in that one more name has an address, and says whether that changes what is granted: not if others that have
+    /// it are known to the same rules, which is usual where many names lead to few addresses.
+    pub(super) fn gain(&mut self, at: u32, address: IpAddr, now_ms: u64) -> bool {
+        if self.count_along(at, address, |holders| *holders > 0, |holders| *holders += 1) {
+            return false;
+        }
+        self.rebuild(address, None, now_ms);
+        true
+    }
+
+    /// The same of a name that has it no longer.
+    pub(super) fn lose(&mut self, at: u32, address: IpAddr, now_ms: u64) {
+        if !self.count_along(at, address, |holders| *holders > 1, |holders| *holders -= 1) {
+            let key = self.holding(at).key.clone();
+            self.rebuild(address, Some(&key), now_ms);
+        }
+    }
+
+    /// Changes the numbers of names that derive a name's rules, under both policies, if that is all there is to do: every
+    /// number is `such`, and no counter waits for being looked at.
+    fn count_along(
+        &mut self,
+        at: u32,
+        address: IpAddr,
+        such: fn(&u32) -> bool,
+        change: fn(&mut u32),
+    ) -> bool {
+        let Some(holding) = &self.holdings[at as usize] else {
+            return false;
+        };
+        let Some(place) = self.places.get_mut(&address) else {
+            return false;
+        };
+        let is_preparing = self.next_policy.is_some();
+        let uses = &self.counters.uses;
+        let waits = |own: &Counted| {
+            own.is_stray() && !(is_preparing && own.next_holders > 0) && uses.of(own.id) == 0
+        };
+        if place.holders.is_empty() || place.counted.iter().any(waits) || (self.barred.0)(address) {
+            return false;
+        }
+        let client = holding.key.client;
+        let now = holding
+            .rules
+            .iter()
+            .map(|rule| find(&place.counted, *self.numbers.get(rule)?, client));
+        let Some(now) = now.collect::<Option<Vec<usize>>>() else {
+            return false;
+        };
+        let mut then = Some(Vec::new());
+        if let Some(next) = &self.next_policy
+            && (at as usize) < next.at
+        {
+            let rules = holding.next_rules.iter();
+            let rules = rules.map(|rule| find(&place.counted, *next.numbers.get(rule)?, client));
+            then = rules.collect();
+        }
+        let Some(then) = then else {
+            return false;
+        };
+        let counted = &mut place.counted;
+        if !(now.iter().all(|at| such(&counted[*at].holders))
+            && then.iter().all(|at| such(&counted[*at].next_holders)))
+        {
+            return false;
+        }
+        now.iter().for_each(|at| change(&mut counted[*at].holders));
+        then.iter()
+            .for_each(|at| change(&mut counted[*at].next_holders));
+        true
     }
 
     /// The rules that a name's addresses are granted to now.

@@ -893,3 +893,114 @@ fn told(nodes: &mut [Store], from: usize, to: usize, place: u64, now_ms: u64) ->
     let ids = [from as u64 + 1, to as u64 + 1];
     tell((sender, ids[0]), (receiver, ids[1]), place, now_ms)
 }
+
+/// Rules of every kind, of which some overlap.
+fn several() -> [Arc<Compiled>; 2] {
+    let own = r#","grant_scope":"client""#;
+    [
+        policy(
+            &[
+                named("one", "**.a.example", ""),
+                named("own", "**.example", own),
+                named("two", "x.b.example", ""),
+            ]
+            .join(","),
+        ),
+        policy(
+            &[
+                named("two", "**.b.example", ""),
+                named("own", "**.a.example", own),
+            ]
+            .join(","),
+        ),
+    ]
+}
+
+proptest! {
+    /// Names that share addresses are counted as they come and go: what is granted is at any time what would be made of
+    /// them anew, and no counter is left at the end.
+    #[test]
+    fn what_is_counted_along_is_what_would_be_made_anew(
+        steps in proptest::collection::vec((0_u8..12, 0_u8..6, 0_u8..4, 0_u8..2, 1_u32..400), 1..80),
+    ) {
+        const NAMES: [&str; 6] = [
+            "x.a.example",
+            "y.a.example",
+            "x.b.example",
+            "y.b.example",
+            "c.example",
+            "elsewhere.test",
+        ];
+        let policies = several();
+        let mut store = installed(1, Arc::clone(&policies[0]));
+        let mut now_ms = 0;
+        let mut next = 1;
+        let judged = |store: &Store| {
+            let clients = [CLIENT, OTHER];
+            let all = clients.map(|client| [0, 1, 2, 3].map(|last| judge(store, client, last).is_some()));
+            all
+        };
+        for (what, name, last, client, ttl_s) in steps {
+            match what {
+                // Time passes.
+                0 => {
+                    now_ms += u64::from(ttl_s) * 2_000;
+                    sweep(&mut store, now_ms);
+                }
+                1 => drop(store.prepare(&policies[next], usize::from(last))),
+                2 => {
+                    store.install(Arc::clone(&policies[next]), now_ms);
+                    next = 1 - next;
+                }
+                _ => {
+                    let asked = Asked {
+                        group: "web",
+                        client: [CLIENT, OTHER][usize::from(client)].into(),
+                        name: NAMES[usize::from(name)],
+                        addresses: &[address(last)],
+                        ttl_s,
+                    };
+                    store.learn(&asked, now_ms);
+                }
+            }
+            let before = judged(&store);
+            for last in 0..4 {
+                store.rebuild(address(last), None, now_ms);
+            }
+            prop_assert_eq!(before, judged(&store));
+        }
+        store.install(policy(""), now_ms);
+        sweep(&mut store, now_ms + DAY_MS);
+        sweep(&mut store, now_ms + 2 * DAY_MS);
+        sweep(&mut store, now_ms + 3 * DAY_MS);
+        prop_assert_eq!(store.len(), 0);
+        prop_assert_eq!(store.counters.held(), 0);
+    }
+}
+
+/// As with random labels below a wildcard: the table is made anew only when it changes.
+#[test]
+fn one_more_name_of_an_address_changes_nothing() {
+    let mut store = installed(1, one());
+    learn(&mut store, "first.example", 1, 60, 0);
+    let changes = store.changes();
+    for n in 0..500 {
+        let learned = learn(&mut store, &format!("n{n}.example"), 1, 60, 0);
+        assert!(!learned.changed && learned.place > 0);
+    }
+    assert_eq!(store.changes(), changes);
+    let next = one();
+    while !store.prepare(&next, 100) {}
+    learn(&mut store, "last.example", 1, 60, 0);
+    store.install(next, 0);
+    assert!(allows(&store, 1));
+    let changes = store.changes();
+    // All but the last one go.
+    let kept = learn(&mut store, "last.example", 1, 6_000, 0);
+    assert!(kept.place > 0);
+    sweep(&mut store, 2_000_000);
+    assert_eq!((store.len(), store.changes()), (1, changes));
+    assert!(allows(&store, 1));
+    sweep(&mut store, DAY_MS);
+    assert!(!allows(&store, 1));
+}
