@@ -99,6 +99,16 @@ pub(crate) struct Kept {
     secret: String,
     /// By interface.
     leases: BTreeMap<String, KeptLease>,
+    /// By interface, the networks that it is on, as far as they were learned.
+    networks: BTreeMap<String, Vec<IpNet>>,
+}
+
+impl Kept {
+    /// The networks of each of these interfaces.
+    fn networks(&self, interfaces: &[String]) -> Vec<Vec<IpNet>> {
+        let of = |interface| self.networks.get(interface).cloned().unwrap_or_default();
+        interfaces.iter().map(of).collect()
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -250,7 +260,7 @@ pub(super) fn prepare(
         .collect();
     let held = ports.iter().flat_map(|(_, asking)| &asking.held);
     let mut begins: Vec<Learned> = held.map(|held| held.learned.clone()).collect();
-    let mut settings = merge(&base, &begins).0;
+    let mut settings = merge(&base, &begins, &kept.networks(&interfaces)).0;
     if !is_usable(config, &settings) {
         begins.clear();
         settings = without_addresses(&base);
@@ -280,7 +290,7 @@ pub(super) fn prepare(
 
 /// The settings of ports that have learned nothing yet.
 pub(super) fn without_addresses(base: &[PortSettings]) -> Vec<PortSettings> {
-    merge(base, &[]).0
+    merge(base, &[], &[]).0
 }
 
 impl Addresses {
@@ -307,7 +317,18 @@ impl Addresses {
         readiness: &Readiness,
         app: &App,
     ) {
-        let (ports, mut problems) = merge(&self.base, learned);
+        let before = self.kept.networks(&self.interfaces);
+        let (ports, clashes) = merge(&self.base, learned, &before);
+        let mut problems = Vec::new();
+        // Who is on the link of a port can say what he likes of networks: that alone does not make a node unfit.
+        let lack = ports.iter().any(|port| port.addresses.is_empty());
+        if lack {
+            problems = clashes;
+        } else if ports != self.published {
+            for problem in clashes {
+                tracing::warn!("{problem}");
+            }
+        }
         if ports != self.published {
             match dataplane.set_ports(ports.clone()) {
                 Ok(()) => self.published = ports,
@@ -355,13 +376,19 @@ impl Addresses {
         self.keep(learned, clocks).await;
     }
 
-    /// Remembers leases as they are now. One that has ended is remembered until another comes: it may be had again.
+    /// Remembers leases and networks as they are now. What has ended is remembered until another comes: it may be had again.
     async fn keep(&mut self, learned: &[Learned], clocks: Clocks) {
         let mut kept = self.kept.clone();
         for told in learned {
             if let Some(lease) = &told.lease {
                 let interface = self.interfaces[usize::from(told.port.0)].clone();
                 kept.leases.insert(interface, KeptLease::of(lease, clocks));
+            }
+            let index = usize::from(told.port.0);
+            let networks: Vec<IpNet> = networks(&self.published[index]).map(IpNet::trunc).collect();
+            if !networks.is_empty() {
+                kept.networks
+                    .insert(self.interfaces[index].clone(), networks);
             }
         }
         if kept == self.kept && self.file.exists() {
@@ -413,8 +440,13 @@ fn why(standing: Standing) -> &'static str {
     }
 }
 
-/// The ports' settings with what they have learned, and what of that cannot be used.
-fn merge(base: &[PortSettings], learned: &[Learned]) -> (Vec<PortSettings>, Vec<String>) {
+/// The ports' settings with what they have learned, and what of that cannot be used. Of two ports that say they are on one
+/// network, that one keeps it which had it `before`: whoever is on the link of the other takes nothing away from it.
+fn merge(
+    base: &[PortSettings],
+    learned: &[Learned],
+    before: &[Vec<IpNet>],
+) -> (Vec<PortSettings>, Vec<String>) {
     let with = |(index, base): (usize, &PortSettings)| {
         let told = learned
             .iter()
@@ -427,25 +459,58 @@ fn merge(base: &[PortSettings], learned: &[Learned]) -> (Vec<PortSettings>, Vec<
     };
     let mut ports: Vec<_> = base.iter().enumerate().map(with).collect();
     let mut problems = Vec::new();
-    if let [inside, outside] = &ports[..]
-        && overlap(inside, outside)
-    {
-        let index = usize::from(outside.acquires);
-        let name = PORT_NAMES[1][index];
-        problems.push(format!(
-            "the {name} port was given an address of the other port's network; ports need one each"
-        ));
-        ports[index] = merge_port(&base[index], None);
+    if let [inside, outside] = &ports[..] {
+        let had = |index: usize, net: &IpNet| {
+            let mut had = before.get(index).into_iter().flatten();
+            had.any(|had| overlap(had, net))
+        };
+        let mut yielded = [Vec::new(), Vec::new()];
+        for (a, b) in clashes(inside, outside) {
+            let outside_yields = outside.acquires && (!inside.acquires || !had(1, b) || had(0, a));
+            let index = usize::from(outside_yields);
+            yielded[index].push(if outside_yields { *b } else { *a });
+        }
+        for (index, yielded) in yielded.iter().enumerate().filter(|(_, y)| !y.is_empty()) {
+            let name = PORT_NAMES[1][index];
+            problems.push(format!(
+                "the {name} port was given an address of the other port's network; ports need one each"
+            ));
+            ports[index] = without(&ports[index], yielded);
+        }
     }
     (ports, problems)
 }
 
-fn networks(port: &PortSettings) -> impl Iterator<Item = &IpNet> {
-    port.addresses.iter().chain(&port.on_link)
+fn overlap(a: &IpNet, b: &IpNet) -> bool {
+    a.contains(b) || b.contains(a)
 }
 
-fn overlap(one: &PortSettings, other: &PortSettings) -> bool {
-    networks(one).any(|a| networks(other).any(|b| a.contains(b) || b.contains(a)))
+/// Networks of one port and of another that have addresses in common.
+fn clashes<'a>(
+    one: &'a PortSettings,
+    other: &'a PortSettings,
+) -> impl Iterator<Item = (&'a IpNet, &'a IpNet)> {
+    let pairs = networks(one).flat_map(|a| networks(other).map(move |b| (a, b)));
+    pairs.filter(|(a, b)| overlap(a, b))
+}
+
+/// The settings of a port but for these networks, and for what is reached through them.
+fn without(port: &PortSettings, these: &[IpNet]) -> PortSettings {
+    let mut port = port.clone();
+    port.addresses.retain(|net| !these.contains(net));
+    port.on_link.retain(|net| !these.contains(net));
+    let left = port.clone();
+    let is_reached = |via: IpAddr| {
+        let mut families = left.addresses.iter().map(|own| own.addr().is_ipv4());
+        is_on_link(&left, via) && families.any(|v4| v4 == via.is_ipv4())
+    };
+    port.gateways.retain(|via| is_reached(*via));
+    port.routes.retain(|route| is_reached(route.via));
+    port
+}
+
+fn networks(port: &PortSettings) -> impl Iterator<Item = &IpNet> {
+    port.addresses.iter().chain(&port.on_link)
 }
 
 fn merge_port(base: &PortSettings, told: Option<&Learned>) -> PortSettings {
@@ -608,7 +673,7 @@ mod tests {
 
     /// The engine takes whatever is made of what was learned.
     fn check(base: &[PortSettings], learned: &[Learned]) -> (Vec<PortSettings>, Vec<String>) {
-        let (ports, problems) = merge(base, learned);
+        let (ports, problems) = merge(base, learned, &[]);
         let settings = Settings {
             ports: ports.clone(),
             nat66: Some(Snat::Auto),
@@ -707,6 +772,80 @@ mod tests {
         ];
         let (ports, _) = check(&[port(&[]), port(&[])], &both);
         assert_eq!((ports[0].addresses.len(), ports[1].addresses.len()), (1, 0));
+    }
+
+    /// Anybody inside can advertise the network that the node has outside.
+    #[test]
+    fn a_network_stays_with_the_port_that_had_it_first() {
+        let base = [port(&[]), port(&[])];
+        let advertised = |index, on_link: &str, own: &[&str]| {
+            let mut learned = told(index, None);
+            let address = |own: &&str| Address6 {
+                address: own.parse().unwrap(),
+                deprecated: false,
+            };
+            learned.advertised = Advertised {
+                addresses: own.iter().map(address).collect(),
+                on_link: vec![on_link.parse().unwrap()],
+                router: Some("fe80::1".parse().unwrap()),
+                routes: vec![],
+                mtu: None,
+            };
+            learned
+        };
+        let mut outside = advertised(1, "2001:db8::/64", &["2001:db8::9"]);
+        outside.lease = Some(Lease {
+            gateway: Some("192.0.2.1".parse().unwrap()),
+            ..lease("192.0.2.9/24")
+        });
+        let inside = told(0, Some(lease("10.0.0.9/24")));
+        let (before, problems) = merge(&base, &[inside.clone(), outside.clone()], &[]);
+        assert!(problems.is_empty());
+
+        let mut claims = advertised(0, "2001:db8::/64", &[]);
+        claims.lease.clone_from(&inside.lease);
+        let had: Vec<Vec<IpNet>> = before
+            .iter()
+            .map(|port| networks(port).copied().collect())
+            .collect();
+        let (ports, problems) = merge(&base, &[claims.clone(), outside.clone()], &had);
+        assert!(problems[0].contains("the inside port"), "{problems:?}");
+        assert_eq!(ports[1], before[1]);
+        assert_eq!(ports[0].addresses, before[0].addresses);
+
+        // Also where the outside port has got another address in it meanwhile, and where it gets one more network that
+        // the inside port says it had first.
+        let mut more = advertised(1, "2001:db8::/64", &["2001:db8::a"]);
+        more.lease.clone_from(&outside.lease);
+        more.advertised
+            .on_link
+            .push("2001:db8:1::/64".parse().unwrap());
+        claims
+            .advertised
+            .on_link
+            .push("2001:db8:1::/64".parse().unwrap());
+        let mut had = had;
+        had[0].push("2001:db8:1::/64".parse().unwrap());
+        let (ports, problems) = merge(&base, &[claims.clone(), more], &had);
+        assert_eq!(problems.len(), 2, "{problems:?}");
+        let on_link = |index: usize| {
+            ports[index]
+                .on_link
+                .iter()
+                .filter(|net| net.prefix_len() == 64)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(ports[1].addresses.len(), 2);
+        assert_eq!(on_link(1), [&"2001:db8::/64".parse::<IpNet>().unwrap(); 0]);
+        assert_eq!(on_link(0), [&"2001:db8:1::/64".parse::<IpNet>().unwrap()]);
+        claims.advertised.on_link.pop();
+
+        // Where nobody had it, the outside port yields, and keeps what is not in question.
+        let (ports, problems) = merge(&base, &[claims, outside], &[]);
+        assert!(problems[0].contains("the outside port"), "{problems:?}");
+        assert_eq!(ports[1].addresses, ["192.0.2.9/24".parse().unwrap()]);
+        let gateways: Vec<bool> = ports[1].gateways.iter().map(IpAddr::is_ipv4).collect();
+        assert_eq!(gateways, [true], "none of IPv6");
     }
 
     #[test]
