@@ -1,5 +1,6 @@
 //! Asking the packet workers about their flows.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -278,7 +279,11 @@ impl Shown {
                 .and_then(|index| policy.group_id(index));
             id.unwrap_or("default").to_owned()
         };
-        let groups = survey.groups.iter().enumerate();
+        let mut groups = BTreeMap::new();
+        for (index, flows) in survey.groups.iter().enumerate() {
+            // A policy may have a group of that name.
+            *groups.entry(name(index)).or_default() += *flows;
+        }
         Shown {
             port_utilization: {
                 let share = |v4| {

@@ -164,6 +164,15 @@ pub(super) fn histograms() -> [Described; 3] {
 /// The group of what no group decides on.
 const DEFAULT: &str = "default";
 
+/// Each series once: a policy may have a group that is called [`DEFAULT`].
+fn summed<L: Ord>(lines: impl Iterator<Item = (L, u64)>) -> impl Iterator<Item = (L, u64)> {
+    let mut all = BTreeMap::new();
+    for (labels, count) in lines {
+        *all.entry(labels).or_default() += count;
+    }
+    all.into_iter()
+}
+
 /// A worker with its number and its source groups.
 struct Worker<'a> {
     number: String,
@@ -222,7 +231,7 @@ fn encode(workers: &[Arc<WorkerCounters>], mut encoder: DescriptorEncoder) -> Re
             (labels, group.handshakes_completed.get())
         })
     });
-    counter(encoder, FINAL_ACKS, lines.filter(happened))?;
+    counter(encoder, FINAL_ACKS, summed(lines.filter(happened)))?;
     let lines = workers.iter().flat_map(|worker| {
         worker.groups().flat_map(move |(id, group)| {
             CloseReason::ALL.map(|reason| {
@@ -235,7 +244,7 @@ fn encode(workers: &[Arc<WorkerCounters>], mut encoder: DescriptorEncoder) -> Re
             })
         })
     });
-    counter(encoder, NO_FINAL_ACK, lines.filter(happened))?;
+    counter(encoder, NO_FINAL_ACK, summed(lines.filter(happened)))?;
     let lines = workers.iter().flat_map(|worker| {
         [("syn", false), ("syn_ack", true)]
             .into_iter()
