@@ -320,13 +320,24 @@ pub(crate) async fn drops(verb: Drops) -> Result<(), Failure> {
     } else {
         Box::new(create(path).map_err(failed)?)
     };
-    out.write_all(&pcapng::header(verb.snap)).map_err(failed)?;
-    // Each at once and whole: whoever interrupts this keeps what there was.
-    follow(&verb.watch, &watch, &verb.target, |packet| {
-        let written = out.write_all(&pcapng::packet(packet));
-        written.and_then(|()| out.flush()).map_err(failed)
-    })
-    .await
+    let mut is_empty = true;
+    let outcome = match out.write_all(&pcapng::header(verb.snap)) {
+        // Each at once and whole: whoever interrupts this keeps what there was.
+        Ok(()) => {
+            let show = |packet: &TracedPacket| {
+                is_empty = false;
+                let written = out.write_all(&pcapng::packet(packet));
+                written.and_then(|()| out.flush()).map_err(failed)
+            };
+            follow(&verb.watch, &watch, &verb.target, show).await
+        }
+        Err(error) => Err(failed(error)),
+    };
+    if outcome.is_err() && is_empty && path != Path::new("-") {
+        // Nothing is in the way of another try.
+        let _ = std::fs::remove_file(path);
+    }
+    outcome
 }
 
 /// A new file for its owner only: it holds what clients send.

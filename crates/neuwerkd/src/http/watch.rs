@@ -382,6 +382,7 @@ async fn lines(
     let mut text = Vec::new();
     let (mut found, mut is_full) = (watch.next(read).await.unwrap_or_default(), false);
     let mut is_last = found.is_empty();
+    let mut cut_off = found.len() as u64;
     for line in found.drain(..) {
         let start = text.len();
         put(&line, &mut text);
@@ -395,11 +396,12 @@ async fn lines(
             Some(left) => *left -= len,
             None => {}
         }
+        cut_off -= 1;
     }
     if is_last {
         let (shown, lost) = watch.tally();
         let end = TraceEnd {
-            shown,
+            shown: shown.saturating_sub(cut_off),
             lost,
             is_full,
         };
