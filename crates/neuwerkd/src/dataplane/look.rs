@@ -68,17 +68,16 @@ pub enum Order {
 }
 
 impl Dataplane {
-    /// Flows from a place on, `limit` at most.
+    /// Flows from a place on, `limit` at most. Group and rule of the filter are those of the policy beside it.
     ///
     /// # Errors
     /// A worker does not answer.
     pub async fn flows(
         &self,
-        filter: &Filter,
+        (policy, filter): (Arc<Compiled>, &Filter),
         from: (usize, u32),
         limit: usize,
     ) -> Result<Page, LookError> {
-        let policy = self.policy();
         let mut flows = Vec::new();
         let (mut worker, mut place) = from;
         while worker < self.workers.len() {
@@ -107,17 +106,16 @@ impl Dataplane {
         })
     }
 
-    /// The first `count` flows in an order, largest first.
+    /// The first `count` flows in an order, largest first. Group and rule of the filter are those of the policy beside it.
     ///
     /// # Errors
     /// A worker does not answer.
     pub async fn top(
         &self,
-        filter: &Filter,
+        (policy, filter): (Arc<Compiled>, &Filter),
         order: Order,
         count: usize,
     ) -> Result<Page, LookError> {
-        let policy = self.policy();
         let mut marks = Vec::new();
         if let Order::Rate(interval) = order {
             let begun = Instant::now();
@@ -162,16 +160,21 @@ impl Dataplane {
         })
     }
 
-    /// Ends flows, and returns how many. The ends of TCP connections are told by resets if `reset` says so.
+    /// Ends flows, by the policy that the filter's group and rule are of, and returns how many. The ends of TCP connections
+    /// are told by resets if `reset` says so.
     ///
     /// # Errors
-    /// A worker does not answer: it may end them all the same, and others may have.
-    pub async fn kill(&self, filter: &Filter, reset: bool) -> Result<u64, LookError> {
-        let policy = self.policy();
+    /// A worker does not answer: it may end them all the same, and others have ended so many.
+    pub async fn kill(
+        &self,
+        (policy, filter): (&Arc<Compiled>, &Filter),
+        reset: bool,
+    ) -> Result<u64, (u64, LookError)> {
         let mut all = 0;
         for worker in 0..self.workers.len() {
             let task = Task::Kill { reset, killed: 0 };
-            if let Task::Kill { killed, .. } = self.ask(worker, filter, &policy, task).await? {
+            let answer = self.ask(worker, filter, policy, task).await;
+            if let Task::Kill { killed, .. } = answer.map_err(|error| (all, error))? {
                 all += killed;
             }
         }
@@ -293,7 +296,7 @@ impl Shown {
                 f64::max(share(true), share(false))
             },
             syn_only,
-            groups: groups.map(|(index, flows)| (name(index), *flows)).collect(),
+            groups: groups.into_iter().collect(),
         }
     }
 }

@@ -61,7 +61,7 @@ pub(super) async fn flows(
 ) -> Answer<Json<FlowList>> {
     let dataplane = app.dataplane()?;
     let (mut limit, mut from) = (DEFAULT_LIMIT, (0, 0));
-    let filter = filter(&dataplane, query.as_deref(), |key, value| {
+    let wanted = filter(&dataplane, query.as_deref(), |key, value| {
         match key {
             "limit" => limit = number(key, value, 1..=MAX_LIMIT)?,
             "cursor" => from = cursor(value)?,
@@ -69,7 +69,8 @@ pub(super) async fn flows(
         }
         Ok(true)
     })?;
-    let page = dataplane.flows(&filter, from, limit).await?;
+    let wanted = (wanted.policy, &wanted.flows);
+    let page = dataplane.flows(wanted, from, limit).await?;
     Ok(Json(shown(&app, &dataplane, page, None)))
 }
 
@@ -88,7 +89,7 @@ pub(super) async fn top(
     let dataplane = app.dataplane()?;
     let (mut by, mut count, mut interval) = ("bytes".to_owned(), DEFAULT_COUNT, DEFAULT_INTERVAL);
     let longest = usize::try_from(MAX_INTERVAL.as_millis()).expect("ten seconds");
-    let filter = filter(&dataplane, query.as_deref(), |key, value| {
+    let wanted = filter(&dataplane, query.as_deref(), |key, value| {
         match key {
             "by" => by = value.to_owned(),
             "count" => count = number(key, value, 1..=MAX_LIMIT)?,
@@ -113,7 +114,8 @@ pub(super) async fn top(
         })?),
         Order::Bytes | Order::Packets => None,
     };
-    let page = dataplane.top(&filter, order, count).await?;
+    let wanted = (wanted.policy, &wanted.flows);
+    let page = dataplane.top(wanted, order, count).await?;
     let measured = matches!(order, Order::Rate(_)).then_some(interval);
     Ok(Json(shown(&app, &dataplane, page, measured)))
 }
@@ -140,7 +142,7 @@ pub(super) async fn kill(
 ) -> Answer<Json<KilledFlows>> {
     let dataplane = app.dataplane()?;
     let (mut all, mut reset) = (false, false);
-    let filter = filter(&dataplane, query.as_deref(), |key, value| {
+    let wanted = filter(&dataplane, query.as_deref(), |key, value| {
         match key {
             "all" => all = yes_no(key, value)?,
             "reset" => reset = yes_no(key, value)?,
@@ -148,12 +150,20 @@ pub(super) async fn kill(
         }
         Ok(true)
     })?;
-    if filter.is_everything() != all {
+    if wanted.flows.is_everything() != all {
         let text = "say which flows by a filter, or all=true and no filter";
         return Err(Refused::bad_request(text));
     }
-    let killed = dataplane.kill(&filter, reset).await?;
+    let (killed, error) = match dataplane.kill((&wanted.policy, &wanted.flows), reset).await {
+        Ok(killed) => (killed, None),
+        Err((0, error @ LookError::Busy { .. })) => return Err(error.into()),
+        Err((killed, error)) => (killed, Some(error)),
+    };
     tracing::info!(killed, reset, subject = %identity.subject, "flows are ended on request");
+    if let Some(error) = error {
+        let text = format!("{killed} flows have ended, and others may: {error}");
+        return Err(Refused::new(http::StatusCode::GATEWAY_TIMEOUT, text));
+    }
     Ok(Json(KilledFlows {
         node_id: app.own_id(),
         killed,
@@ -224,7 +234,7 @@ pub(super) fn filter(
     dataplane: &Dataplane,
     query: Option<&str>,
     mut other: impl FnMut(&str, &str) -> Answer<bool>,
-) -> Answer<Filter> {
+) -> Answer<Wanted> {
     let mut filter = Filter::default();
     let (mut group, mut rule) = (None, None);
     for (key, value) in form_urlencoded::parse(query.unwrap_or_default().as_bytes()) {
@@ -267,7 +277,17 @@ pub(super) fn filter(
         let wrong = || Refused::bad_request(format!("that group has no rule {id:?}"));
         filter.rule = Some(found.ok_or_else(wrong)?.0);
     }
-    Ok(filter)
+    Ok(Wanted {
+        policy,
+        flows: filter,
+    })
+}
+
+/// Which flows are wanted.
+pub(super) struct Wanted {
+    /// The policy whose group and rule are meant, also when another one is in force by the time that they are looked for.
+    pub(super) policy: Arc<Compiled>,
+    pub(super) flows: Filter,
 }
 
 /// A query that may say nothing but which member is to answer.

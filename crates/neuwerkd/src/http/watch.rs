@@ -20,7 +20,7 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use policy::Compiled;
 use tokio::sync::mpsc::{Receiver, Sender};
 
-use super::dataplane::{filter, number, port, protocol, protocol_name, unknown};
+use super::dataplane::{Wanted, filter, number, port, protocol, protocol_name, unknown};
 use super::error::{Answer, Refused};
 use super::openapi::{self, Doc, Param};
 use super::policy::parse_timeout;
@@ -122,7 +122,11 @@ pub(super) async fn explain(
     };
     stage("limits", limits);
     let same = dataplane
-        .flows(&explain::same_flow(&packet, &facts), (0, 0), 1)
+        .flows(
+            (dataplane.policy(), &explain::same_flow(&packet, &facts)),
+            (0, 0),
+            1,
+        )
         .await?;
     let flow = match same.flows.first() {
         None => "none has these ends: the packet would begin one".to_owned(),
@@ -289,7 +293,7 @@ async fn stream(
 ) -> Answer {
     let dataplane = app.dataplane()?;
     let (mut count, mut time, mut snap, mut reason) = (DEFAULT_COUNT, DEFAULT_TIME, 0, None);
-    let filter = filter(&dataplane, query, |key, value| {
+    let Wanted { flows: filter, .. } = filter(&dataplane, query, |key, value| {
         match key {
             "count" => count = number(key, value, 1..=MAX_COUNT)?,
             "timeout" => time = parse_timeout(value)?,
