@@ -738,7 +738,8 @@ impl Pipeline {
     }
 
     fn describe(&self, flow: &Flow) -> FlowFacts {
-        // Revisions only grow: the one meant is the latest with these low bits.
+        // The one meant is the latest with these low bits up to the one in force; beyond that the one with no others, as
+        // while everything is denied, or after a policy was restored.
         let current = self.snapshot.policy().revision();
         let age = (current as u32).wrapping_sub(flow.revision);
         FlowFacts {
@@ -749,7 +750,9 @@ impl Pipeline {
             dst_port: flow.server_port,
             group: (flow.group != NO_GROUP).then_some(u32::from(flow.group)),
             rule: (flow.rule != NO_RULE).then_some(flow.rule),
-            revision: current.wrapping_sub(u64::from(age)),
+            revision: current
+                .checked_sub(u64::from(age))
+                .unwrap_or(flow.revision.into()),
         }
     }
 
