@@ -78,6 +78,8 @@ pub struct Dataplane {
     /// The policy in whose place everything is denied, while that is so. Serializes swaps, so that none overwrites what
     /// another changed.
     withheld: Mutex<Option<Arc<Compiled>>>,
+    /// Held while another policy is put in force, or all is denied.
+    turns: tokio::sync::Mutex<()>,
     /// What was published before and may be held by a worker still. A large policy takes long to free, which is none of
     /// a packet worker's business.
     retired: Mutex<Vec<Arc<Snapshot>>>,
@@ -231,6 +233,7 @@ impl Dataplane {
             published,
             grants,
             withheld: Mutex::new(None),
+            turns: tokio::sync::Mutex::default(),
             retired: Mutex::default(),
             workers: Vec::new(),
             seed,
@@ -361,14 +364,15 @@ impl Dataplane {
     /// # Errors
     /// A worker is stuck; those that are not have taken the policy over.
     pub async fn set_policy(&self, policy: Arc<Compiled>) -> Result<(), SwapError> {
+        // Two at once would prepare their grants in turns for ever.
+        let _turn = self.turns.lock().await;
+        if let Some(kept) = &mut *self.withheld() {
+            // It is prepared when it is to be in force.
+            *kept = policy;
+            return Ok(());
+        }
         self.grants.prepare(&policy).await;
-        let generation = self.publish_policy(|withheld, now| match withheld {
-            None => policy,
-            Some(kept) => {
-                *kept = policy;
-                Arc::clone(now)
-            }
-        });
+        let generation = self.publish_policy(|_withheld, _now| policy);
         self.reached(generation).await
     }
 
@@ -378,14 +382,23 @@ impl Dataplane {
     /// # Errors
     /// As [`Dataplane::set_policy`].
     pub async fn set_denying(&self, denying: bool) -> Result<(), SwapError> {
-        let generation = self.publish_policy(|withheld, now| {
-            if denying {
-                withheld.get_or_insert_with(|| Arc::clone(now));
+        let _turn = self.turns.lock().await;
+        let withheld = self.withheld().clone();
+        let generation = match (denying, withheld) {
+            (true, Some(_)) | (false, None) => self.published.load().generation(),
+            // At once: what nothing is granted by takes no preparation.
+            (true, None) => self.publish_policy(|withheld, now| {
+                *withheld = Some(Arc::clone(now));
                 Arc::new(Compiled::deny_all())
-            } else {
-                withheld.take().unwrap_or_else(|| Arc::clone(now))
+            }),
+            (false, Some(next)) => {
+                self.grants.prepare(&next).await;
+                self.publish_policy(|withheld, _now| {
+                    *withheld = None;
+                    next
+                })
             }
-        });
+        };
         self.reached(generation).await
     }
 
@@ -591,7 +604,7 @@ impl Dataplane {
         &self,
         change: impl FnOnce(&mut Option<Arc<Compiled>>, &Snapshot, u64) -> Snapshot,
     ) -> u64 {
-        let mut withheld = self.withheld.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut withheld = self.withheld();
         let now = self.published.load_full();
         let generation = now.generation() + 1;
         let next = change(&mut withheld, &now, generation);
@@ -602,6 +615,11 @@ impl Dataplane {
             worker.waker.wake();
         }
         generation
+    }
+
+    /// The policy that goes by when everything is denied no longer.
+    fn withheld(&self) -> MutexGuard<'_, Option<Arc<Compiled>>> {
+        self.withheld.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn retired(&self) -> MutexGuard<'_, Vec<Arc<Snapshot>>> {
