@@ -33,6 +33,8 @@ pub struct Drain {
     readiness: Arc<Readiness>,
     mark: PathBuf,
     said: Mutex<Said>,
+    /// Held while what is said is published.
+    turns: tokio::sync::Mutex<()>,
 }
 
 impl Drain {
@@ -49,6 +51,7 @@ impl Drain {
             readiness,
             mark,
             said: Mutex::default(),
+            turns: tokio::sync::Mutex::default(),
         });
         if drained {
             drain.say(|said| said.operator = true).await;
@@ -115,7 +118,7 @@ impl Drain {
     }
 
     async fn say(&self, change: impl FnOnce(&mut Said)) {
-        let said = {
+        {
             let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
             change(&mut said);
             match *said {
@@ -127,8 +130,10 @@ impl Drain {
                 }
                 Said { .. } => self.readiness.set_ok(Part::Draining, "not draining"),
             }
-            *said
-        };
+        }
+        // What was said last is what is published last.
+        let _turn = self.turns.lock().await;
+        let said = *self.said.lock().unwrap_or_else(PoisonError::into_inner);
         if let Err(error) = self.dataplane.set_draining(said != Said::default()).await {
             tracing::warn!(%error, "a packet worker does not know yet whether new flows are taken");
         }
