@@ -369,6 +369,19 @@ impl Store {
         })
     }
 
+    /// Leaves out of changes, for keeping, the ends of own claims to what others claim still.
+    pub fn drop_ends_of_claimed(&self, changes: &mut Vec<Change>) {
+        for change in changes.iter_mut().filter(|change| change.life_ms == 0) {
+            let Some(at) = self.find(&key_of(change)) else {
+                continue;
+            };
+            let spots = &self.holding(at).spots;
+            let is_claimed = |address: &IpAddr| spots.iter().any(|spot| spot.address == *address);
+            change.addresses.retain(|address| !is_claimed(address));
+        }
+        changes.retain(|change| !change.addresses.is_empty());
+    }
+
     /// Takes in what was kept, as of a time ago.
     pub fn restore(&mut self, changes: &[Change], elapsed_ms: u64, now_ms: u64) {
         for change in changes {

@@ -115,20 +115,25 @@ impl Journal {
     fn append(&mut self, grants: &Grants) -> io::Result<()> {
         loop {
             let place = self.place.max(1);
-            let push = grants.read(|store, now_ms| store.changes_from(place, CHUNK, now_ms));
-            let Some(push) = push else {
+            let changes = grants.read(|store, now_ms| {
+                let push = store.changes_from(place, CHUNK, now_ms)?;
+                let Body::Changes { mut changes, .. } = push.body else {
+                    return None;
+                };
+                let count = changes.len();
+                store.drop_ends_of_claimed(&mut changes);
+                Some((count, changes))
+            });
+            let Some((count, changes)) = changes else {
                 return self.write_all(grants);
             };
-            let Body::Changes { mut changes, .. } = push.body else {
-                return Ok(());
-            };
-            if changes.is_empty() {
+            if count == 0 {
                 return Ok(());
             }
-            self.place = place + changes.len() as u64;
-            // What has ended ends here as well, by its time.
-            changes.retain(|change| change.life_ms > 0);
-            self.appended_bytes += self.section(&changes)?;
+            self.place = place + count as u64;
+            if !changes.is_empty() {
+                self.appended_bytes += self.section(&changes)?;
+            }
         }
     }
 
