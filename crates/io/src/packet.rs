@@ -132,6 +132,8 @@ impl PacketPort {
         let released = match received {
             Ok(0) => return false,
             Ok(received) => received,
+            // The device went down once more: nothing was taken, and slots and queue must stay in step.
+            Err(error) if is_down(&error) => return false,
             // What is left over is a frame that the kernel could not describe: it is lost.
             Err(_) => {
                 self.stats.rx_errors += 1;
@@ -206,7 +208,7 @@ impl PacketPort {
                 self.stats.tx_dropped += left;
                 false
             }
-            Some(libc::ENETDOWN | libc::ENXIO | libc::ENODEV) => {
+            _ if is_down(error) => {
                 self.stats.tx_errors += left;
                 false
             }
@@ -216,6 +218,14 @@ impl PacketPort {
             }
         }
     }
+}
+
+/// Whether an error tells that the device is, or was, down or gone.
+fn is_down(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::ENETDOWN | libc::ENXIO | libc::ENODEV)
+    )
 }
 
 impl Port for PacketPort {
