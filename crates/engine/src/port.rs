@@ -174,6 +174,9 @@ pub trait Port {
 pub trait Idle {
     /// Returns when one of the descriptors is readable, when woken, or after `timeout`.
     fn wait(&mut self, fds: &[i32], timeout: Duration);
+
+    /// Hears that the worker has not slept for a while and is not about to.
+    fn stays_awake(&mut self) {}
 }
 
 /// Index of a data port in a node: the inside port is 0, the outside port of two arms is 1.

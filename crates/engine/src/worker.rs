@@ -38,6 +38,8 @@ const HOLD: Duration = Duration::from_millis(50);
 const LOOK_AT_HELD: Duration = Duration::from_millis(1);
 /// How long after the last frame the worker stays awake: a frame that comes meanwhile is not delayed by waking up.
 const SPIN: Duration = Duration::from_micros(50);
+/// Without sleep for so long, a worker has steady work.
+const STEADY: Duration = Duration::from_millis(20);
 /// Longest sleep. Whoever stops a worker or publishes a snapshot wakes it; this is for the counters that show that it
 /// lives, and bounds how late the rest is seen if nobody does.
 const MAX_SLEEP: Duration = Duration::from_millis(200);
@@ -723,11 +725,16 @@ impl<P: Port, L: Port> Worker<P, L> {
         let fds: Option<Vec<i32>> = ports.chain(self.lane.iter().map(Port::wait_fd)).collect();
         let mut awake_until = Now::default();
         let mut armed = false;
+        let mut slept = None;
         while !stop.load(Ordering::Relaxed) {
             let now = clock();
             if self.poll(now) > 0 || self.pipeline.is_asked() {
                 awake_until = now + SPIN;
                 armed = false;
+                if slept.is_some_and(|slept| now >= slept + STEADY) {
+                    slept = None;
+                    idle.stays_awake();
+                }
                 continue;
             }
             if now < awake_until {
@@ -756,6 +763,7 @@ impl<P: Port, L: Port> Worker<P, L> {
                 Some(fds) => idle.wait(fds, due),
                 None => idle.wait(&[], due.min(Duration::from_millis(1))),
             }
+            slept = Some(clock());
             if let Some(peers) = &self.peers {
                 peers.wake_up();
             }

@@ -1,8 +1,11 @@
 //! How a worker sleeps: `ppoll` on the descriptors of its ports and on an eventfd that wakes it.
 
+use std::fs::{File, OpenOptions};
+use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use engine::port::Idle;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
@@ -10,6 +13,65 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 /// Sleeps until a port has a frame, the [`Waker`] is used, or the time is up.
 pub struct PollIdle {
     wake: Arc<OwnedFd>,
+    latency: Option<CpuLatency>,
+}
+
+/// Where the kernel takes requests for how long processors may take to leave an idle state (PM QoS).
+const CPU_DMA_LATENCY: &str = "/dev/cpu_dma_latency";
+/// What a request says that asks for nothing, in µs (`PM_QOS_CPU_LATENCY_DEFAULT_VALUE`).
+const ANY_LATENCY: i32 = 2_000_000_000;
+
+/// Keeps all processors out of idle states for a while after each frame that has ended a sleep. Leaving such a state takes
+/// tens of microseconds in a virtual machine, whose host must put the processor back, and each round trip of a client pays
+/// that. The kernel forgets the request when the process ends.
+pub struct CpuLatency {
+    request: File,
+    hold: Duration,
+    /// While held: until when.
+    until: Option<Instant>,
+}
+
+impl CpuLatency {
+    /// A request that asks for nothing until a frame ends a sleep, and then for `hold`.
+    ///
+    /// # Errors
+    /// The kernel has no PM QoS, or the process may not ask (it takes root, or the device's owner).
+    pub fn open(hold: Duration) -> std::io::Result<Self> {
+        Self::at(Path::new(CPU_DMA_LATENCY), hold)
+    }
+
+    fn at(device: &Path, hold: Duration) -> std::io::Result<Self> {
+        Ok(Self {
+            request: OpenOptions::new().write(true).open(device)?,
+            hold,
+            until: None,
+        })
+    }
+
+    /// A frame has ended a sleep.
+    fn extend(&mut self) {
+        if self.until.is_none() {
+            self.ask_for(0);
+        }
+        self.until = Some(Instant::now() + self.hold);
+    }
+
+    /// How long it is held yet.
+    fn left(&self) -> Option<Duration> {
+        let until = self.until?;
+        Some(until.saturating_duration_since(Instant::now()))
+    }
+
+    fn release(&mut self) {
+        if self.until.take().is_some() {
+            self.ask_for(ANY_LATENCY);
+        }
+    }
+
+    fn ask_for(&mut self, us: i32) {
+        // Without it a sleep ends a little later.
+        let _ = self.request.write_all(&us.to_ne_bytes());
+    }
 }
 
 /// Wakes one [`PollIdle`], from any thread.
@@ -24,7 +86,17 @@ impl PollIdle {
         let wake = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
         Ok(Self {
             wake: Arc::new(wake),
+            latency: None,
         })
+    }
+
+    /// The same sleeper, which keeps the processors awake after each frame that ends a sleep.
+    #[must_use]
+    pub fn with_latency(self, latency: CpuLatency) -> Self {
+        Self {
+            latency: Some(latency),
+            ..self
+        }
     }
 
     /// A handle that ends the sleep, now or the next time.
@@ -47,33 +119,69 @@ impl Idle for PollIdle {
     fn wait(&mut self, fds: &[i32], timeout: Duration) {
         // A worker has a handful of ports: no allocation below this many.
         const INLINE: usize = 8;
-        let timeout = Timespec::try_from(timeout).ok();
-        let wake = PollFd::new(&self.wake, PollFlags::IN);
+        let wake = Arc::clone(&self.wake);
+        let wake = PollFd::new(&wake, PollFlags::IN);
         if fds.len() < INLINE {
             let mut set: [PollFd<'_>; INLINE] = std::array::from_fn(|_| wake.clone());
             for (slot, fd) in set[1..].iter_mut().zip(fds) {
                 *slot = PollFd::from_borrowed_fd(borrow(*fd), PollFlags::IN);
             }
-            self.sleep(&mut set[..=fds.len()], timeout.as_ref());
+            self.sleep(&mut set[..=fds.len()], timeout);
         } else {
             let mut set = vec![wake];
             set.extend(
                 fds.iter()
                     .map(|fd| PollFd::from_borrowed_fd(borrow(*fd), PollFlags::IN)),
             );
-            self.sleep(&mut set, timeout.as_ref());
+            self.sleep(&mut set, timeout);
+        }
+    }
+
+    fn stays_awake(&mut self) {
+        if let Some(latency) = &mut self.latency {
+            latency.release();
         }
     }
 }
 
 impl PollIdle {
-    fn sleep(&self, set: &mut [PollFd<'_>], timeout: Option<&Timespec>) {
-        // Interrupted, or out of memory: the worker looks at its ports and comes back.
-        if poll(set, timeout).is_ok() && set[0].revents().contains(PollFlags::IN) {
+    fn sleep(&mut self, set: &mut [PollFd<'_>], mut timeout: Duration) {
+        let mut ready = 0;
+        if let Some(latency) = &mut self.latency
+            && let Some(held) = latency.left()
+        {
+            ready = ready_within(set, held.min(timeout));
+            if ready == 0 && held <= timeout {
+                latency.release();
+                timeout -= held;
+            } else {
+                timeout = Duration::ZERO;
+            }
+        }
+        if ready == 0 && !timeout.is_zero() {
+            ready = ready_within(set, timeout);
+        }
+        if ready == 0 {
+            return;
+        }
+        let is_woken = set[0].revents().contains(PollFlags::IN);
+        if is_woken {
             let mut count = [0; 8];
             let _ = rustix::io::read(self.wake.as_fd(), &mut count);
         }
+        if let Some(latency) = &mut self.latency
+            && ready > usize::from(is_woken)
+        {
+            latency.extend();
+        }
     }
+}
+
+/// How many of the set are ready; none if the time is up before that, or the sleep is interrupted, or memory is out: the
+/// worker looks at its ports and comes back.
+fn ready_within(set: &mut [PollFd<'_>], timeout: Duration) -> usize {
+    let timeout = Timespec::try_from(timeout).ok();
+    poll(set, timeout.as_ref()).unwrap_or(0)
 }
 
 /// The descriptors that a [`engine::port::Port`] names by number.
@@ -119,6 +227,47 @@ mod tests {
         let mut idle = PollIdle::new().expect("eventfd");
         idle.wait(&[ready.as_raw_fd()], LONG);
         idle.wait(&[ready.as_raw_fd(); 20], LONG);
+    }
+
+    #[test]
+    fn processors_are_kept_awake_after_a_frame_and_no_longer() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let device = dir.path().join("latency");
+        std::fs::write(&device, []).expect("a file");
+        // A file keeps all that was written, where the device keeps the last of it.
+        let asked = || {
+            let bytes = std::fs::read(&device).expect("a file");
+            let values = bytes
+                .chunks(4)
+                .map(|us| i32::from_ne_bytes(us.try_into().expect("whole")));
+            values.collect::<Vec<_>>()
+        };
+        let idle = |hold| {
+            let latency = CpuLatency::at(&device, hold).expect("a file");
+            PollIdle::new().expect("eventfd").with_latency(latency)
+        };
+        let frame = eventfd(1, EventfdFlags::empty()).expect("eventfd");
+
+        let mut long = idle(LONG);
+        long.waker().wake();
+        long.wait(&[], LONG);
+        long.wait(&[], Duration::from_millis(1));
+        assert!(asked().is_empty(), "there was no frame");
+        long.wait(&[frame.as_raw_fd()], LONG);
+        long.wait(&[frame.as_raw_fd()], LONG);
+        long.wait(&[], Duration::from_millis(1));
+        assert_eq!(asked(), [0], "the hold has not ended");
+        long.stays_awake();
+        long.stays_awake();
+        assert_eq!(asked(), [0, ANY_LATENCY], "it does not sleep");
+
+        std::fs::write(&device, []).expect("a file");
+        let mut short = idle(Duration::from_millis(1));
+        short.wait(&[frame.as_raw_fd()], LONG);
+        short.wait(&[], Duration::from_millis(20));
+        assert_eq!(asked(), [0, ANY_LATENCY]);
+        short.wait(&[frame.as_raw_fd()], LONG);
+        assert_eq!(asked(), [0, ANY_LATENCY, 0], "and for the next one again");
     }
 
     #[test]

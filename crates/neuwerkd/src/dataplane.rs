@@ -34,7 +34,7 @@ use engine::port::{Link, Port};
 use engine::snapshot::{Limits, PortSettings, Probes, Settings, SettingsError};
 use engine::steer::Steering;
 use engine::{NodeTally, Now, Snapshot, Worker, WorkerConfig, WorkerCounters};
-use io::idle::{PollIdle, Waker};
+use io::idle::{CpuLatency, PollIdle, Waker};
 use io::packet::Fanout;
 use io::tun::Upkeep;
 use policy::Compiled;
@@ -166,6 +166,8 @@ pub struct Opened<P, L> {
     pub lane: Option<L>,
     /// The processor that the worker's thread stays on, if on one.
     pub cpu: Option<u32>,
+    /// What keeps processors awake after frames, if they are to be.
+    pub latency: Option<CpuLatency>,
 }
 
 /// What the workers of a node have in common at their start.
@@ -306,9 +308,18 @@ impl Dataplane {
             std::thread::Builder::new()
                 .name(format!("packets-{}", config.index))
                 .spawn(move || {
-                    let Opened { ports, lane, cpu } = match open() {
+                    let Opened {
+                        ports,
+                        lane,
+                        cpu,
+                        latency,
+                    } = match open() {
                         Ok(ports) => ports,
                         Err(error) => return drop(opened.send(Err(error))),
+                    };
+                    let idle = match latency {
+                        Some(latency) => idle.with_latency(latency),
+                        None => idle,
                     };
                     if let Some(cpu) = cpu {
                         counters.set_cpu(cpu);

@@ -2,9 +2,11 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use engine::port::Port;
+use io::idle::CpuLatency;
 use io::kept::Kept;
 use io::packet::{Hold, HoldConfig, PacketConfig, PacketPort, Socket};
 use io::tun::{Kind, Segments, Tun, TunConfig, TunDevice};
@@ -194,6 +196,7 @@ pub(super) fn launch<P: Port + 'static>(
     // What is for the host is the first worker's.
     let lanes = std::iter::once(Some(lane)).chain(std::iter::repeat_with(|| None));
     let homes = homes(config, workers)?;
+    let hold = Duration::from_millis(config.dataplane.cpu_latency_hold_ms.into());
     let open = makes.into_iter().zip(lanes).zip(homes);
     let open = open.map(|((make, lane), home)| {
         move || {
@@ -203,6 +206,7 @@ pub(super) fn launch<P: Port + 'static>(
                 ports: make()?,
                 lane: lane.map(Tun::new),
                 cpu,
+                latency: latency(hold),
             })
         }
     });
@@ -222,6 +226,20 @@ pub(super) fn launch<P: Port + 'static>(
     .context("the dataplane cannot start")?;
     dataplane.look_after(upkeep);
     Ok(dataplane)
+}
+
+/// What keeps processors awake for a while after frames, if they are to be and the process may have that.
+fn latency(hold: Duration) -> Option<CpuLatency> {
+    if hold.is_zero() {
+        return None;
+    }
+    match CpuLatency::open(hold) {
+        Ok(latency) => Some(latency),
+        Err(error) => {
+            tracing::info!(%error, "processors sleep between frames as the kernel sees fit");
+            None
+        }
+    }
 }
 
 /// Takes interfaces from the kernel, each with the key that an error is to name, and gives those back that were data ports

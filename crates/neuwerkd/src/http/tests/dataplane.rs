@@ -109,6 +109,7 @@ fn fed(ports: &'static [u16], feed: Feed) -> Arc<Dataplane> {
             ports: vec![Fed(inside, feed), Fed(outside, Feed::default())],
             lane: None,
             cpu: None,
+            latency: None,
         })
     };
     let nothing = Arc::new(crate::handover::Received::nothing());
