@@ -14,6 +14,12 @@
 //! engine has a core of its own; so the kernel is also measured with its part moved to that core
 //! (RPS). The ratio that is aimed at is the one to the kernel as it comes.
 //!
+//! A veth pair has a queue for each core that sends, and so reorders what a host sends from two of them: TCP's sender, from
+//! its own core and, where acknowledgments arrive, from the one that brings them, which is the engine's. No network card
+//! does that. While the source sends in bulk, what it receives is therefore led to its own core, behind all forwarders. The
+//! kernel by itself brings acknowledgments on that core anyway and only pays for being led there, so its rate without is
+//! measured and shown too.
+//!
 //! `--attacks` measures something else: what others keep while somebody attacks (`forwarding/attack.rs`), by the first
 //! backend; `--rate N` is the attacks' rate, in packets per second (200,000). That result goes to `target/bench/attack.json`.
 //!
@@ -42,7 +48,10 @@ use anyhow::{Context, Result, bail};
 use forwarder::{Backend, Engine, Kernel};
 use report::{Line, Target, median};
 use space::Space;
-use traffic::{Connections, Echo, Flood, Transfer, connections, echo, flood, transfer};
+use traffic::{
+    CONGESTION_CONTROL, Connections, Echo, Flood, Transfer, connections, echo, flood, in_order,
+    transfer,
+};
 
 /// The forwarders, in the order of their turns.
 const KERNEL: usize = 0;
@@ -89,6 +98,8 @@ struct Wanted {
 struct Turn {
     flood: Flood,
     transfer: Transfer,
+    /// Without what keeps the source's segments in order, by the kernel as it comes.
+    loose_transfer: Option<Transfer>,
     connections: Connections,
     echo: Echo,
 }
@@ -213,9 +224,11 @@ impl Links {
             source.thread_id(),
             sink.thread_id()
         ))?;
-        source.sh("ip addr add 10.1.0.1/24 dev source
+        source.sh(&format!(
+            "ip addr add 10.1.0.1/24 dev source
              ip link set source up
-             ip route add default via 10.1.0.254")?;
+             ip route add default via 10.1.0.254 congctl {CONGESTION_CONTROL}"
+        ))?;
         let state = tempfile::tempdir()?;
         let ruleset = state.path().join("sink.nft");
         fs::write(&ruleset, include_str!("forwarding/sink.nft"))?;
@@ -247,7 +260,10 @@ impl Links {
         let run = || -> Result<Turn> {
             Ok(Turn {
                 flood: flood(&self.source, &self.sink, length)?,
-                transfer: transfer(&self.source, &self.sink, length)?,
+                transfer: in_order(&self.source, || transfer(&self.source, &self.sink, length))?,
+                loose_transfer: (turn == KERNEL)
+                    .then(|| transfer(&self.source, &self.sink, length))
+                    .transpose()?,
                 connections: connections(&self.source, &self.sink, length)?,
                 echo: echo(&self.source)?,
             })
@@ -296,6 +312,7 @@ fn compare(backend: usize, turns: &[Vec<Turn>; FORWARDERS]) -> Vec<Line> {
     };
     let small = |turn: &Turn| turn.flood.packets_per_s / 1e3;
     let bulk = |turn: &Turn| turn.transfer.gbit_per_s;
+    let loose = |turn: &Turn| Some(turn.loose_transfer.as_ref()?.gbit_per_s);
     let fresh = |turn: &Turn| turn.connections.per_s / 1e3;
     let time = |turn: &Turn| turn.flood.cpu_us_per_packet;
     let (flood, transfer) = ("UDP, 64-byte frames", "TCP, one stream with offloads");
@@ -312,6 +329,13 @@ fn compare(backend: usize, turns: &[Vec<Turn>; FORWARDERS]) -> Vec<Line> {
         ),
         line(transfer, "Gbit/s", wanted.transfer, KERNEL, bulk),
         line(transfer, "Gbit/s", None, KERNEL_SPREAD, bulk),
+        Line {
+            what: format!("{name}: {transfer}, kernel unsteered"),
+            value: median(turns[2 + backend].iter().map(bulk).collect()),
+            yardstick: median(turns[KERNEL].iter().filter_map(loose).collect()),
+            unit: "Gbit/s",
+            target: None,
+        },
         line(connections, "k/s", wanted.connections, KERNEL, fresh),
         line("echo, idle", "µs", wanted.echo, KERNEL, |turn| {
             turn.echo.rtt_us

@@ -15,7 +15,7 @@ use engine::counters::CloseReason;
 use engine::port::{Port, PortStats};
 use engine::snapshot::{PortSettings, Settings, Snat};
 use engine::{DropReason, Now, Snapshot, Worker, WorkerConfig, WorkerCounters};
-use io::idle::{PollIdle, Waker};
+use io::idle::{CpuLatency, PollIdle, Waker};
 use io::packet::{Hold, HoldConfig, PacketConfig, PacketPort};
 use io::tun::Tun;
 use io::xdp::{XdpConfig, XdpPort};
@@ -199,7 +199,9 @@ fn work<P: Port>(
         events: None,
     };
     let mut worker = Worker::<P, Tun>::new(ports, None, snapshot, config, counters)?;
-    let idle = PollIdle::new()?;
+    // As `dataplane.cpu_latency_hold_ms` is unless told otherwise.
+    let latency = CpuLatency::open(Duration::from_millis(20))?;
+    let idle = PollIdle::new()?.with_latency(latency);
     ready.send(idle.waker())?;
     let origin = Instant::now();
     worker.run(idle, || Now(origin.elapsed().as_nanos() as u64), stop);

@@ -24,8 +24,9 @@ const FLOWS: u16 = 256;
 /// One frame in so many is for a destination that the policy denies.
 const DENIED_EVERY: u64 = 64;
 /// How TCP's sender reacts to loss: Debian's default. BBR, to which some machines are set, sends at the rate of its own
-/// model of the path, whatever the path could carry.
-const CONGESTION_CONTROL: &str = "cubic";
+/// model of the path, whatever the path could carry. It is an attribute of the route as well: iperf3 chooses it only once
+/// the connection stands, which by then keeps to BBR's pace for good.
+pub(crate) const CONGESTION_CONTROL: &str = "cubic";
 
 /// What one run through a forwarder gave.
 #[derive(Clone, Copy, Debug)]
@@ -241,6 +242,15 @@ pub(crate) fn transfer(source: &Space, sink: &Space, length: Duration) -> Result
             .unwrap_or(0),
         cores,
     })
+}
+
+/// Runs what sends in bulk while all that the source receives is led to the core that sends.
+pub(crate) fn in_order<T>(source: &Space, send: impl FnOnce() -> Result<T>) -> Result<T> {
+    const CORES: &str = "/sys/class/net/source/queues/rx-0/rps_cpus";
+    source.sh(&format!("echo 1 > {CORES}"))?;
+    let sent = send();
+    source.sh(&format!("echo 0 > {CORES}"))?;
+    sent
 }
 
 /// What a forwarder that is idle otherwise makes of single packets.
