@@ -518,4 +518,11 @@ mod tests {
         let described = counters().len() + gauges().count() + histograms().len();
         assert_eq!(helps.count(), described);
     }
+
+    #[test]
+    fn a_group_that_is_called_as_what_no_group_decides_on_shares_its_series() {
+        let lines = [("web", 1), (DEFAULT, 2), ("web", 3), (DEFAULT, 4)];
+        let all: Vec<_> = summed(lines.into_iter()).collect();
+        assert_eq!(all, [(DEFAULT, 6), ("web", 4)]);
+    }
 }

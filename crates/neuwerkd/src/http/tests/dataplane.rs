@@ -305,6 +305,39 @@ async fn flows_end_when_an_administrator_says_which() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_does_not_answer_may_have_ended_flows() {
+    let cluster = Cluster::one().await;
+    let feed = Feed::default();
+    let dataplane = fed(&[5001], Arc::clone(&feed));
+    cluster.app(0).set_dataplane(&dataplane);
+    cluster
+        .wait("the flow is there", |_| dataplane.active_flows() == 1)
+        .await;
+    // Until it is let go, the worker is in its port and waits there.
+    let (let_go, held) = std::sync::mpsc::channel::<()>();
+    let (told, holds) = std::sync::mpsc::channel();
+    let holder = std::thread::spawn(move || {
+        let _held = feed.lock().unwrap();
+        told.send(()).unwrap();
+        let _ = held.recv();
+    });
+    holds.recv().unwrap();
+    let path = format!("{}?all=true", api::paths::FLOWS_KILL);
+    let ask = cluster.ask(0, Method::POST, &path);
+    let ask = ask.token(&cluster.token(&["admin"]));
+    let answer = ask.expect(StatusCode::GATEWAY_TIMEOUT).await.json();
+    let text = answer["error"].as_str().unwrap();
+    assert!(
+        text.starts_with("0 flows have ended, and others may"),
+        "{text}"
+    );
+    drop(let_go);
+    holder.join().unwrap();
+    let is_empty = |_: &_| dataplane.active_flows() == 0;
+    cluster.wait("it has ended by then", is_empty).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn any_member_answers_for_any_other() {
     let cluster = Cluster::three().await;
     let _dataplanes = [
