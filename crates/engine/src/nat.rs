@@ -37,26 +37,91 @@ const RESET_STANDS: u32 = 15;
 const ADDRESSES: usize = 4;
 /// Ports below are kept where a client uses them, but never chosen.
 const FIRST_PORT: u16 = 1024;
-/// How many of its ports a worker goes on by from one that it tried to the next. A client opens flows from ports in a row
-/// and keeps them, so that what is next to a taken port is taken as well. A prime above the number of ports: it divides
-/// none, so that each has its turn. Of all ports it is the golden section, which spreads the first few evenly.
-const STRIDE: u32 = 104_381;
+/// How many of its ports a worker goes on by from one that it tried to the next, in the order of their places
+/// ([`Partition`]). A client opens flows from ports in a row and keeps them, so that what is next to a taken port is taken as
+/// well: the first 32 are at least 1,800 apart. A prime above the number of ports: it divides none, so that each has its turn.
+const STRIDE: u32 = 171_271;
 
-/// The share of the ports that one worker gives out: those that leave its index when divided by
-/// the number of workers, so that the owner of an answer can be read off its port ([`crate::steer`]).
+/// The share of the ports that one worker gives out, so that the owner of an answer can be read off its port, and the
+/// owner of what a client sends off the port that it is to keep ([`crate::steer`]). Shares are even among ports in a row and
+/// among every second one, which systems choose for clients; which ports are whose is secret.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Partition {
-    pub(crate) index: u16,
-    pub(crate) count: u16,
+    index: u16,
+    count: u16,
+    /// Which places ports have in the order that is shared out: any number.
+    mask: u16,
+    /// The places of this worker's ports: from which on, and how many.
+    first: u32,
+    owned: u32,
 }
 
 impl Partition {
+    /// Odd, so that every place is some port's, and such that both ports in a row and places in a row lie far apart.
+    pub(crate) const FACTOR: u16 = 14_367;
+    /// Its inverse modulo 2^16.
+    const INVERSE: u16 = 17_375;
+
+    pub(crate) fn new(index: u16, count: u16, mask: u16) -> Partition {
+        let from = |index: u16| (u32::from(index) << 16).div_ceil(count.into());
+        Partition {
+            index,
+            count,
+            mask,
+            first: from(index),
+            owned: from(index + 1) - from(index),
+        }
+    }
+
+    pub(crate) fn index(self) -> u16 {
+        self.index
+    }
+
+    pub(crate) fn count(self) -> u16 {
+        self.count
+    }
+
+    pub(crate) fn mask(self) -> u16 {
+        self.mask
+    }
+
     pub(crate) fn owner(self, port: u16) -> u16 {
-        port % self.count
+        ((u32::from(self.place(port)) * u32::from(self.count)) >> 16) as u16
     }
 
     fn owns(self, port: u16) -> bool {
         self.owner(port) == self.index
+    }
+
+    fn place(self, port: u16) -> u16 {
+        (port ^ self.mask).wrapping_mul(Self::FACTOR)
+    }
+
+    /// The `nth` of this worker's ports.
+    fn port(self, nth: u32) -> u16 {
+        ((self.first + nth) as u16).wrapping_mul(Self::INVERSE) ^ self.mask
+    }
+
+    /// One of its ports from [`FIRST_PORT`] on, by a random number.
+    fn some_port(self, random: u64) -> u16 {
+        let port = self.port((random % u64::from(self.owned)) as u32);
+        match port < FIRST_PORT {
+            true => self.port_after(port),
+            false => port,
+        }
+    }
+
+    /// The one to try after such a port, far from it.
+    fn port_after(self, port: u16) -> u16 {
+        let mut nth = u32::from(self.place(port)) - self.first;
+        loop {
+            nth = (nth + STRIDE) % self.owned;
+            let port = self.port(nth);
+            // Every share has such a port, however many there are.
+            if port >= FIRST_PORT {
+                return port;
+            }
+        }
     }
 }
 
@@ -230,7 +295,7 @@ pub(crate) fn bind(
             true => FEW_PROBES,
             false => PROBES,
         };
-        let mut port = first_owned(random.next(), partition);
+        let mut port = partition.some_port(random.next());
         for n in 1..=most {
             if let Some(port) = try_port(port, &mut spare) {
                 return Ok(free(port));
@@ -241,7 +306,7 @@ pub(crate) fn bind(
             if n == PROBES {
                 exhausted.note(destination, now);
             }
-            port = next_owned(port, partition);
+            port = partition.port_after(port);
         }
         if let Some((id, reason)) = spare.best() {
             return Ok(Binding {
@@ -329,28 +394,6 @@ impl Key {
     }
 }
 
-/// The lowest port of the partition from [`FIRST_PORT`] on, and how many there are.
-fn owned(partition: Partition) -> (u32, u32) {
-    let (index, count) = (u32::from(partition.index), u32::from(partition.count));
-    let first = u32::from(FIRST_PORT).next_multiple_of(count) + index;
-    (first, (u32::from(u16::MAX) - first) / count + 1)
-}
-
-/// A port of the partition from [`FIRST_PORT`] on, by a random number.
-fn first_owned(random: u64, partition: Partition) -> u16 {
-    let (first, owned) = owned(partition);
-    let nth = (random % u64::from(owned)) as u32;
-    (first + nth * u32::from(partition.count)) as u16
-}
-
-/// The one to try after `port`, far from it.
-fn next_owned(port: u16, partition: Partition) -> u16 {
-    let (first, owned) = owned(partition);
-    let count = u32::from(partition.count);
-    let nth = ((u32::from(port) - first) / count + STRIDE) % owned;
-    (first + nth * count) as u16
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -397,52 +440,72 @@ mod tests {
 
     proptest! {
         #[test]
-        fn chosen_ports_belong_to_their_worker(random: u64, count in 1u16..=1024, index in 0u16..1024) {
-            let partition = Partition { index: index % count, count };
-            let mut port = first_owned(random, partition);
+        fn chosen_ports_belong_to_their_worker(
+            random: u64, count in 1u16..=1024, index in 0u16..1024, mask: u16,
+        ) {
+            let partition = Partition::new(index % count, count, mask);
+            let mut port = partition.some_port(random);
             for _ in 0..100 {
                 prop_assert!(port >= FIRST_PORT && partition.owns(port), "{}", port);
-                port = next_owned(port, partition);
+                port = partition.port_after(port);
             }
         }
 
         #[test]
-        fn every_port_has_its_turn(random: u64, count in 1u16..=1024, index in 0u16..1024) {
-            let partition = Partition { index: index % count, count };
-            let (_, owned) = owned(partition);
-            let mut port = first_owned(random, partition);
+        fn every_port_has_its_turn(random: u64, count in 1u16..=1024, index in 0u16..1024, mask: u16) {
+            let partition = Partition::new(index % count, count, mask);
+            let owned = (FIRST_PORT..=u16::MAX).filter(|port| partition.owns(*port)).count();
+            let mut port = partition.some_port(random);
             let mut seen = std::collections::HashSet::new();
             for _ in 0..owned {
                 prop_assert!(seen.insert(port), "{} twice", port);
-                port = next_owned(port, partition);
+                port = partition.port_after(port);
             }
+            prop_assert!(seen.contains(&port));
         }
     }
 
+    /// Else [`Partition::port_after`] would not end.
     #[test]
-    fn a_port_is_kept_only_by_its_owner() {
-        fn check(index: u16, port: u16, kept: bool) {
-            let partition = Partition { index, count: 2 };
-            let client = Key {
-                src_port: port,
-                ..CLIENT
-            };
-            let address = [Addr::v4(0xc000_0201)];
-            let bound = bind_in(&table(), &address, &client, partition);
-            assert_eq!(bound.port == port, kept, "{index} {port}");
-            assert_eq!(partition.owner(bound.port), index);
+    fn every_worker_has_ports_however_many_there_are_and_whatever_the_mask() {
+        let mut least = u16::MAX;
+        // The lower bits of the mask only change which of the ports below 1024 is where.
+        for mask in (0..=u16::MAX).step_by(1024) {
+            for count in [1023, 1024] {
+                let mut ports = vec![0; usize::from(count)];
+                for port in FIRST_PORT..=u16::MAX {
+                    ports[usize::from(Partition::new(0, count, mask).owner(port))] += 1;
+                }
+                least = ports.into_iter().fold(least, u16::min);
+            }
         }
-        check(0, 5000, true);
-        check(1, 5000, false);
-        check(1, 5001, true);
-        check(0, 0, false);
-        check(0, 80, true);
+        assert!(least >= 32, "{least}");
+    }
+
+    #[test]
+    fn a_port_is_kept_by_its_owner_alone() {
+        for port in [0, 80, 5000, 5001, 40_000] {
+            let kept = |index| {
+                let partition = Partition::new(index, 2, 0x5eed);
+                let client = Key {
+                    src_port: port,
+                    ..CLIENT
+                };
+                let address = [Addr::v4(0xc000_0201)];
+                let bound = bind_in(&table(), &address, &client, partition);
+                assert_eq!(partition.owner(bound.port), index);
+                bound.port == port
+            };
+            let owner = Partition::new(0, 2, 0x5eed).owner(port);
+            let expected = [0, 1].map(|index| port != 0 && index == owner);
+            assert_eq!([0, 1].map(kept), expected, "{port}");
+        }
     }
 
     #[test]
     fn a_client_keeps_to_its_address_of_a_pool() {
         let pool: Vec<Addr> = (1..=8).map(|n| Addr::v4(0xc000_0200 + n)).collect();
-        let one = Partition { index: 0, count: 1 };
+        let one = Partition::new(0, 1, 0);
         let address = |client: u32, port| {
             let key = Key {
                 src: Addr::v4(client),

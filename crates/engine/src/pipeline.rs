@@ -215,6 +215,7 @@ impl Pipeline {
             config.index,
             config.count.max(1),
         );
+        let steering = Steering::new(config.seed, config.index, config.count.max(1));
         let overlay = snapshot.settings().overlay;
         if overlay.is_some_and(|o| o.encapsulation.is_pair()) {
             // Two tunnels over one port are two arms.
@@ -245,11 +246,8 @@ impl Pipeline {
             counters,
             events: config.events,
             random,
-            steering: Steering::new(config.seed, config.index, config.count.max(1)),
-            partition: Partition {
-                index: config.index,
-                count: config.count.max(1),
-            },
+            partition: steering.partition(),
+            steering,
             tunnels: Tunnels::default(),
             underway: None,
             uncounted: Uncounted::default(),

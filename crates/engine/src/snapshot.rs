@@ -313,6 +313,11 @@ impl Snapshot {
         self.network.by_port.iter().map(|a| a.ip()).collect()
     }
 
+    /// Whether clients of IPv4, and of IPv6, are translated together with their ports.
+    pub fn translates(&self) -> [bool; 2] {
+        [true, false].map(|v4| !self.nat_addresses(v4).is_empty())
+    }
+
     /// Whether the port of a packet to this address tells whose flow it belongs to.
     #[inline]
     pub(crate) fn is_told_by_port(&self, a: Addr) -> bool {
@@ -352,11 +357,15 @@ impl Snapshot {
         self.network.settings.nat_mapping == NatMapping::EndpointIndependent
     }
 
-    /// Whether a packet to this address is translated by a mapping that all its client's flows share.
-    pub(crate) fn shares_mapping(&self, to: Addr) -> bool {
+    /// Whether what a client sends to this address leaves with another address and port.
+    pub(crate) fn is_translated(&self, client: Addr, to: Addr) -> bool {
         let outwards = |hop: Hop| self.destination_side(hop.port, to) == Side::Outside;
-        self.network.settings.nat_mapping == NatMapping::EndpointIndependent
-            && !self.nat_addresses(to.is_v4()).is_empty()
+        let by_prefix = self
+            .network
+            .nptv6
+            .is_some_and(|pair| pair.is_inside(client));
+        !self.nat_addresses(to.is_v4()).is_empty()
+            && !by_prefix
             && self.route(to).is_some_and(outwards)
     }
 

@@ -1,10 +1,11 @@
 //! Which worker a packet belongs to, when there are several.
 //!
-//! Each flow has one owner, and both of its directions lead to it: an answer to one of our NAT addresses by its port,
-//! since each worker gives out ports of its own share; everything else by a hash that is the same both ways (of the client
-//! alone where its flows share one mapping). What has no
-//! ports, and what the host serves, is the first worker's. A backend that can steer by the same rule saves the hand-over
-//! ([`Steering::hash_keys`]); one that cannot is only slower.
+//! Each flow has one owner, and both of its directions lead to it. Each worker gives out NAT ports of its own share, so an
+//! answer to one of our NAT addresses belongs to the owner of its port; and what a client sends from a port that systems
+//! choose for clients belongs to the owner of that port, who so can keep it. Everything else goes by a hash that is the same
+//! both ways (of the client alone where its flows share one mapping): ports that programs have by themselves would lead all
+//! their users to one worker. What has no ports, and what the host serves, is the first worker's. A backend that can steer
+//! by the same rule saves the hand-over ([`Steering::hash_keys`], [`Steering::port_rule`]); one that cannot is only slower.
 
 use std::net::SocketAddr;
 
@@ -26,6 +27,21 @@ pub(crate) enum Owner {
     Everyone,
 }
 
+/// The lowest of the ports that systems choose for their clients: FreeBSD's 10000; Linux begins with 32768, others where RFC
+/// 6335 says, with 49152.
+pub const FIRST_CLIENT_PORT: u16 = 10_000;
+
+/// By what a port leads to a worker, `((port ^ mask) · factor mod 2^16) · count / 2^16`.
+#[derive(Clone, Copy, Debug)]
+pub struct PortRule {
+    /// Any number.
+    pub mask: u16,
+    /// Odd.
+    pub factor: u16,
+    /// The number of workers.
+    pub count: u16,
+}
+
 /// The rule by which the workers of one node share packets.
 #[derive(Clone, Debug)]
 pub struct Steering {
@@ -39,9 +55,25 @@ impl Steering {
         // Apart from the generator that the flow table's keys come from.
         let mut random = Random::new(!seed);
         Steering {
-            partition: Partition { index, count },
             // Odd: multiplication by it loses nothing.
             keys: std::array::from_fn(|_| random.next() as u32 | 1),
+            partition: Partition::new(index, count, random.next() as u16),
+        }
+    }
+
+    /// The share of the NAT ports that is this worker's.
+    pub(crate) fn partition(&self) -> Partition {
+        self.partition
+    }
+
+    /// The rule of ports, for a backend that goes by it before a frame gets here: by the destination port of packets to
+    /// [`Snapshot::translated`], and by the source port, from [`FIRST_CLIENT_PORT`] on, of packets from inside that are
+    /// translated.
+    pub fn port_rule(&self) -> PortRule {
+        PortRule {
+            mask: self.partition.mask(),
+            factor: Partition::FACTOR,
+            count: self.partition.count(),
         }
     }
 
@@ -55,7 +87,7 @@ impl Steering {
 
     /// How many workers there are.
     pub fn count(&self) -> u16 {
-        self.partition.count
+        self.partition.count()
     }
 
     /// Whose a TCP or UDP packet is, by its addresses and ports as on the wire.
@@ -79,7 +111,7 @@ impl Steering {
 
     /// Whether this worker is the one.
     pub(crate) fn is_mine(&self, owner: u16) -> bool {
-        owner == self.partition.index
+        owner == self.partition.index()
     }
 
     #[inline]
@@ -102,8 +134,9 @@ impl Steering {
             Content::Flow | Content::Fragment | Content::Dhcp => Owner::One(owner_of(&p.key)),
             // The quoted packet went the other way. What quotes nothing sensible is refused by whoever has it.
             Content::IcmpError => Owner::One(
-                quoted_key(frame, p)
-                    .map_or(self.partition.index, |quoted| owner_of(&quoted.reversed())),
+                quoted_key(frame, p).map_or(self.partition.index(), |quoted| {
+                    owner_of(&quoted.reversed())
+                }),
             ),
         }
     }
@@ -120,8 +153,11 @@ impl Steering {
         }
     }
 
-    /// All flows of a client's port go through the worker that has its mapping.
+    /// All flows of a client's port go through the worker that has its mapping, or that can keep the port.
     fn owner_of_mapping(&self, key: &Key) -> u16 {
+        if key.src_port >= FIRST_CLIENT_PORT {
+            return self.partition.owner(key.src_port);
+        }
         let client = Key {
             dst: Addr::default(),
             dst_port: 0,
@@ -131,7 +167,7 @@ impl Steering {
     }
 
     fn by_hash(&self, key: &Key) -> u16 {
-        (self.symmetric_hash(key) >> 16) as u16 % self.partition.count
+        (self.symmetric_hash(key) >> 16) as u16 % self.partition.count()
     }
 
     pub(crate) fn owner_of(&self, snapshot: &Snapshot, key: &Key) -> u16 {
@@ -141,7 +177,9 @@ impl Steering {
         if snapshot.is_told_by_port(key.dst) {
             return self.partition.owner(key.dst_port);
         }
-        if snapshot.shares_mapping(key.dst) {
+        if (key.src_port >= FIRST_CLIENT_PORT || snapshot.is_independent())
+            && snapshot.is_translated(key.src, key.dst)
+        {
             return self.owner_of_mapping(key);
         }
         self.by_hash(&Key {

@@ -23,7 +23,7 @@ use batch::{Received, RxBatch, TxBatch};
 pub use hold::{Hold, HoldConfig, HoldError};
 use ring::Slot;
 pub use socket::{OpenError, PacketConfig, Socket};
-pub use steer::Fanout;
+pub use steer::{Fanout, Translated};
 
 /// Most frames in one system call.
 const BATCH: usize = 64;

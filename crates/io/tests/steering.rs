@@ -11,7 +11,7 @@ use engine::Snapshot;
 use engine::port::{Packet, Port};
 use engine::snapshot::{PortSettings, Settings, Snat};
 use engine::steer::Steering;
-use io::packet::{PacketConfig, PacketPort, Socket};
+use io::packet::{PacketConfig, PacketPort, Socket, Translated};
 use namespace::{sh, with_namespace};
 use policy::Compiled;
 
@@ -61,8 +61,15 @@ fn snapshot() -> Snapshot {
             addresses: ["192.0.2.1/24", "2001:db8::1/64"]
                 .map(|net| net.parse().expect("valid by construction"))
                 .into(),
+            gateways: ["192.0.2.254", "2001:db8::254"]
+                .map(|via| via.parse().expect("valid by construction"))
+                .into(),
             ..PortSettings::default()
         }],
+        internal: vec![
+            "10.0.0.0/8".parse().expect("valid by construction"),
+            "fd00::/8".parse().expect("valid by construction"),
+        ],
         nat66: Some(Snat::Auto),
         ..Settings::default()
     };
@@ -82,7 +89,13 @@ fn each_queue_gets_the_frames_of_its_worker() {
         let steering = Steering::new(0x5eed, 0, QUEUES);
         fanout
             .expect("several queues")
-            .steer(&steering, &snapshot.translated())
+            .steer(
+                &steering,
+                &Translated {
+                    to: &snapshot.translated(),
+                    from: snapshot.translates(),
+                },
+            )
             .expect("the kernel takes the program");
 
         let pairs = [
@@ -94,12 +107,12 @@ fn each_queue_gets_the_frames_of_its_worker() {
         ];
         let mut shares = [0; QUEUES as usize];
         for (src, dst) in pairs {
-            for protocol in [TCP, UDP] {
+            for (protocol, first) in [(TCP, 40_000), (UDP, 40_000), (UDP, 5_000)] {
                 for port in 0..100 {
                     let address = |ip: &str, port| {
                         SocketAddr::new(ip.parse().expect("valid by construction"), port)
                     };
-                    let (src, dst) = (address(src, 40_000 + port), address(dst, 443 + port));
+                    let (src, dst) = (address(src, first + port), address(dst, 443 + port));
                     let owner = steering.worker_of(&snapshot, src, dst, protocol);
                     let bytes = frame(src, dst, protocol);
                     let mut packet = wire.alloc(bytes.len()).expect("a buffer");

@@ -35,7 +35,7 @@ use engine::snapshot::{Limits, PortSettings, Probes, Settings, SettingsError};
 use engine::steer::Steering;
 use engine::{NodeTally, Now, Snapshot, Worker, WorkerConfig, WorkerCounters};
 use io::idle::{CpuLatency, PollIdle, Waker};
-use io::packet::Fanout;
+use io::packet::{Fanout, Translated};
 use io::tun::Upkeep;
 use policy::Compiled;
 use tokio::sync::Semaphore;
@@ -89,8 +89,9 @@ pub struct Dataplane {
     seed: u64,
     /// Whose a packet is.
     steering: Steering,
-    /// The kernel's part in that, where it has one, and the addresses that it knows of.
-    fanouts: Mutex<(Vec<Fanout>, Vec<IpAddr>)>,
+    /// The kernel's part in that, where it has one, and what it was told last: the addresses that sources are translated to,
+    /// and whether those of IPv4 and of IPv6 are.
+    fanouts: Mutex<(Vec<Fanout>, (Vec<IpAddr>, [bool; 2]))>,
     stop: Arc<AtomicBool>,
     /// The devices that this process drives itself, in the order of the ports.
     devices: Vec<Device>,
@@ -485,7 +486,7 @@ impl Dataplane {
 
     /// Has the kernel share the packets of these queues among the workers as they would do it themselves.
     fn steer(&mut self, fanouts: Vec<Fanout>) {
-        self.fanouts = Mutex::new((fanouts, Vec::new()));
+        self.fanouts = Mutex::new((fanouts, Default::default()));
         self.attach(true);
     }
 
@@ -494,16 +495,22 @@ impl Dataplane {
     fn attach(&self, always: bool) {
         let mut fanouts = self.fanouts.lock().unwrap_or_else(PoisonError::into_inner);
         let (fanouts, told) = &mut *fanouts;
-        let translated = self.published.load().translated();
-        if translated == *told && !always {
+        let snapshot = self.published.load();
+        let now = (snapshot.translated(), snapshot.translates());
+        if now == *told && !always {
             return;
         }
-        for fanout in fanouts.iter() {
-            if let Err(error) = fanout.steer(&self.steering, &translated) {
+        for (port, fanout) in fanouts.iter().enumerate() {
+            let ports = Translated {
+                to: &now.0,
+                // Clients are inside: on the only port, or on the first of two.
+                from: if port == 0 { now.1 } else { [false; 2] },
+            };
+            if let Err(error) = fanout.steer(&self.steering, &ports) {
                 tracing::warn!(%error, "the kernel does not steer packets: their workers hand them over");
             }
         }
-        *told = translated;
+        *told = now;
     }
 
     /// What the workers' choices come from: secret.

@@ -271,7 +271,7 @@ impl Pipeline {
         let asking = self.acquire.as_mut().and_then(|acquire| acquire.of(port));
         let (Some(asking), IpAddr::V6(router)) = (asking, p.key.src.ip()) else {
             // The worker that asks has been told.
-            let acquires = self.partition.index > 0 && self.snapshot.acquires(port);
+            let acquires = self.partition.index() > 0 && self.snapshot.acquires(port);
             return if acquires {
                 Ok(Step::Consumed)
             } else {

@@ -209,7 +209,7 @@ impl Pipeline {
     /// Tells the links which addresses are ours and where we listen for them, those of `before` aside, and again a little
     /// later.
     pub(super) fn announce(&mut self, now: Now, before: Option<&Snapshot>) {
-        if self.partition.index > 0 {
+        if self.partition.index() > 0 {
             return;
         }
         let snapshot = self.snapshot.clone();
@@ -263,7 +263,7 @@ impl Pipeline {
 
     /// Has the addresses of a port announced as soon as may be.
     fn announce_again(&mut self, now: Now, port: PortId) {
-        if self.partition.index > 0 {
+        if self.partition.index() > 0 {
             return;
         }
         let repeat = &mut self.announcing[usize::from(port.0)];

@@ -158,7 +158,7 @@ impl Pipeline {
             }
             tap.record(frame, |record| {
                 record.at = self.taps.turn;
-                record.worker = self.partition.index;
+                record.worker = self.partition.index();
                 record.port = port;
                 record.len = frame.len() as u32;
                 record.headers = parsed.as_ref().and_then(headers);
@@ -262,7 +262,7 @@ impl Pipeline {
             }
             tap.record(&before.frame, |record| {
                 record.at = self.taps.turn;
-                record.worker = self.partition.index;
+                record.worker = self.partition.index();
                 record.port = before.port;
                 record.from_host = before.port.is_none();
                 record.network = self.underway.map(|tunnel| tunnel.network.vni);

@@ -8,7 +8,7 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 
-use engine::steer::Steering;
+use engine::steer::{FIRST_CLIENT_PORT, PortRule, Steering};
 
 use crate::sys;
 
@@ -23,13 +23,12 @@ pub struct Fanout {
 }
 
 impl Fanout {
-    /// Steers by the rule of these workers, of which there are as many as queues; `translated` are the addresses whose ports
-    /// tell the worker.
+    /// Steers by the rule of these workers, of which there are as many as queues.
     ///
     /// # Errors
     /// Those of the kernel. Frames then go on as before.
-    pub fn steer(&self, steering: &Steering, translated: &[IpAddr]) -> io::Result<()> {
-        let program = program(steering.hash_keys(), translated);
+    pub fn steer(&self, steering: &Steering, ports: &Translated<'_>) -> io::Result<()> {
+        let program = program(steering, ports);
         sys::set_program(
             &self.socket,
             libc::SOL_PACKET,
@@ -39,26 +38,40 @@ impl Fanout {
     }
 }
 
+/// Whose ports tell the worker.
+#[derive(Clone, Copy, Debug)]
+pub struct Translated<'a> {
+    /// Destinations: the addresses that sources are translated to.
+    pub to: &'a [IpAddr],
+    /// Sources of what comes in here: whether those of IPv4, and of IPv6, are translated if they go out.
+    pub from: [bool; 2],
+}
+
 /// Jumps reach 255 instructions: more addresses than this are left to the workers.
 const MAX_TRANSLATED: usize = 16;
 
-fn program(keys: [u32; 5], translated: &[IpAddr]) -> Vec<libc::sock_filter> {
-    let v4 = ipv4(keys, translated);
-    let v6 = ipv6(keys, translated);
+fn program(steering: &Steering, ports: &Translated<'_>) -> Vec<libc::sock_filter> {
+    let v4 = ipv4(steering, ports);
+    let v6 = ipv6(steering, ports);
     let mut program = vec![
         load(libc::BPF_W, PROTOCOL),
-        unless_equal(0x0800, v4.len() as u8),
+        unless_equal(0x0800, reach(v4.len())),
     ];
     program.extend(v4);
-    program.push(unless_equal(0x86dd, v6.len() as u8));
+    program.push(unless_equal(0x86dd, reach(v6.len())));
     program.extend(v6);
     program.push(ret(0));
     program
 }
 
+fn reach(instructions: usize) -> u8 {
+    u8::try_from(instructions).expect("the longest program has 235 instructions a family")
+}
+
 /// Ends in an answer whatever comes in.
-fn ipv4(keys: [u32; 5], translated: &[IpAddr]) -> Vec<libc::sock_filter> {
-    let addresses = translated.iter().filter_map(|address| match address {
+fn ipv4(steering: &Steering, ports: &Translated<'_>) -> Vec<libc::sock_filter> {
+    let keys = steering.hash_keys();
+    let addresses = ports.to.iter().filter_map(|address| match address {
         IpAddr::V4(address) => Some(u32::from(*address)),
         IpAddr::V6(_) => None,
     });
@@ -79,8 +92,16 @@ fn ipv4(keys: [u32; 5], translated: &[IpAddr]) -> Vec<libc::sock_filter> {
         op(libc::BPF_MISC | libc::BPF_TAX, 0, 0, 0),
         load(libc::BPF_W, NET + 16),
     ]);
+    let mut by_port = Vec::new();
     for address in addresses.take(MAX_TRANSLATED) {
-        p.extend([unless_equal(address, 2), load_after(NET + 2), ret_a()]);
+        p.extend([unless_equal(address, 2), load_after(NET + 2)]);
+        by_port.push(p.len());
+        p.push(jump());
+    }
+    if ports.from[0] {
+        p.extend([load_after(NET), unless_a_clients(1)]);
+        by_port.push(p.len());
+        p.push(jump());
     }
     p.extend(sum_times(NET + 12, NET + 16, keys[3]));
     p.extend([
@@ -92,17 +113,20 @@ fn ipv4(keys: [u32; 5], translated: &[IpAddr]) -> Vec<libc::sock_filter> {
         op(libc::BPF_LDX | libc::BPF_MEM, 2, 0, 0),
     ]);
     p.extend(ports_and_answer(keys[4]));
+    answer_by_port(&mut p, by_port, steering.port_rule());
     p
 }
 
 /// Ends in an answer whatever comes in.
-fn ipv6(keys: [u32; 5], translated: &[IpAddr]) -> Vec<libc::sock_filter> {
-    let addresses = translated.iter().filter_map(|address| match address {
+fn ipv6(steering: &Steering, ports: &Translated<'_>) -> Vec<libc::sock_filter> {
+    let keys = steering.hash_keys();
+    let addresses = ports.to.iter().filter_map(|address| match address {
         IpAddr::V6(address) => Some(u128::from(*address)),
         IpAddr::V4(_) => None,
     });
     let mut p = vec![load(libc::BPF_B, NET + 6)];
     p.extend(only_with_ports());
+    let mut by_port = Vec::new();
     for address in addresses.take(MAX_TRANSLATED) {
         for word in 0..4 {
             // Over what is left of this address: two instructions a word, and the two of the answer.
@@ -112,7 +136,14 @@ fn ipv6(keys: [u32; 5], translated: &[IpAddr]) -> Vec<libc::sock_filter> {
                 unless_equal((address >> (96 - 32 * word)) as u32, rest),
             ]);
         }
-        p.extend([load(libc::BPF_H, NET + 42), ret_a()]);
+        p.push(load(libc::BPF_H, NET + 42));
+        by_port.push(p.len());
+        p.push(jump());
+    }
+    if ports.from[1] {
+        p.extend([load(libc::BPF_H, NET + 40), unless_a_clients(1)]);
+        by_port.push(p.len());
+        p.push(jump());
     }
     for word in 0..4 {
         p.extend(sum_times(
@@ -131,7 +162,39 @@ fn ipv6(keys: [u32; 5], translated: &[IpAddr]) -> Vec<libc::sock_filter> {
         load(libc::BPF_H, NET + 42),
     ]);
     p.extend(ports_and_answer(keys[4]));
+    answer_by_port(&mut p, by_port, steering.port_rule());
     p
+}
+
+/// The answer by the port in A, and jumps to it from these places.
+fn answer_by_port(p: &mut Vec<libc::sock_filter>, from: Vec<usize>, rule: PortRule) {
+    let here = p.len();
+    for at in from {
+        p[at].k = (here - at - 1) as u32;
+    }
+    p.extend([
+        op(
+            libc::BPF_ALU | libc::BPF_XOR | libc::BPF_K,
+            rule.mask.into(),
+            0,
+            0,
+        ),
+        op(
+            libc::BPF_ALU | libc::BPF_MUL | libc::BPF_K,
+            rule.factor.into(),
+            0,
+            0,
+        ),
+        op(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, 0xffff, 0, 0),
+        op(
+            libc::BPF_ALU | libc::BPF_MUL | libc::BPF_K,
+            rule.count.into(),
+            0,
+            0,
+        ),
+        op(libc::BPF_ALU | libc::BPF_RSH | libc::BPF_K, 16, 0, 0),
+        ret_a(),
+    ]);
 }
 
 /// With the protocol in A: anything but TCP and UDP is answered.
@@ -188,6 +251,21 @@ fn add_x() -> libc::sock_filter {
 /// Skips so many instructions unless A is `value`.
 fn unless_equal(value: u32, skip: u8) -> libc::sock_filter {
     op(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, value, 0, skip)
+}
+
+/// Skips so many instructions unless the port in A is one that systems choose for clients.
+fn unless_a_clients(skip: u8) -> libc::sock_filter {
+    op(
+        libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K,
+        FIRST_CLIENT_PORT.into(),
+        0,
+        skip,
+    )
+}
+
+/// To a place that is set once it is known.
+fn jump() -> libc::sock_filter {
+    op(libc::BPF_JMP | libc::BPF_JA, 0, 0, 0)
 }
 
 fn ret(value: u32) -> libc::sock_filter {
