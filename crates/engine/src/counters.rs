@@ -445,7 +445,7 @@ pub struct WorkerCounters {
     /// ARP and neighbour discovery messages that were refused because they said that the gateway is another station
     /// than the configured one.
     pub gateway_untrusted: Counter,
-    /// ARP messages of other stations that claim one of our addresses.
+    /// ARP and neighbour discovery messages of other stations that claim one of our addresses.
     pub address_conflicts: Counter,
     /// Health probes that were answered.
     pub probes_answered: Counter,

@@ -54,7 +54,7 @@ const COUNTERS: &[(&str, &str, Read)] = &[
     ("dp_source_group_flow_cap_rejections", "Flows refused because their source group had as many as it may have", |w| w.dropped(DropReason::SourceGroupFull).packets.get()),
     ("dpdk_gateway_arp_rejected",        "ARP, neighbour and router messages refused because the gateway is another station than dpdk.gateway_mac", |w| w.gateway_untrusted.get()),
     ("dpdk_dhcp_server_hint_rejected",   "DHCP messages refused because they are from another server than dpdk.dhcp_server_ip and dhcp_server_mac", |w| w.dhcp_untrusted.get()),
-    ("neuwerk_dp_address_conflicts",     "ARP messages of other stations that claim an address of this node", |w| w.address_conflicts.get()),
+    ("neuwerk_dp_address_conflicts",     "ARP and neighbour discovery messages of other stations that claim an address of this node, of a service or of a translation", |w| w.address_conflicts.get()),
     ("overlay_decap_errors",             "Packets that came in no tunnel, or in a wrong or unreadable one", |w| w.dropped(DropReason::OverlayDecap).packets.get()),
     ("overlay_encap_errors",             "Packets that could not be put into a tunnel",           |w| w.dropped(DropReason::OverlayEncap).packets.get()),
     ("overlay_mtu_drops",                "Packets larger than the tunnel carries",                |w| w.dropped(DropReason::OverlayMtu).packets.get()),

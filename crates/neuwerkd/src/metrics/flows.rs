@@ -56,7 +56,7 @@ const PACKETS: Described = (
 const BYTES: Described = (
     "dp_bytes",
     "direction, proto, decision, source_group",
-    "The bytes of these packets",
+    "Bytes of the packets that dp_packets_total counts, by the same labels",
 );
 const ICMP: Described = (
     "dp_icmp_decisions",
@@ -112,7 +112,7 @@ const GAUGES: [(&str, &str, &str, Read); 3] = [
     ("dp_flow_table_used_slots_ratio", "worker", "Share of the places for flows that one packet worker uses, 0 to 1",
         |w| w.flows_active.get() as f64 / (w.flow_capacity.get() as f64).max(1.0)),
     ("dp_flow_table_tombstones",       "worker", "Places of ended flows that lookups still pass over: none, since an entry goes with its flow", |_| 0.0),
-    ("dp_flow_table_tombstone_ratio",  "worker", "The same as a share of all places: 0", |_| 0.0),
+    ("dp_flow_table_tombstone_ratio",  "worker", "Share of the places for flows that dp_flow_table_tombstones counts: 0", |_| 0.0),
 ];
 
 const SCANS: Described = (
@@ -129,7 +129,7 @@ const LIFETIMES: Described = (
 const CLOSE_AGES: Described = (
     "dp_tcp_handshake_close_age_seconds",
     "worker, reason, completion",
-    "The same of TCP flows, by how far their handshake had come: syn, syn_ack, complete, reset (by one end, after both had been heard)",
+    "Time from the first to the last packet of TCP flows that have ended, by why they ended and by how far their handshake had come: syn, syn_ack, complete, reset (by one end, after both had been heard)",
 );
 
 /// Name, labels and help of every counter.
