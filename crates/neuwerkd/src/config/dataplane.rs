@@ -22,8 +22,9 @@ section! {
     /// Addresses of the data ports, flow tracking, translation, limits.
     Dataplane, Part::Node;
 
-    /// Idle time after which a flow of any protocol ends. Unset: by protocol and state, after RFC 5382 (TCP),
-    /// RFC 4787 (UDP) and RFC 5508 (ICMP).
+    /// Idle time after which a flow of any protocol ends. Half-open, reset and TIME_WAIT connections of TCP end no later
+    /// than by default. Unset: by protocol and state, after RFC 5382 (TCP), RFC 4787 (UDP) and RFC 5508 (ICMP), as
+    /// [translation.md](translation.md#how-long-flows-live) lists.
     idle_timeout_secs: Option<u32> = None, flag("idle-timeout-secs"), unit("s"), range(1..=31_536_000);
     /// How long an address learned from DNS outlives its TTL.
     dns_allowlist_idle_secs: Option<u32> = None, flag("dns-allowlist-idle-secs"), unit("s"), range(1..=31_536_000),

@@ -12,8 +12,9 @@ use super::read::Reader;
 use super::value::{Auto, choice};
 
 section! {
-    /// The DPDK backend; [its page](dpdk.md) says how to use it. The four `static_` keys also hold in other modes: they
-    /// are the published spelling of `dataplane.ports.inside` with one address and a gateway.
+    /// The DPDK backend; [its page](dpdk.md) says how to use it. The four `static_` keys are the published
+    /// spelling of `dataplane.ports.inside` with one address and a gateway, in every mode. They are given all four or not at
+    /// all, and not beside `addresses` or `gateway` of that port.
     Dpdk, Part::DataplaneTuning;
 
     /// Address of the data port.
@@ -22,7 +23,7 @@ section! {
     static_prefix_len: Option<u8> = None, range(0..=128), part(Part::Node);
     /// Default gateway of the data port.
     static_gateway: Option<IpAddr> = None, part(Part::Node);
-    /// Hardware address of the data port; the device's own unless set. In the mode `dpdk` only.
+    /// Hardware address of the data port; the device's own unless set. It has an effect in the mode `dpdk` only.
     static_mac: Option<Mac> = None, part(Part::Dpdk);
     /// Packet threads, each with a queue of every port; as `dataplane.workers` unless set.
     workers: Auto<u32> = Auto::Auto, range(1..=1024), part(Part::Dpdk);

@@ -1,5 +1,5 @@
 //! What is logged and how: `NEUWERK_LOG_LEVEL`, `RUST_LOG`, `NEUWERK_LOG_FORMAT`. The only environment variables that
-//! the program reads.
+//! are settings.
 
 use std::collections::VecDeque;
 use std::io::{IsTerminal, Write};

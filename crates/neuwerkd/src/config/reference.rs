@@ -50,7 +50,8 @@ and 24,576), `dataplane.flow_incomplete_tcp_syn_sent_idle_timeout_secs` is unset
 | `RUST_LOG` | unset | The same, where `NEUWERK_LOG_LEVEL` is unset. |
 | `NEUWERK_LOG_FORMAT` | `plain` | `plain` for people, `json` for one object a line. |
 
-No other variable is read.
+No other variable is a setting. `NOTIFY_SOCKET` is systemd's, which is told when the node is ready; by `NEUWERK_HANDOVER` a
+program that `neuwerk restart` replaces tells the next one what it leaves to it.
 ";
 
 /// The page.
