@@ -119,18 +119,19 @@ fn a_policy_change_ends_the_connection_that_it_denies_and_no_other() {
 
 #[test]
 #[ignore = "needs root; make test runs it"]
-fn an_open_connection_outlives_the_restart_of_its_node() {
-    let mut cluster = one_node();
-    let mut connections = FAMILIES.map(|family| {
+fn open_connections_outlive_the_crash_of_their_node() {
+    // Of several workers each has to know the connections that it had, by ports that it has not given out since.
+    let mut cluster = one_node_with(&["--dataplane-workers=3"]);
+    let mut connections = Vec::new();
+    for family in FAMILIES {
         let server = SocketAddr::new(address::allowed_server(family), PORT);
         let source = address::client(1, family);
-        let connect = || client::connect_from(Some(source), server, SOON);
-        (
-            family,
-            server,
-            cluster.topology.client.enter(connect).unwrap(),
-        )
-    });
+        for _ in 0..6 {
+            let connect = || client::connect_from(Some(source), server, SOON);
+            let stream = cluster.topology.client.enter(connect).unwrap();
+            connections.push((family, server, stream));
+        }
+    }
     cluster.node(1).kill().unwrap();
     cluster.node(1).start().unwrap();
     cluster.wait_node_ready(1).unwrap();
