@@ -20,12 +20,20 @@ pub struct PollIdle {
 const CPU_DMA_LATENCY: &str = "/dev/cpu_dma_latency";
 /// What a request says that asks for nothing, in µs (`PM_QOS_CPU_LATENCY_DEFAULT_VALUE`).
 const ANY_LATENCY: i32 = 2_000_000_000;
+/// In µs: a processor may halt (C1), and no more.
+const HALT: i32 = 2;
+/// It may not even halt.
+const POLL: i32 = 0;
+/// Names what chooses the processors' idle states.
+const IDLE_DRIVER: &str = "/sys/devices/system/cpu/cpuidle/current_driver";
 
-/// Keeps all processors out of idle states for a while after each frame that has ended a sleep. Leaving such a state takes
-/// tens of microseconds in a virtual machine, whose host must put the processor back, and each round trip of a client pays
-/// that. The kernel forgets the request when the process ends.
+/// Keeps all processors out of idle states for a while after each frame that has ended a sleep. Leaving a deep one takes
+/// tens of microseconds, and so does leaving any in a virtual machine, whose host must put the processor back; each round
+/// trip of a client pays that. The kernel forgets the request when the process ends.
 pub struct CpuLatency {
     request: File,
+    /// What it asks for, in µs.
+    wanted: i32,
     hold: Duration,
     /// While held: until when.
     until: Option<Instant>,
@@ -37,12 +45,20 @@ impl CpuLatency {
     /// # Errors
     /// The kernel has no PM QoS, or the process may not ask (it takes root, or the device's owner).
     pub fn open(hold: Duration) -> std::io::Result<Self> {
-        Self::at(Path::new(CPU_DMA_LATENCY), hold)
+        let driver = std::fs::read_to_string(IDLE_DRIVER).unwrap_or_default();
+        // The driver of virtual machines, where to halt is to leave to the host.
+        let wanted = if driver.trim() == "haltpoll" {
+            POLL
+        } else {
+            HALT
+        };
+        Self::at(Path::new(CPU_DMA_LATENCY), wanted, hold)
     }
 
-    fn at(device: &Path, hold: Duration) -> std::io::Result<Self> {
+    fn at(device: &Path, wanted: i32, hold: Duration) -> std::io::Result<Self> {
         Ok(Self {
             request: OpenOptions::new().write(true).open(device)?,
+            wanted,
             hold,
             until: None,
         })
@@ -51,7 +67,7 @@ impl CpuLatency {
     /// A frame has ended a sleep.
     fn extend(&mut self) {
         if self.until.is_none() {
-            self.ask_for(0);
+            self.ask_for(self.wanted);
         }
         self.until = Some(Instant::now() + self.hold);
     }
@@ -243,7 +259,7 @@ mod tests {
             values.collect::<Vec<_>>()
         };
         let idle = |hold| {
-            let latency = CpuLatency::at(&device, hold).expect("a file");
+            let latency = CpuLatency::at(&device, HALT, hold).expect("a file");
             PollIdle::new().expect("eventfd").with_latency(latency)
         };
         let frame = eventfd(1, EventfdFlags::empty()).expect("eventfd");
@@ -256,18 +272,22 @@ mod tests {
         long.wait(&[frame.as_raw_fd()], LONG);
         long.wait(&[frame.as_raw_fd()], LONG);
         long.wait(&[], Duration::from_millis(1));
-        assert_eq!(asked(), [0], "the hold has not ended");
+        assert_eq!(asked(), [HALT], "the hold has not ended");
         long.stays_awake();
         long.stays_awake();
-        assert_eq!(asked(), [0, ANY_LATENCY], "it does not sleep");
+        assert_eq!(asked(), [HALT, ANY_LATENCY], "it does not sleep");
 
         std::fs::write(&device, []).expect("a file");
         let mut short = idle(Duration::from_millis(1));
         short.wait(&[frame.as_raw_fd()], LONG);
         short.wait(&[], Duration::from_millis(20));
-        assert_eq!(asked(), [0, ANY_LATENCY]);
+        assert_eq!(asked(), [HALT, ANY_LATENCY]);
         short.wait(&[frame.as_raw_fd()], LONG);
-        assert_eq!(asked(), [0, ANY_LATENCY, 0], "and for the next one again");
+        assert_eq!(
+            asked(),
+            [HALT, ANY_LATENCY, HALT],
+            "and for the next one again"
+        );
     }
 
     #[test]

@@ -87,11 +87,11 @@ section! {
     /// workers, or one of DPDK, each stays on one of its own among those that the process may use, not on the first if there
     /// are enough without it; on none if there are more workers than processors.
     worker_cpus: Vec<Cpus> = Vec::new(), default_is("unset");
-    /// How long after a frame that has woken a packet worker all processors are kept out of idle states (through
-    /// `/dev/cpu_dma_latency`), so that the next frame and the answer to this one are not delayed by waking one up: a third
-    /// to a half of a quiet round trip in virtual machines. While frames keep coming in between, idle processors poll all
-    /// the time, which costs power or the host's time; not while there are none, nor while a worker does not sleep. Zero:
-    /// never.
+    /// How long after a frame that has woken a packet worker all processors are kept out of idle states that take more
+    /// than 2 µs to leave, and in virtual machines (cpuidle's haltpoll) out of all, through `/dev/cpu_dma_latency`, so that
+    /// the next frame and the answer to this one are not delayed by waking one up: a third to a half of a quiet round trip
+    /// in virtual machines. While frames keep coming in between, idle processors halt or poll all the time, which costs
+    /// power or the host's time; not while there are none, nor while a worker does not sleep. Zero: never.
     cpu_latency_hold_ms: u32 = 20, unit("ms"), range(0..=10_000);
     /// Drops TCP segments that lie outside what the ends of their connection have shown each other.
     tcp_window_check: bool = true;
