@@ -85,6 +85,8 @@ pub struct Addresses {
     interfaces: Vec<String>,
     learned: watch::Receiver<Vec<Learned>>,
     kept: Kept,
+    /// Whether that is what the file has.
+    is_kept: bool,
     file: PathBuf,
     published: Vec<PortSettings>,
     leases: Vec<Option<Lease>>,
@@ -108,6 +110,32 @@ impl Kept {
     fn networks(&self, interfaces: &[String]) -> Vec<Vec<IpNet>> {
         let of = |interface| self.networks.get(interface).cloned().unwrap_or_default();
         interfaces.iter().map(of).collect()
+    }
+
+    /// Takes in on which networks the ports are now. Those of a family that a port has none of now stay, and nobody is on
+    /// them instead before that port is on others.
+    fn remember(&mut self, interfaces: &[String], ports: &[PortSettings]) {
+        let before = self.networks(interfaces);
+        for v4 in [true, false] {
+            let of_family = |net: &IpNet| net.addr().is_ipv4() == v4;
+            let now = |index: usize| {
+                let nets = networks(&ports[index]).map(IpNet::trunc).filter(of_family);
+                nets.collect::<Vec<IpNet>>()
+            };
+            for (index, interface) in interfaces.iter().enumerate() {
+                if now(index).is_empty() {
+                    continue;
+                }
+                let others =
+                    (0..ports.len()).filter(|other| *other != index && now(*other).is_empty());
+                let held: Vec<&IpNet> = others.flat_map(|other| &before[other]).collect();
+                let mut now = now(index);
+                now.retain(|net| !held.iter().any(|held| overlap(held, net)));
+                let kept = self.networks.entry(interface.clone()).or_default();
+                kept.retain(|net| !of_family(net));
+                kept.extend(now);
+            }
+        }
     }
 }
 
@@ -282,6 +310,7 @@ pub(super) fn prepare(
         interfaces,
         learned,
         kept,
+        is_kept: file.exists(),
         file,
         acquired: Acquired::default(),
     };
@@ -384,22 +413,20 @@ impl Addresses {
                 let interface = self.interfaces[usize::from(told.port.0)].clone();
                 kept.leases.insert(interface, KeptLease::of(lease, clocks));
             }
-            let index = usize::from(told.port.0);
-            let networks: Vec<IpNet> = networks(&self.published[index]).map(IpNet::trunc).collect();
-            if !networks.is_empty() {
-                kept.networks
-                    .insert(self.interfaces[index].clone(), networks);
-            }
         }
-        if kept == self.kept && self.file.exists() {
+        kept.remember(&self.interfaces, &self.published);
+        if kept == self.kept && self.is_kept {
             return;
         }
+        // Also while it cannot be written.
+        self.kept = kept.clone();
         let bytes = serde_json::to_vec_pretty(&kept).expect("plain data");
         let file = self.file.clone();
         let write = move || cluster::durable::replace(&file, &bytes, 0o600);
         match tokio::task::spawn_blocking(write).await {
-            Ok(Ok(())) => self.kept = kept,
+            Ok(Ok(())) => self.is_kept = true,
             Ok(Err(error)) => {
+                self.is_kept = false;
                 tracing::warn!(%error, "the data ports' addresses cannot be remembered over a restart");
             }
             Err(_) => tracing::error!("remembering the data ports' addresses panicked"),
@@ -839,6 +866,23 @@ mod tests {
         assert_eq!(on_link(1), [&"2001:db8::/64".parse::<IpNet>().unwrap(); 0]);
         assert_eq!(on_link(0), [&"2001:db8:1::/64".parse::<IpNet>().unwrap()]);
         claims.advertised.on_link.pop();
+
+        // Who speaks up first after a start is not the one who had it.
+        let interfaces = ["inside", "outside"].map(String::from);
+        let mut kept = Kept::default();
+        kept.remember(&interfaces, &before);
+        let (ports, _) = merge(&base, &[claims.clone()], &kept.networks(&interfaces));
+        assert!(
+            networks(&ports[0]).any(|net| overlap(net, &had[1][1])),
+            "nobody else is there yet"
+        );
+        kept.remember(&interfaces, &ports);
+        let (ports, _) = merge(
+            &base,
+            &[claims.clone(), outside.clone()],
+            &kept.networks(&interfaces),
+        );
+        assert_eq!(ports[1], before[1]);
 
         // Where nobody had it, the outside port yields, and keeps what is not in question.
         let (ports, problems) = merge(&base, &[claims, outside], &[]);
