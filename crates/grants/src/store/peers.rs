@@ -369,17 +369,28 @@ impl Store {
         })
     }
 
-    /// Leaves out of changes, for keeping, the ends of own claims to what others claim still.
-    pub fn drop_ends_of_claimed(&self, changes: &mut Vec<Change>) {
-        for change in changes.iter_mut().filter(|change| change.life_ms == 0) {
-            let Some(at) = self.find(&key_of(change)) else {
-                continue;
-            };
-            let spots = &self.holding(at).spots;
-            let is_claimed = |address: &IpAddr| spots.iter().any(|spot| spot.address == *address);
-            change.addresses.retain(|address| !is_claimed(address));
+    /// Own changes as those of everybody, for keeping: where an own claim ends that others have as well, theirs follows.
+    #[must_use]
+    pub fn with_others(&self, changes: Vec<Change>, now_ms: u64) -> Vec<Change> {
+        let mut all = Vec::with_capacity(changes.len());
+        for change in changes {
+            let ended = (change.life_ms == 0).then(|| self.find(&key_of(&change)));
+            let spots = ended.flatten().map(|at| &self.holding(at).spots);
+            let others: Vec<Change> = spots
+                .into_iter()
+                .flatten()
+                .filter(|spot| change.addresses.contains(&spot.address))
+                .map(|spot| Change {
+                    addresses: vec![spot.address],
+                    life_ms: spot.until_ms().saturating_sub(now_ms),
+                    ..change.clone()
+                })
+                .filter(|other| other.life_ms > 0)
+                .collect();
+            all.push(change);
+            all.extend(others);
         }
-        changes.retain(|change| !change.addresses.is_empty());
+        all
     }
 
     /// Takes in what was kept, as of a time ago.

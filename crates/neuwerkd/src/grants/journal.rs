@@ -117,12 +117,10 @@ impl Journal {
             let place = self.place.max(1);
             let changes = grants.read(|store, now_ms| {
                 let push = store.changes_from(place, CHUNK, now_ms)?;
-                let Body::Changes { mut changes, .. } = push.body else {
+                let Body::Changes { changes, .. } = push.body else {
                     return None;
                 };
-                let count = changes.len();
-                store.drop_ends_of_claimed(&mut changes);
-                Some((count, changes))
+                Some((changes.len(), store.with_others(changes, now_ms)))
             });
             let Some((count, changes)) = changes else {
                 return self.write_all(grants);
@@ -131,9 +129,7 @@ impl Journal {
                 return Ok(());
             }
             self.place = place + count as u64;
-            if !changes.is_empty() {
-                self.appended_bytes += self.section(&changes)?;
-            }
+            self.appended_bytes += self.section(&changes)?;
         }
     }
 
