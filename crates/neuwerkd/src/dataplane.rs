@@ -378,13 +378,17 @@ impl Dataplane {
     pub async fn set_policy(&self, policy: Arc<Compiled>) -> Result<(), SwapError> {
         // Two at once would prepare their grants in turns for ever.
         let _turn = self.turns.lock().await;
-        if let Some(kept) = &mut *self.withheld() {
-            // It is prepared when it is to be in force.
-            *kept = policy;
-            return Ok(());
+        if self.withheld().is_none() {
+            self.grants.prepare(&policy).await;
         }
-        self.grants.prepare(&policy).await;
-        let generation = self.publish_policy(|_withheld, _now| policy);
+        let generation = self.publish_policy(|withheld, now| match withheld {
+            None => policy,
+            // It is prepared when it is to be in force.
+            Some(kept) => {
+                *kept = policy;
+                Arc::clone(now)
+            }
+        });
         self.reached(generation).await
     }
 
@@ -394,23 +398,24 @@ impl Dataplane {
     /// # Errors
     /// As [`Dataplane::set_policy`].
     pub async fn set_denying(&self, denying: bool) -> Result<(), SwapError> {
-        let _turn = self.turns.lock().await;
-        let withheld = self.withheld().clone();
-        let generation = match (denying, withheld) {
-            (true, Some(_)) | (false, None) => self.published.load().generation(),
-            // At once: what nothing is granted by takes no preparation.
-            (true, None) => self.publish_policy(|withheld, now| {
+        if denying {
+            // At once, whatever is being prepared: what grants nothing needs no preparation.
+            let generation = self.publish_policy(|withheld, now| {
+                if withheld.is_some() {
+                    return Arc::clone(now);
+                }
                 *withheld = Some(Arc::clone(now));
                 Arc::new(Compiled::deny_all())
-            }),
-            (false, Some(next)) => {
-                self.grants.prepare(&next).await;
-                self.publish_policy(|withheld, _now| {
-                    *withheld = None;
-                    next
-                })
-            }
-        };
+            });
+            return self.reached(generation).await;
+        }
+        let _turn = self.turns.lock().await;
+        let next = self.withheld().clone();
+        if let Some(next) = next {
+            self.grants.prepare(&next).await;
+        }
+        let generation =
+            self.publish_policy(|withheld, now| withheld.take().unwrap_or_else(|| Arc::clone(now)));
         self.reached(generation).await
     }
 
