@@ -39,7 +39,8 @@ const ADDRESSES: usize = 4;
 const FIRST_PORT: u16 = 1024;
 /// How many of its ports a worker goes on by from one that it tried to the next, in the order of their places
 /// ([`Partition`]). A client opens flows from ports in a row and keeps them, so that what is next to a taken port is taken as
-/// well: the first 32 are at least 1,800 apart. A prime above the number of ports: it divides none, so that each has its turn.
+/// well: of all ports the first 32 are at least 1,800 apart. A prime above the number of ports: it divides none, so that each
+/// has its turn.
 const STRIDE: u32 = 171_271;
 
 /// The share of the ports that one worker gives out, so that the owner of an answer can be read off its port, and the
@@ -49,8 +50,8 @@ const STRIDE: u32 = 171_271;
 pub(crate) struct Partition {
     index: u16,
     count: u16,
-    /// Which places ports have in the order that is shared out: any number.
-    mask: u16,
+    /// From which port on places are counted: any.
+    offset: u16,
     /// The places of this worker's ports: from which on, and how many.
     first: u32,
     owned: u32,
@@ -62,12 +63,12 @@ impl Partition {
     /// Its inverse modulo 2^16.
     const INVERSE: u16 = 17_375;
 
-    pub(crate) fn new(index: u16, count: u16, mask: u16) -> Partition {
+    pub(crate) fn new(index: u16, count: u16, offset: u16) -> Partition {
         let from = |index: u16| (u32::from(index) << 16).div_ceil(count.into());
         Partition {
             index,
             count,
-            mask,
+            offset,
             first: from(index),
             owned: from(index + 1) - from(index),
         }
@@ -81,8 +82,8 @@ impl Partition {
         self.count
     }
 
-    pub(crate) fn mask(self) -> u16 {
-        self.mask
+    pub(crate) fn offset(self) -> u16 {
+        self.offset
     }
 
     pub(crate) fn owner(self, port: u16) -> u16 {
@@ -94,12 +95,14 @@ impl Partition {
     }
 
     fn place(self, port: u16) -> u16 {
-        (port ^ self.mask).wrapping_mul(Self::FACTOR)
+        port.wrapping_sub(self.offset).wrapping_mul(Self::FACTOR)
     }
 
     /// The `nth` of this worker's ports.
     fn port(self, nth: u32) -> u16 {
-        ((self.first + nth) as u16).wrapping_mul(Self::INVERSE) ^ self.mask
+        ((self.first + nth) as u16)
+            .wrapping_mul(Self::INVERSE)
+            .wrapping_add(self.offset)
     }
 
     /// One of its ports from [`FIRST_PORT`] on, by a random number.
@@ -441,9 +444,9 @@ mod tests {
     proptest! {
         #[test]
         fn chosen_ports_belong_to_their_worker(
-            random: u64, count in 1u16..=1024, index in 0u16..1024, mask: u16,
+            random: u64, count in 1u16..=1024, index in 0u16..1024, offset: u16,
         ) {
-            let partition = Partition::new(index % count, count, mask);
+            let partition = Partition::new(index % count, count, offset);
             let mut port = partition.some_port(random);
             for _ in 0..100 {
                 prop_assert!(port >= FIRST_PORT && partition.owns(port), "{}", port);
@@ -452,8 +455,8 @@ mod tests {
         }
 
         #[test]
-        fn every_port_has_its_turn(random: u64, count in 1u16..=1024, index in 0u16..1024, mask: u16) {
-            let partition = Partition::new(index % count, count, mask);
+        fn every_port_has_its_turn(random: u64, count in 1u16..=1024, index in 0u16..1024, offset: u16) {
+            let partition = Partition::new(index % count, count, offset);
             let owned = (FIRST_PORT..=u16::MAX).filter(|port| partition.owns(*port)).count();
             let mut port = partition.some_port(random);
             let mut seen = std::collections::HashSet::new();
@@ -467,14 +470,13 @@ mod tests {
 
     /// Else [`Partition::port_after`] would not end.
     #[test]
-    fn every_worker_has_ports_however_many_there_are_and_whatever_the_mask() {
+    fn every_worker_has_ports_however_many_there_are() {
         let mut least = u16::MAX;
-        // The lower bits of the mask only change which of the ports below 1024 is where.
-        for mask in (0..=u16::MAX).step_by(1024) {
+        for offset in (0..=u16::MAX).step_by(991) {
             for count in [1023, 1024] {
                 let mut ports = vec![0; usize::from(count)];
                 for port in FIRST_PORT..=u16::MAX {
-                    ports[usize::from(Partition::new(0, count, mask).owner(port))] += 1;
+                    ports[usize::from(Partition::new(0, count, offset).owner(port))] += 1;
                 }
                 least = ports.into_iter().fold(least, u16::min);
             }

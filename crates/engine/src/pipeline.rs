@@ -58,7 +58,7 @@ use crate::overlay::Tunnels;
 use crate::parse::{Content, Parsed};
 use crate::port::{Capabilities, Packet, PortId};
 use crate::snapshot::{Side, Snapshot};
-use crate::steer::{Owner, Steering};
+use crate::steer::{self, Owner, Steering};
 use crate::tally::{NodeTally, Tally};
 use crate::tcp::{End, State};
 use crate::wire::tcp::{ACK, SYN};
@@ -337,8 +337,9 @@ impl Pipeline {
     #[inline]
     pub(crate) fn owner(&self, port: PortId, frame: &[u8], p: &Parsed) -> Owner {
         let snapshot = &self.snapshot;
-        let from_inside =
-            snapshot.is_independent() && snapshot.source_side(port, p.key.src) == Side::Inside;
+        // For the others it makes no difference.
+        let may_be_told = steer::is_by_client(snapshot, &p.key) || p.content == Content::IcmpError;
+        let from_inside = may_be_told && snapshot.source_side(port, p.key.src) == Side::Inside;
         self.steering.owner(snapshot, from_inside, frame, p)
     }
 

@@ -315,7 +315,7 @@ impl Snapshot {
 
     /// Whether clients of IPv4, and of IPv6, are translated together with their ports.
     pub fn translates(&self) -> [bool; 2] {
-        [true, false].map(|v4| !self.nat_addresses(v4).is_empty())
+        [true, false].map(|v4| !self.nat_addresses(v4).is_empty() || self.lacks_nat_address(v4))
     }
 
     /// Whether the port of a packet to this address tells whose flow it belongs to.
@@ -357,16 +357,18 @@ impl Snapshot {
         self.network.settings.nat_mapping == NatMapping::EndpointIndependent
     }
 
-    /// Whether what a client sends to this address leaves with another address and port.
+    /// Whether what a client sends to this address leaves with another address and port; also while there is none for it, or
+    /// no way out, so that its flows stay with their worker until there is.
     pub(crate) fn is_translated(&self, client: Addr, to: Addr) -> bool {
+        let v4 = to.is_v4();
         let outwards = |hop: Hop| self.destination_side(hop.port, to) == Side::Outside;
         let by_prefix = self
             .network
             .nptv6
             .is_some_and(|pair| pair.is_inside(client));
-        !self.nat_addresses(to.is_v4()).is_empty()
+        (!self.nat_addresses(v4).is_empty() || self.lacks_nat_address(v4))
             && !by_prefix
-            && self.route(to).is_some_and(outwards)
+            && self.route(to).is_none_or(outwards)
     }
 
     /// Whether a client that was translated to `nat` may be so still.

@@ -31,11 +31,11 @@ pub(crate) enum Owner {
 /// 6335 says, with 49152.
 pub const FIRST_CLIENT_PORT: u16 = 10_000;
 
-/// By what a port leads to a worker, `((port ^ mask) · factor mod 2^16) · count / 2^16`.
+/// By what a port leads to a worker, `((port + addend) · factor mod 2^16) · count / 2^16`.
 #[derive(Clone, Copy, Debug)]
 pub struct PortRule {
     /// Any number.
-    pub mask: u16,
+    pub addend: u16,
     /// Odd.
     pub factor: u16,
     /// The number of workers.
@@ -57,7 +57,7 @@ impl Steering {
         Steering {
             // Odd: multiplication by it loses nothing.
             keys: std::array::from_fn(|_| random.next() as u32 | 1),
-            partition: Partition::new(index, count, random.next() as u16),
+            partition: Partition::new(index, count.max(1), random.next() as u16),
         }
     }
 
@@ -71,7 +71,7 @@ impl Steering {
     /// translated.
     pub fn port_rule(&self) -> PortRule {
         PortRule {
-            mask: self.partition.mask(),
+            addend: self.partition.offset().wrapping_neg(),
             factor: Partition::FACTOR,
             count: self.partition.count(),
         }
@@ -90,10 +90,11 @@ impl Steering {
         self.partition.count()
     }
 
-    /// Whose a TCP or UDP packet is, by its addresses and ports as on the wire.
+    /// Whose a TCP or UDP packet is, by its addresses and ports as on the wire and by where it comes from.
     pub fn worker_of(
         &self,
         snapshot: &Snapshot,
+        from_inside: bool,
         src: SocketAddr,
         dst: SocketAddr,
         protocol: u8,
@@ -106,7 +107,10 @@ impl Steering {
             proto: protocol,
             tunnel: 0,
         };
-        self.owner_of(snapshot, &key)
+        match from_inside {
+            true => self.owner_of_client(snapshot, &key),
+            false => self.owner_of(snapshot, &key),
+        }
     }
 
     /// Whether this worker is the one.
@@ -141,13 +145,17 @@ impl Steering {
         }
     }
 
-    /// The same for a packet that comes from inside. One that is sent to a NAT address shares its client's mapping, and
-    /// belongs to the worker that has it.
+    /// The same for a packet that comes from inside. One that is translated goes by its client, unless it is sent to a NAT
+    /// address, whose port tells more; but where clients have mappings, that one shares its client's as well.
     pub(crate) fn owner_of_client(&self, snapshot: &Snapshot, key: &Key) -> u16 {
-        let shares = snapshot.is_independent()
-            && has_ports(key.proto)
-            && snapshot.nat_addresses(key.dst.is_v4()).contains(&key.dst);
-        match shares {
+        let is_shared = || match snapshot.is_told_by_port(key.dst) {
+            true => {
+                snapshot.is_independent()
+                    && snapshot.nat_addresses(key.dst.is_v4()).contains(&key.dst)
+            }
+            false => !snapshot.is_service(key.dst) && snapshot.is_translated(key.src, key.dst),
+        };
+        match has_ports(key.proto) && is_by_client(snapshot, key) && is_shared() {
             true => self.owner_of_mapping(key),
             false => self.owner_of(snapshot, key),
         }
@@ -177,11 +185,6 @@ impl Steering {
         if snapshot.is_told_by_port(key.dst) {
             return self.partition.owner(key.dst_port);
         }
-        if (key.src_port >= FIRST_CLIENT_PORT || snapshot.is_independent())
-            && snapshot.is_translated(key.src, key.dst)
-        {
-            return self.owner_of_mapping(key);
-        }
         self.by_hash(&Key {
             dst: snapshot.inside_of(key.dst),
             ..*key
@@ -204,6 +207,12 @@ impl Steering {
         }
         hash
     }
+}
+
+/// Whether a client's packet goes by its client if it is translated.
+#[inline]
+pub(crate) fn is_by_client(snapshot: &Snapshot, key: &Key) -> bool {
+    key.src_port >= FIRST_CLIENT_PORT || snapshot.is_independent()
 }
 
 /// Whether a datagram to a DHCP client is for all stations, or for the one whose frame it is in, and not for a client

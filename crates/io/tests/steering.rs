@@ -105,6 +105,8 @@ fn each_queue_gets_the_frames_of_its_worker() {
             ("fd00::2", "2001:db8:1::1"),
             ("2001:db8:1::1", "2001:db8::1"),
         ];
+        let clients: [IpAddr; 2] =
+            ["10.0.0.2", "fd00::2"].map(|ip| ip.parse().expect("valid by construction"));
         let mut shares = [0; QUEUES as usize];
         for (src, dst) in pairs {
             for (protocol, first) in [(TCP, 40_000), (UDP, 40_000), (UDP, 5_000)] {
@@ -113,7 +115,10 @@ fn each_queue_gets_the_frames_of_its_worker() {
                         SocketAddr::new(ip.parse().expect("valid by construction"), port)
                     };
                     let (src, dst) = (address(src, first + port), address(dst, 443 + port));
-                    let owner = steering.worker_of(&snapshot, src, dst, protocol);
+                    let owner = {
+                        let from_inside = src.ip() == clients[usize::from(src.is_ipv6())];
+                        steering.worker_of(&snapshot, from_inside, src, dst, protocol)
+                    };
                     let bytes = frame(src, dst, protocol);
                     let mut packet = wire.alloc(bytes.len()).expect("a buffer");
                     packet.bytes_mut().copy_from_slice(&bytes);

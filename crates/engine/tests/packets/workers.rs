@@ -240,21 +240,92 @@ fn a_shared_mapping_shows_every_server_one_port() {
 
 #[test]
 fn a_translated_prefix_leads_back_to_the_owner() {
-    let settings = Settings {
-        nptv6: Some(Nptv6 {
-            inside: "fd00::/64".parse().expect("valid by construction"),
-            outside: "2001:db8:77::/64".parse().expect("valid by construction"),
-        }),
-        ..two_arms()
-    };
-    let mut team = Team::new(4, settings);
-    for port in 2000..2100 {
-        let client = at(&format!("[fd00::2]:{port}"));
-        let server = at("[2001:db8:1::1]:53");
+    for nat66 in [None, Some(Snat::Auto)] {
+        let settings = Settings {
+            nptv6: Some(Nptv6 {
+                inside: "fd00::/64".parse().expect("valid by construction"),
+                outside: "2001:db8:77::/64".parse().expect("valid by construction"),
+            }),
+            nat66,
+            ..two_arms()
+        };
+        let mut team = Team::new(4, settings);
+        for port in (2000..2050).chain(40_000..40_050) {
+            for service in [53, 51_820] {
+                let client = at(&format!("[fd00::2]:{port}"));
+                let server = at(&format!("[2001:db8:1::1]:{service}"));
+                let (_, out) = team.one(INSIDE, Frame::udp(client, server, b"q"));
+                assert_ne!(out.src, client.ip());
+                let answer = Frame::udp(server, (out.src, port).into(), b"a");
+                assert_eq!(team.one(OUTSIDE, answer).1.dst, client.ip());
+            }
+        }
+    }
+}
+
+#[test]
+fn ports_that_systems_choose_are_kept_by_whichever_worker_has_the_flow() {
+    let mut team = Team::new(3, two_arms());
+    let mut by_worker = [0; 3];
+    // As Linux chooses them: every second one first.
+    for port in (40_000..40_200).step_by(2) {
+        let client = at(&format!("10.0.0.2:{port}"));
+        let server = at("198.51.100.1:443");
+        let before = team.active();
         let (_, out) = team.one(INSIDE, Frame::udp(client, server, b"q"));
-        assert_ne!(out.src, client.ip());
+        assert_eq!(ports(&out).0, port);
+        let worker = team
+            .active()
+            .into_iter()
+            .zip(before)
+            .position(|(now, before)| now > before);
+        by_worker[worker.expect("one has it")] += 1;
         let answer = Frame::udp(server, (out.src, port).into(), b"a");
         assert_eq!(team.one(OUTSIDE, answer).1.dst, client.ip());
+    }
+    assert!(by_worker.iter().all(|n| *n > 20), "{by_worker:?}");
+}
+
+#[test]
+fn flows_stay_with_their_workers_while_there_is_no_address_and_no_way_out() {
+    let mut settings = two_arms();
+    settings.ports[1].acquires = true;
+    let before = settings.ports.clone();
+    let mut team = Team::new(4, settings);
+    let flows = (40_000..40_040).map(|port| {
+        let (client, server) = (at(&format!("10.0.0.2:{port}")), at("198.51.100.1:443"));
+        (client, server, port)
+    });
+    for (client, server, _) in flows.clone() {
+        team.one(INSIDE, Frame::tcp(client, server, SYN, 100, 0, b""));
+        team.one(
+            OUTSIDE,
+            Frame::tcp(
+                server,
+                at(&format!("192.0.2.1:{}", client.port())),
+                SYN | ACK,
+                500,
+                101,
+                b"",
+            ),
+        );
+    }
+    team.reconfigure(|settings| {
+        settings.ports[1].addresses.remove(0);
+        settings.ports[1].gateways.remove(0);
+    });
+    for (client, server, _) in flows.clone() {
+        // Not reset.
+        assert_eq!(
+            team.send(INSIDE, Frame::tcp(client, server, ACK, 101, 501, b"hello")),
+            []
+        );
+    }
+    assert_eq!(team.dropped(DropReason::NoNatAddress), 40);
+    team.reconfigure(|settings| settings.ports = before);
+    for (client, server, port) in flows {
+        let (_, out) = team.one(INSIDE, Frame::tcp(client, server, ACK, 101, 501, b"hello"));
+        assert_eq!(ports(&out).0, port);
     }
 }
 

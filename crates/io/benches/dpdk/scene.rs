@@ -286,7 +286,7 @@ fn frames(snapshot: &Snapshot, workers: u16) -> Vec<Vec<[u8; LEN]>> {
         let source = SocketAddrV4::new(client, 2000 + (i % 16) as u16);
         let server = SocketAddrV4::new(SERVER.into(), 1000 + (i / 16) as u16);
         let ends = [source, server].map(SocketAddr::V4);
-        let owner = steering.worker_of(snapshot, ends[0], ends[1], 17);
+        let owner = steering.worker_of(snapshot, true, ends[0], ends[1], 17);
         let frames = &mut by_worker[usize::from(owner)];
         frames.push(udp([PEER, MACS[0]], source, server));
         random = random

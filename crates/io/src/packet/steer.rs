@@ -65,7 +65,7 @@ fn program(steering: &Steering, ports: &Translated<'_>) -> Vec<libc::sock_filter
 }
 
 fn reach(instructions: usize) -> u8 {
-    u8::try_from(instructions).expect("the longest program has 235 instructions a family")
+    u8::try_from(instructions).expect("the longest has fewer than 255 instructions a family")
 }
 
 /// Ends in an answer whatever comes in.
@@ -174,8 +174,8 @@ fn answer_by_port(p: &mut Vec<libc::sock_filter>, from: Vec<usize>, rule: PortRu
     }
     p.extend([
         op(
-            libc::BPF_ALU | libc::BPF_XOR | libc::BPF_K,
-            rule.mask.into(),
+            libc::BPF_ALU | libc::BPF_ADD | libc::BPF_K,
+            rule.addend.into(),
             0,
             0,
         ),
