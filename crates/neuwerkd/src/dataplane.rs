@@ -89,9 +89,8 @@ pub struct Dataplane {
     seed: u64,
     /// Whose a packet is.
     steering: Steering,
-    /// The kernel's part in that, where it has one, and what it was told last: the addresses that sources are translated to,
-    /// and whether those of IPv4 and of IPv6 are.
-    fanouts: Mutex<(Vec<Fanout>, (Vec<IpAddr>, [bool; 2]))>,
+    /// The kernel's part in that, where it has one, and what it was told last.
+    fanouts: Mutex<(Vec<Fanout>, Told)>,
     stop: Arc<AtomicBool>,
     /// The devices that this process drives itself, in the order of the ports.
     devices: Vec<Device>,
@@ -149,6 +148,9 @@ struct Seen {
     polls: u64,
     at: Instant,
 }
+
+/// The addresses that sources are translated to, and whether those of IPv4 and of IPv6 are.
+type Told = (Vec<IpAddr>, [bool; 2]);
 
 /// What packets are judged by from the first one on.
 #[derive(Clone)]
