@@ -863,7 +863,7 @@ mod tests {
                 .collect::<Vec<_>>()
         };
         assert_eq!(ports[1].addresses.len(), 2);
-        assert_eq!(on_link(1), [&"2001:db8::/64".parse::<IpNet>().unwrap(); 0]);
+        assert!(on_link(1).is_empty(), "its own is that of its addresses");
         assert_eq!(on_link(0), [&"2001:db8:1::/64".parse::<IpNet>().unwrap()]);
         claims.advertised.on_link.pop();
 
