@@ -937,8 +937,7 @@ proptest! {
         let mut next = 1;
         let judged = |store: &Store| {
             let clients = [CLIENT, OTHER];
-            let all = clients.map(|client| [0, 1, 2, 3].map(|last| judge(store, client, last).is_some()));
-            all
+            clients.map(|client| [0, 1, 2, 3].map(|last| judge(store, client, last).is_some()))
         };
         for (what, name, last, client, ttl_s) in steps {
             match what {
