@@ -73,6 +73,34 @@ impl Finder {
     }
 }
 
+impl Finder {
+    /// Counts one more name of a client that derives a rule, among `holders`, and grants the address to it by the first.
+    fn count(
+        &mut self,
+        counted: &mut Vec<Counted>,
+        counters: &mut Counters,
+        granted: &mut Vec<Granted>,
+        (rule, number): (NameRule, RuleId),
+        client: Option<IpAddr>,
+        holders: fn(&mut Counted) -> &mut u32,
+    ) {
+        let Some(at) = self.find_or_take(counted, counters, number, client) else {
+            return;
+        };
+        let own = &mut counted[at];
+        let id = own.id;
+        let holders = holders(own);
+        *holders += 1;
+        if *holders == 1 {
+            granted.push(Granted {
+                rule,
+                client,
+                counted: id,
+            });
+        }
+    }
+}
+
 fn find(counted: &[Counted], rule: RuleId, client: Option<IpAddr>) -> Option<usize> {
     let is_same = |own: &Counted| (own.rule, own.client) == (rule, client);
     counted.iter().position(is_same)
@@ -215,18 +243,9 @@ impl Store {
                     .numbers
                     .entry(*rule)
                     .or_insert_with(|| number(rules, policy, *rule));
-                let found = finder.find_or_take(&mut counted, &mut self.counters, number, client);
-                let Some(own) = found.map(|at| &mut counted[at]) else {
-                    continue;
-                };
-                own.holders += 1;
-                if own.holders == 1 {
-                    granted.push(Granted {
-                        rule: *rule,
-                        client,
-                        counted: own.id,
-                    });
-                }
+                let (counters, rule) = (&mut self.counters, (*rule, number));
+                let holders: fn(&mut Counted) -> &mut u32 = |own| &mut own.holders;
+                finder.count(&mut counted, counters, &mut granted, rule, client, holders);
             }
         }
         let is_preparing = self.next_policy.is_some();
@@ -277,19 +296,16 @@ impl Store {
                     .numbers
                     .entry(*rule)
                     .or_insert_with(|| number(&mut self.rules, &next.policy, *rule));
-                let counters = &mut self.counters;
-                let found = finder.find_or_take(&mut place.counted, counters, number, client);
-                let Some(own) = found.map(|at| &mut place.counted[at]) else {
-                    continue;
-                };
-                own.next_holders += 1;
-                if own.next_holders == 1 {
-                    granted.push(Granted {
-                        rule: *rule,
-                        client,
-                        counted: own.id,
-                    });
-                }
+                let (counted, counters) = (&mut place.counted, &mut self.counters);
+                let holders: fn(&mut Counted) -> &mut u32 = |own| &mut own.next_holders;
+                finder.count(
+                    counted,
+                    counters,
+                    &mut granted,
+                    (*rule, number),
+                    client,
+                    holders,
+                );
             }
         }
         next.table.set(address, Address::new(granted));
