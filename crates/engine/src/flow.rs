@@ -44,6 +44,10 @@ pub(crate) struct Lookup {
 }
 
 impl Lookup {
+    pub(crate) fn hash(self) -> u64 {
+        self.hash
+    }
+
     /// Of no packet that belongs to a flow.
     pub(crate) const NONE: Lookup = Lookup::by(0);
 
@@ -202,6 +206,36 @@ impl Flow {
     }
 }
 
+#[cfg(test)]
+impl Flow {
+    /// A flow of this key that nothing is known about, not translated, for tests.
+    pub(crate) fn of(client: &Key) -> Flow {
+        Flow {
+            client: client.src,
+            server: client.dst,
+            nat: client.src,
+            client_port: client.src_port,
+            server_port: client.dst_port,
+            nat_port: client.src_port,
+            proto: client.proto,
+            sides: Sides::new(PortId(0), PortId(1)),
+            icmp: (0, 0),
+            tunnel: client.tunnel,
+            last_seen: Tick(0),
+            opened: Tick(0),
+            bytes: [0; 2],
+            packets: [0; 2],
+            epoch: 0,
+            revision: 0,
+            rule: NO_RULE,
+            group: NO_GROUP,
+            tally: crate::tally::NO_PLACE,
+            grant: None,
+            tcp: Connection::default(),
+        }
+    }
+}
+
 /// Ticks that a flow may be idle; `state` counts for TCP only.
 fn idle(proto: u8, state: State, t: &IdleTicks) -> u32 {
     match proto {
@@ -290,6 +324,16 @@ impl FlowTable {
         first.is_some()
     }
 
+    /// Fetches what tells whether the hash leads to a flow of a key, if it probably leads to one; false if to none.
+    #[inline(always)]
+    pub(crate) fn prefetch_head(&self, hash: u64) -> bool {
+        let first = self.index.find(hash, |_| true);
+        if let Some(place) = first {
+            self.flows.prefetch_head(place);
+        }
+        first.is_some()
+    }
+
     /// The flow that a packet with this key belongs to, and the end that it comes from.
     #[inline(always)]
     pub(crate) fn find(&self, key: &Key, lookup: Lookup) -> Option<(FlowId, End)> {
@@ -319,6 +363,11 @@ impl FlowTable {
     /// Whether packets with this key belong to a flow.
     pub(crate) fn contains(&self, key: &Key) -> bool {
         self.find_key(key).is_some()
+    }
+
+    /// Whether there may be such a flow: always if there is, and once in some 2,000 times if there is none. Looks at no flow.
+    pub(crate) fn may_contain(&self, key: &Key) -> bool {
+        self.index.find(self.hash(key), |_| true).is_some()
     }
 
     pub(crate) fn get(&self, id: FlowId) -> Flow {

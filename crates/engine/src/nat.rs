@@ -15,7 +15,6 @@ use crate::DropReason;
 use crate::address::Addr;
 use crate::clock::Tick;
 use crate::counters::CloseReason;
-use crate::flow::key::Random;
 use crate::flow::{FlowId, FlowTable, Key};
 use crate::tcp::{End, State};
 use crate::wire::proto;
@@ -23,6 +22,9 @@ use crate::wire::proto;
 /// Ports tried on one address before it counts as exhausted. With 98 % of the ports towards one
 /// destination in use, this many tries all fail once in thirty thousand.
 const PROBES: u32 = 512;
+/// So many of these are only asked whether they are free: rarely are more needed, and what flows have them is far away in
+/// memory.
+const AT_ONCE: u32 = 2;
 /// Ports tried before that of a connection that is over is as good as a free one, and all that are tried towards a
 /// destination for which none was free a moment ago.
 const FEW_PROBES: u32 = 32;
@@ -107,7 +109,7 @@ impl Partition {
 
     /// One of its ports from [`FIRST_PORT`] on, by a random number.
     fn some_port(self, random: u64) -> u16 {
-        let port = self.port((random % u64::from(self.owned)) as u32);
+        let port = self.port((((random >> 32) * u64::from(self.owned)) >> 32) as u32);
         match port < FIRST_PORT {
             true => self.port_after(port),
             false => port,
@@ -146,6 +148,10 @@ pub(crate) struct Wanted<'a> {
     pub(crate) syn: Option<u32>,
     /// Not empty.
     pub(crate) addresses: &'a [Addr],
+    /// The ports among which one is chosen.
+    pub(crate) partition: Partition,
+    /// A random number, which chooses the port that is tried first after the client's own.
+    pub(crate) draw: u64,
     pub(crate) now: Tick,
 }
 
@@ -233,108 +239,151 @@ pub(crate) fn bind(
     flows: &FlowTable,
     mappings: Option<&Mappings>,
     wanted: Wanted<'_>,
-    partition: Partition,
-    random: &mut Random,
     exhausted: &mut Exhausted,
     probes: &mut u64,
 ) -> Result<Binding, DropReason> {
     let Wanted {
         client,
         addresses,
-        now,
+        partition,
         ..
     } = wanted;
     let mappings = mappings.filter(|_| has_ports(client.proto));
+    let free = |address, port| Binding {
+        address,
+        port,
+        instead_of: None,
+    };
     if let Some((address, port)) = mappings.and_then(|m| m.shown(flows, client))
         && addresses.contains(&address)
     {
         return match flows.contains(&client.answer_to(address, port)) {
             true => Err(DropReason::NatPortsExhausted),
-            false => Ok(Binding {
-                address,
-                port,
-                instead_of: None,
-            }),
+            false => Ok(free(address, port)),
         };
     }
     // A client keeps to its address (RFC 4787 REQ-2), and moves on only when that is exhausted.
     let home = home(flows, client.src, addresses.len());
     for i in 0..addresses.len().min(ADDRESSES) {
         let address = addresses[(home + i) % addresses.len()];
-        let mut spare = Spare::default();
-        let mut try_port = |port, spare: &mut Spare| {
+        let is_shown =
+            |port| mappings.is_some_and(|m| m.shown_by(flows, address, port, client) > 0);
+        if let Some(own) = own_port(client, partition) {
             *probes += 1;
-            match look_at(flows, mappings, &wanted, address, port) {
-                Port::Free => return Some(port),
-                Port::Over(found) => spare.over = spare.over.max(Some(found)),
-                Port::Unanswered(found) => {
-                    spare.count += 1;
-                    spare.unanswered = spare.unanswered.max(Some(found));
-                }
-                Port::Taken => {}
+            if !is_shown(own) && !flows.contains(&client.answer_to(address, own)) {
+                return Ok(free(address, own));
             }
-            None
-        };
-        let free = |port| Binding {
-            address,
-            port,
-            instead_of: None,
-        };
+        }
         if !has_ports(client.proto) {
-            match try_port(0, &mut spare) {
-                Some(port) => return Ok(free(port)),
-                None => continue,
-            }
+            continue;
         }
-        let kept = client.src_port;
-        if kept != 0
-            && partition.owns(kept)
-            && let Some(port) = try_port(kept, &mut spare)
-        {
-            return Ok(free(port));
-        }
-        let destination = flows.hash(&client.answer_to(address, 0));
-        let most = match exhausted.has(destination, now) {
-            true => FEW_PROBES,
-            false => PROBES,
-        };
-        let mut port = partition.some_port(random.next());
-        for n in 1..=most {
-            if let Some(port) = try_port(port, &mut spare) {
-                return Ok(free(port));
-            }
-            if spare.is_enough(n) {
-                break;
-            }
-            if n == PROBES {
-                exhausted.note(destination, now);
+        let mut port = partition.some_port(wanted.draw);
+        for _ in 0..AT_ONCE {
+            *probes += 1;
+            if !is_shown(port) && !flows.may_contain(&client.answer_to(address, port)) {
+                return Ok(free(address, port));
             }
             port = partition.port_after(port);
         }
-        if let Some((id, reason)) = spare.best() {
-            return Ok(Binding {
-                address,
-                port: flows.get(id).nat_port,
-                instead_of: Some((id, reason)),
-            });
+        if let Some(found) = search(flows, mappings, &wanted, address, port, exhausted, probes) {
+            return Ok(found);
         }
     }
     Err(DropReason::NatPortsExhausted)
 }
 
+/// The port that a client's flow is to keep if it is free: its own, if that is this worker's; none if it has to change.
+fn own_port(client: &Key, partition: Partition) -> Option<u16> {
+    match has_ports(client.proto) {
+        true => Some(client.src_port).filter(|port| *port != 0 && partition.owns(*port)),
+        false => Some(0),
+    }
+}
+
+/// Finds a port of an address from `port` on, after [`AT_ONCE`] others, where few are free, or whose port can be taken away.
+#[cold]
+fn search(
+    flows: &FlowTable,
+    mappings: Option<&Mappings>,
+    wanted: &Wanted<'_>,
+    address: Addr,
+    mut port: u16,
+    exhausted: &mut Exhausted,
+    probes: &mut u64,
+) -> Option<Binding> {
+    let mut spare = Spare::default();
+    let destination = flows.hash(&wanted.client.answer_to(address, 0));
+    let most = match exhausted.has(destination, wanted.now) {
+        true => FEW_PROBES,
+        false => PROBES,
+    };
+    for n in AT_ONCE + 1..=most {
+        *probes += 1;
+        match look_at(flows, mappings, wanted, address, port) {
+            Port::Free => {
+                return Some(Binding {
+                    address,
+                    port,
+                    instead_of: None,
+                });
+            }
+            Port::Over(found) => spare.over = spare.over.max(Some(found)),
+            Port::Unanswered(found) => {
+                spare.count += 1;
+                spare.unanswered = spare.unanswered.max(Some(found));
+            }
+            Port::Taken => {}
+        }
+        if spare.is_enough(n) {
+            break;
+        }
+        if n == PROBES {
+            exhausted.note(destination, wanted.now);
+        }
+        port = wanted.partition.port_after(port);
+    }
+    let (id, reason) = spare.best()?;
+    Some(Binding {
+        address,
+        port: flows.get(id).nat_port,
+        instead_of: Some((id, reason)),
+    })
+}
+
 /// Which of some addresses a client keeps to.
 fn home(flows: &FlowTable, client: Addr, addresses: usize) -> usize {
     match addresses {
-        1 => 0,
+        0 | 1 => 0,
         _ => flows.hasher().hash_address(client) as usize % addresses,
     }
 }
 
-/// The key of answers to a client's packets as [`bind`] would have it that looks no further than where it begins, or as it
-/// is without translation.
-pub(crate) fn first_answer(flows: &FlowTable, client: &Key, addresses: &[Addr]) -> Key {
-    let address = addresses.get(home(flows, client.src, addresses.len().max(1)));
-    client.answer_to(address.copied().unwrap_or(client.src), client.src_port)
+/// The key of answers to the port that [`bind`] tries first for a client; to packets without translation if there are no
+/// `addresses`.
+#[inline]
+pub(crate) fn first_answer(
+    flows: &FlowTable,
+    client: &Key,
+    addresses: &[Addr],
+    partition: Partition,
+    draw: u64,
+) -> Key {
+    let Some(address) = addresses.get(home(flows, client.src, addresses.len())) else {
+        return client.reversed();
+    };
+    let port = own_port(client, partition).unwrap_or_else(|| partition.some_port(draw));
+    client.answer_to(*address, port)
+}
+
+/// The same for the port that it tries next; none if there is no other.
+pub(crate) fn next_answer(
+    client: &Key,
+    first: &Key,
+    partition: Partition,
+    draw: u64,
+) -> Option<Key> {
+    let is_other = has_ports(client.proto) && own_port(client, partition).is_some();
+    is_other.then(|| client.answer_to(first.dst, partition.some_port(draw)))
 }
 
 /// What a port of an address is to a client.
@@ -400,6 +449,8 @@ impl Key {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::flow::Flow;
+    use crate::snapshot::IdleTicks;
     use proptest::prelude::*;
 
     const CLIENT: Key = Key {
@@ -425,20 +476,12 @@ mod tests {
             client,
             syn: None,
             addresses,
+            partition,
+            draw: 3,
             now: Tick(0),
         };
-        let mut random = Random::new(3);
         let exhausted = &mut Exhausted::new();
-        bind(
-            flows,
-            None,
-            wanted,
-            partition,
-            &mut random,
-            exhausted,
-            &mut 0,
-        )
-        .unwrap()
+        bind(flows, None, wanted, exhausted, &mut 0).unwrap()
     }
 
     proptest! {
@@ -501,6 +544,41 @@ mod tests {
             let owner = Partition::new(0, 2, 0x5eed).owner(port);
             let expected = [0, 1].map(|index| port != 0 && index == owner);
             assert_eq!([0, 1].map(kept), expected, "{port}");
+        }
+    }
+
+    proptest! {
+        /// Else what is fetched ahead is fetched in vain.
+        #[test]
+        fn it_is_known_before_what_is_tried_first_and_then(
+            src_port: u16, proto in prop_oneof![Just(6), Just(17), Just(1), Just(47)],
+            count in 1u16..=4, index in 0u16..4, draw: u64, pool in 1u32..=8,
+        ) {
+            let partition = Partition::new(index % count, count, 0x5eed);
+            let addresses: Vec<Addr> = (1..=pool).map(|n| Addr::v4(0xc000_0200 + n)).collect();
+            let client = Key { src_port: if proto == 47 { 0 } else { src_port }, proto, ..CLIENT };
+            let mut flows = table();
+            flows.start(Tick(0));
+            let mut exhausted = Exhausted::new();
+            let mut bound = |flows: &FlowTable| {
+                let wanted = Wanted {
+                    client: &client, syn: None, addresses: &addresses, partition, draw, now: Tick(0),
+                };
+                let found = bind(flows, None, wanted, &mut exhausted, &mut 0).unwrap();
+                client.answer_to(found.address, found.port)
+            };
+            let first = first_answer(&flows, &client, &addresses, partition, draw);
+            prop_assert_eq!(bound(&flows), first);
+            // Another client has that.
+            let other = Key { src: Addr::v4(0x0a00_0003), ..client };
+            let flow = Flow { nat: first.dst, nat_port: first.dst_port, ..Flow::of(&other) };
+            prop_assert_eq!(flow.server_key(), first);
+            flows.insert_at(&flow, Tick(0), &IdleTicks::default()).unwrap();
+            match next_answer(&client, &first, partition, draw) {
+                Some(next) if next != first => prop_assert_eq!(bound(&flows), next),
+                _ if has_ports(proto) || pool > 1 => prop_assert_ne!(bound(&flows), first),
+                _ => {}
+            }
         }
     }
 

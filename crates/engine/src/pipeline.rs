@@ -35,6 +35,7 @@ mod tap;
 use account::Account;
 pub(crate) use account::Uncounted;
 pub(crate) use icmp_error::quoted_key;
+pub(crate) use open::Opening;
 
 use overlay::Underway;
 use std::sync::Arc;
@@ -156,6 +157,8 @@ pub(crate) struct Pipeline {
     counters: Arc<WorkerCounters>,
     events: Option<Ring>,
     random: Random,
+    /// A random number of this turn.
+    salt: u64,
     partition: Partition,
     steering: Steering,
     tally: Tally,
@@ -245,6 +248,7 @@ impl Pipeline {
             to_ask: Vec::with_capacity(64),
             counters,
             events: config.events,
+            salt: random.next(),
             random,
             partition: steering.partition(),
             steering,
@@ -269,6 +273,7 @@ impl Pipeline {
     pub(crate) fn begin(&mut self, snapshot: &Arc<Snapshot>, now: Now) {
         self.taps.begin(now);
         self.tunnels.begin();
+        self.salt = self.random.next();
         self.renew(snapshot, now);
     }
 
@@ -368,11 +373,12 @@ impl Pipeline {
         Lookup::by(hash)
     }
 
-    /// Asks for the memory that the lookup will read next.
+    /// Asks for the memory that the lookup will read next; what that is of a flow that is to be opened, if it leads to none.
     #[inline(always)]
-    pub(crate) fn prefetch_flow(&self, p: &Parsed, lookup: &mut Lookup) {
-        if !self.flows.prefetch_flow(lookup) {
-            self.prefetch_opening(&p.key);
+    pub(crate) fn prefetch_flow(&self, p: &Parsed, lookup: &mut Lookup) -> Option<Opening> {
+        match self.flows.prefetch_flow(lookup) {
+            true => None,
+            false => Some(self.prefetch_opening(&p.key, *lookup)),
         }
     }
 

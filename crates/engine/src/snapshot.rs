@@ -42,6 +42,7 @@ pub(crate) struct OwnAddress {
 
 /// Idle times in ticks.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(test, derive(Default))]
 pub(crate) struct IdleTicks {
     pub(crate) syn_sent: u32,
     pub(crate) syn_received: u32,

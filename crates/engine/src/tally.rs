@@ -347,10 +347,22 @@ impl Tally {
         place.map_or(0, |place| self.sources[place as usize].flows)
     }
 
-    /// Asks for the memory that says how many flows a client's source has.
+    /// Which chain a client's source is in.
     #[inline]
-    pub(crate) fn prefetch(&self, client: Addr) {
-        let first = self.heads[self.head(source(client))].wrapping_sub(1);
+    pub(crate) fn chain_of(&self, client: Addr) -> u32 {
+        self.head(source(client)) as u32
+    }
+
+    /// Asks for the memory that [`prefetch_source`](Self::prefetch_source) reads.
+    #[inline]
+    pub(crate) fn prefetch_chain(&self, chain: u32) {
+        self.heads.prefetch(chain as usize);
+    }
+
+    /// Asks for the memory that says how many flows the first source of a chain has.
+    #[inline]
+    pub(crate) fn prefetch_source(&self, chain: u32) {
+        let first = self.heads[chain as usize].wrapping_sub(1);
         self.sources.prefetch(first as usize);
     }
 
@@ -444,36 +456,21 @@ impl Tally {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::Tick;
-    use crate::flow::{NO_RULE, Sides};
-    use crate::port::PortId;
-    use crate::tcp::Connection;
+    use crate::flow::Key;
     use policy::Document;
     use proptest::prelude::*;
 
     fn flow(client: Addr, group: u16, tally: u16) -> Flow {
-        Flow {
-            client,
-            server: Addr::v4(1),
-            nat: client,
-            client_port: 0,
-            server_port: 0,
-            nat_port: 0,
+        let key = Key {
+            src: client,
+            dst: Addr::v4(1),
             proto: 17,
-            icmp: (0, 0),
-            tunnel: 0,
-            sides: Sides::new(PortId(0), PortId(0)),
-            last_seen: Tick(0),
-            opened: Tick(0),
-            bytes: [0; 2],
-            packets: [0; 2],
-            epoch: 0,
-            revision: 0,
-            rule: NO_RULE,
+            ..Key::default()
+        };
+        Flow {
             group,
             tally,
-            grant: None,
-            tcp: Connection::default(),
+            ..Flow::of(&key)
         }
     }
 

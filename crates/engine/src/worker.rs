@@ -19,7 +19,7 @@ use crate::neighbor::NeighborId;
 use crate::outbox::LANE;
 use crate::overlay::Envelope;
 use crate::parse::{Content, Parsed, Station, parse, parse_into};
-use crate::pipeline::{Pipeline, Step, Uncounted};
+use crate::pipeline::{Opening, Pipeline, Step, Uncounted};
 use crate::port::{GsoKind, Idle, Link, Packet, Port, PortId};
 use crate::rewrite;
 use crate::steer::Owner;
@@ -69,6 +69,8 @@ pub struct WorkerConfig {
 struct Known {
     parsed: Parsed,
     lookup: Lookup,
+    /// If it seems to belong to no flow.
+    opening: Option<Opening>,
     /// Why it goes no further, if so.
     refused: Option<DropReason>,
 }
@@ -77,6 +79,7 @@ impl Known {
     const NOTHING: Known = Known {
         parsed: Parsed::EMPTY,
         lookup: Lookup::NONE,
+        opening: None,
         refused: None,
     };
 }
@@ -271,10 +274,22 @@ impl<P: Port, L: Port> Worker<P, L> {
                 }
             }
         }
+        let mut opens = false;
         for known in self.known.iter_mut().take(taken) {
-            if known.refused.is_none() && known.parsed.content == Content::Flow {
-                self.pipeline
-                    .prefetch_flow(&known.parsed, &mut known.lookup);
+            known.opening = match known.refused.is_none() && known.parsed.content == Content::Flow {
+                true => self
+                    .pipeline
+                    .prefetch_flow(&known.parsed, &mut known.lookup),
+                false => None,
+            };
+            opens |= known.opening.is_some();
+        }
+        if opens {
+            for known in self.known.iter().take(taken) {
+                if let Some(opening) = known.opening {
+                    let key = &known.parsed.key;
+                    self.pipeline.prefetch_opened(key, known.lookup, opening);
+                }
             }
         }
 

@@ -122,6 +122,12 @@ impl Parts {
         self.bodies.prefetch(place as usize);
     }
 
+    /// The same for [`end_of`](Self::end_of) alone.
+    #[inline(always)]
+    pub(crate) fn prefetch_head(&self, place: u32) {
+        self.heads.prefetch(place as usize);
+    }
+
     #[inline(always)]
     pub(crate) fn head(&self, place: u32) -> &Head {
         &self.heads[place as usize]
@@ -355,28 +361,18 @@ mod tests {
     fn a_flow_lasts_from_its_first_packet_to_its_last_as_far_as_that_is_kept() {
         let mut parts = Parts::new(1).unwrap();
         let start = Tick(u32::MAX - 1000);
-        let flow = Flow {
-            client: Addr::v4(1),
-            server: Addr::v4(2),
-            nat: Addr::v4(3),
-            client_port: 4,
-            server_port: 5,
-            nat_port: 6,
+        let key = Key {
+            src: Addr::v4(1),
+            dst: Addr::v4(2),
+            src_port: 4,
+            dst_port: 5,
             proto: proto::TCP,
-            sides: Sides::new(crate::port::PortId(0), crate::port::PortId(1)),
-            icmp: (0, 0),
             tunnel: 0,
+        };
+        let flow = Flow {
             last_seen: start,
             opened: start,
-            bytes: [0; 2],
-            packets: [0; 2],
-            epoch: 0,
-            revision: 0,
-            rule: 0,
-            group: 0,
-            tally: 0,
-            grant: None,
-            tcp: Connection::default(),
+            ..Flow::of(&key)
         };
         parts.push(&flow).unwrap();
         let mut lasted = |after: u32| {

@@ -7,6 +7,7 @@ use crate::address::Addr;
 use crate::clock::Now;
 use crate::counters::{Direction, GroupCounters, Handshake};
 use crate::event::Event;
+use crate::flow::key::Random;
 use crate::flow::{Flow, FlowId, Key, Lookup, NO_GROUP, NO_RULE, Sides};
 use crate::grant::UseId;
 use crate::parse::Parsed;
@@ -17,6 +18,15 @@ use crate::tcp::Connection;
 use crate::wire::tcp::{RST, SYN};
 use crate::wire::{icmp, proto};
 use crate::{DropReason, nat};
+
+/// What is looked at in advance of a packet that may open a flow.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Opening {
+    /// Hash of the key of answers to what NAT tries first.
+    answer: u64,
+    /// Of its source in the tally.
+    chain: u32,
+}
 
 impl Pipeline {
     /// Decides on a packet that belongs to no flow, and opens one for it.
@@ -125,7 +135,7 @@ impl Pipeline {
             return Err(DropReason::FlowTableFull);
         }
         if turns_back || self.snapshot.destination_side(hop.port, key.dst) == Side::Outside {
-            let translated = self.translate_outgoing(&mut flow, p);
+            let translated = self.translate_outgoing(&mut flow, p, lookup);
             if translated == Err(DropReason::PrefixTranslation) {
                 self.send_icmp_error(now, port, frame, p, (icmp::UNREACHABLE6, 0), 0);
             }
@@ -172,14 +182,53 @@ impl Pipeline {
         Ok(id)
     }
 
-    /// Asks for the memory that a flow will touch whose packets have this key: its source in the tally, and the bucket of
-    /// its answers if nothing is in the way of what NAT tries first.
+    /// Asks for the memory that [`prefetch_opened`](Self::prefetch_opened) reads.
     #[inline(never)]
-    pub(super) fn prefetch_opening(&self, key: &Key) {
-        self.tally.prefetch(key.src);
+    pub(super) fn prefetch_opening(&self, key: &Key, lookup: Lookup) -> Opening {
+        let opening = Opening {
+            answer: self.flows.hash(&self.first_answer(key, lookup)),
+            chain: self.tally.chain_of(key.src),
+        };
+        self.flows.prefetch_bucket(opening.answer);
+        self.tally.prefetch_chain(opening.chain);
+        opening
+    }
+
+    /// Asks for the memory that a flow will touch whose packets have this key: its source in the tally; and if the port that
+    /// NAT tries first seems to be taken, by which flow, and the bucket of the one that it tries then.
+    #[inline]
+    pub(crate) fn prefetch_opened(&self, key: &Key, lookup: Lookup, opening: Opening) {
+        self.tally.prefetch_source(opening.chain);
+        if self.flows.prefetch_head(opening.answer) {
+            self.prefetch_next_answer(key, lookup);
+        }
+    }
+
+    #[inline(never)]
+    fn prefetch_next_answer(&self, key: &Key, lookup: Lookup) {
+        let first = self.first_answer(key, lookup);
+        if let Some(next) = nat::next_answer(key, &first, self.partition, self.draw(lookup)) {
+            self.flows.prefetch_bucket(self.flows.hash(&next));
+        }
+    }
+
+    /// The key of answers to what NAT tries first for the flow of a client's packet.
+    #[inline(always)]
+    fn first_answer(&self, key: &Key, lookup: Lookup) -> Key {
         let addresses = self.snapshot.nat_addresses(key.src.is_v4());
-        let answer = nat::first_answer(&self.flows, key, addresses);
-        self.flows.prefetch_bucket(self.flows.hash(&answer));
+        nat::first_answer(
+            &self.flows,
+            key,
+            addresses,
+            self.partition,
+            self.draw(lookup),
+        )
+    }
+
+    /// A random number for the flow of a packet, the same all through a turn.
+    #[inline(always)]
+    fn draw(&self, lookup: Lookup) -> u64 {
+        Random::new(self.salt ^ lookup.hash()).next()
     }
 
     /// What is counted of the group whose flows are at this place of the tally.
@@ -249,6 +298,7 @@ impl Pipeline {
         &mut self,
         flow: &mut Flow,
         p: &Parsed,
+        lookup: Lookup,
     ) -> Result<(), DropReason> {
         let snapshot = &*self.snapshot;
         let prefix = snapshot.translate_prefix(flow.client);
@@ -276,6 +326,8 @@ impl Pipeline {
             client: &client,
             syn: p.segment.is_initial().then_some(p.segment.seq),
             addresses: self.snapshot.nat_addresses(flow.client.is_v4()),
+            partition: self.partition,
+            draw: self.draw(lookup),
             now: flow.last_seen,
         };
         let mut probes = 0;
@@ -283,8 +335,6 @@ impl Pipeline {
             &self.flows,
             (mapping == NatMapping::EndpointIndependent).then_some(&self.mappings),
             wanted,
-            self.partition,
-            &mut self.random,
             &mut self.exhausted,
             &mut probes,
         );
