@@ -95,12 +95,15 @@ pub struct Granted {
     pub counted: UseId,
 }
 
+/// Few of these stand beside what they belong to, so that a packet looks for them in one place.
+type Few<T> = smallvec::SmallVec<[T; 4]>;
+
 /// Everything that one address is granted to.
 #[derive(Clone, Debug, Default)]
 pub struct Address {
     /// For whole groups, by rule, ascending and each once.
-    rules: Box<[NameRule]>,
-    counted: Box<[UseId]>,
+    rules: Few<NameRule>,
+    counted: Few<UseId>,
     /// For single clients, by client and rule.
     clients: Box<[(IpAddr, NameRule, UseId)]>,
 }
@@ -218,6 +221,17 @@ impl Table {
     /// What an address is granted to, if anything.
     pub fn of(&self, address: IpAddr) -> Option<&Address> {
         self.by_address.get(&address).map(|granted| &**granted)
+    }
+
+    /// Asks for the memory that [`judge`](Self::judge) reads of a destination.
+    #[inline]
+    pub(crate) fn prefetch(&self, destination: IpAddr) {
+        if !self.by_address.is_empty()
+            && let Some(granted) = self.of(destination)
+        {
+            mem::prefetch(granted);
+            mem::prefetch(&raw const granted.clients);
+        }
     }
 
     /// Addresses that are granted to something.

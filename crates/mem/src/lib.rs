@@ -16,7 +16,7 @@ pub use table::{Table, Zeroable};
 
 /// Asks the processor to fetch the cache line at `at`. A hint: any address is harmless.
 #[inline(always)]
-pub(crate) fn prefetch<T>(at: *const T) {
+pub fn prefetch<T>(at: *const T) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a prefetch never faults and changes nothing that a program can observe; SSE is part
     // of the x86-64 baseline.

@@ -15,7 +15,12 @@ pub(crate) struct Names {
     regexes: Option<RegexSet>,
     /// By entry, ascending.
     rules: Vec<Named>,
+    /// For each entry up to the last of these, where among them it is, or [`NONE`].
+    places: Vec<u32>,
 }
+
+/// The place of what has none.
+const NONE: u32 = u32::MAX;
 
 /// An entry that asks for a name.
 #[derive(Debug)]
@@ -78,10 +83,15 @@ impl<'d> Builder<'d> {
     }
 
     pub(crate) fn finish(self) -> Names {
+        let mut places = vec![NONE; self.rules.last().map_or(0, |rule| rule.entry as usize + 1)];
+        for (at, rule) in (0..).zip(&self.rules) {
+            places[rule.entry as usize] = at;
+        }
         Names {
             table: self.table.finish(),
             regexes: RegexSet::build(self.regexes),
             rules: self.rules,
+            places,
         }
     }
 }
@@ -137,8 +147,8 @@ impl Names {
 
     /// The rule by name that an entry stands for.
     pub(crate) fn rule(&self, entry: u32) -> Option<&Named> {
-        let at = self.rules.binary_search_by_key(&entry, |rule| rule.entry);
-        at.ok().map(|at| &self.rules[at])
+        let at = *self.places.get(entry as usize)?;
+        self.rules.get(at as usize)
     }
 
     /// Bytes on the heap, without what threads keep for regular expressions.
@@ -146,5 +156,6 @@ impl Names {
         self.table.memory_bytes()
             + self.regexes.as_ref().map_or(0, RegexSet::memory_bytes)
             + self.rules.capacity() * size_of::<Named>()
+            + self.places.capacity() * size_of::<u32>()
     }
 }
