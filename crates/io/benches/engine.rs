@@ -5,8 +5,8 @@
 //!
 //! - **Established flows**: UDP packets of 60 bytes in shuffled order, so that each meets a flow that the caches have
 //!   forgotten; translated to the outside address, forwarded, and checked.
-//! - **New flows**: each packet opens one, is judged by the policy and gets a port; with 10, 10,000 and 100,000 rules and
-//!   with 100,000 networks.
+//! - **New flows**: each packet opens one, is judged by the policy and gets a port; with 10,000 rules by a name each, to the
+//!   10,000 servers that have these names; and to one server with 10, 10,000 and 100,000 rules and with 100,000 networks.
 //! - **A million flows**: the memory that they take, the time to hand them to the next process, and the longest turn of the worker while all expire.
 //! - **A new policy** of 10,000 rules under load: packets lost by it, and the longest turn of the worker.
 //!
@@ -65,8 +65,8 @@ fn main() -> Result<()> {
     let few = new_flows(&Rules::few(), flows)?;
     let many = new_flows(&Rules::many(), flows)?;
     lines.push(Line::alone(
-        "new flow, 10,000 rules".into(),
-        many,
+        "new flow, 10,000 rules by 10,000 names".into(),
+        new_flows(&Rules::named(), flows)?,
         "ns",
         Target::AtMost(500.0),
     ));
@@ -125,7 +125,7 @@ fn new_flows(rules: &Rules, flows: u32) -> Result<f64> {
 /// Memory of a million flows, and the worker's longest turn while they expire.
 fn million() -> Result<Vec<Line>> {
     const FLOWS: u32 = 1_000_000;
-    let frames = Scene::frames(FLOWS);
+    let frames = Scene::frames(&Rules::few(), FLOWS);
     let before = resident_bytes()?;
     let mut scene = Scene::with_frames(&Rules::few(), FLOWS, frames)?;
     scene.open_all()?;

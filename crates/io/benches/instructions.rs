@@ -25,7 +25,13 @@ const TOLERANCE: f64 = 1.05;
 /// Packets of each workload.
 const PACKETS: u32 = 16_384;
 
-const WORKLOADS: [&str; 4] = ["established", "opened", "opened-10000-rules", "denied"];
+const WORKLOADS: [&str; 5] = [
+    "established",
+    "opened",
+    "opened-10000-rules",
+    "opened-10000-names",
+    "denied",
+];
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -54,6 +60,7 @@ fn work(name: &str) -> Result<()> {
         }
         "opened" => Scene::new(&Rules::few(), PACKETS)?,
         "opened-10000-rules" => Scene::new(&Rules::many(), PACKETS)?,
+        "opened-10000-names" => Scene::new(&Rules::named(), PACKETS)?,
         "denied" => Scene::new(&Rules::none(), PACKETS)?,
         _ => bail!("no workload {name}"),
     };

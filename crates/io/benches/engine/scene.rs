@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use arc_swap::ArcSwap;
+use engine::grant::{Address, Granted, Table, UseId, Uses};
 use engine::snapshot::{PortSettings, Settings};
 use engine::{DropReason, Imported, Now, Snapshot, Worker, WorkerConfig, WorkerCounters};
 use policy::{Compiled, Document};
@@ -22,8 +23,14 @@ const PEER: [u8; 6] = [2, 0, 0, 0, 0, 0x99];
 const OUTSIDE: [u8; 4] = [192, 0, 2, 1];
 const SERVER: [u8; 4] = [192, 0, 2, 9];
 
-/// A policy document, as JSON.
-pub(crate) struct Rules(String);
+/// Where the servers with names are, behind the router that [`SERVER`] is then.
+const NAMED: u32 = 0xcb00_0000;
+
+/// A policy document, and how many names it has that have been resolved.
+pub(crate) struct Rules {
+    json: String,
+    names: u32,
+}
 
 impl Rules {
     /// Ten rules, of which the last allows the traffic.
@@ -34,7 +41,7 @@ impl Rules {
     /// Ten rules of which none allows the traffic.
     #[allow(dead_code, reason = "not every bench denies")]
     pub(crate) fn none() -> Self {
-        Self(Self::few().0.replace("192.0.2.9/32", "192.0.2.8/32"))
+        Self::plain(Self::few().json.replace("192.0.2.9/32", "192.0.2.8/32"))
     }
 
     /// 10,000 rules, of which the last allows the traffic.
@@ -52,37 +59,70 @@ impl Rules {
             "\"rules\":[{{\"id\":\"networks\",\"action\":\"allow\",\"match\":{{\"dst_cidrs\":[{}]}}}},",
             list.join(",")
         );
-        Self(Self::few().0.replace("\"rules\":[", &first))
+        Self::plain(Self::few().json.replace("\"rules\":[", &first))
+    }
+
+    /// 10,000 rules by a name each, which have led to an address each; the traffic is to these.
+    #[allow(dead_code, reason = "not every bench has them")]
+    pub(crate) fn named() -> Self {
+        let names = 10_000;
+        let matches = |i| format!("\"dns_names\":[\"host{i}.example\"],\"proto\":\"udp\"");
+        Self {
+            json: document((0..names).map(|i| (format!("n{i}"), matches(i)))),
+            names,
+        }
+    }
+
+    fn plain(json: String) -> Self {
+        Self { json, names: 0 }
     }
 
     pub(crate) fn of(count: u32) -> Self {
-        let mut json = String::from(
-            "{\"source_groups\":[{\"id\":\"clients\",\"mode\":\"enforce\",\
-             \"sources\":{\"cidrs\":[\"10.0.0.0/8\"]},\"rules\":[",
-        );
-        let mut rule = |id: String, matches: String| {
-            write!(
-                json,
-                "{{\"id\":\"{id}\",\"action\":\"allow\",\"match\":{{{matches}}}}},"
-            )
-            .expect("a string grows");
-        };
-        for i in 1..count {
-            let address = Ipv4Addr::from(0xcb00_0000 + i);
-            rule(
-                format!("a{i}"),
-                format!("\"dst_cidrs\":[\"{address}/32\"],\"proto\":\"tcp\",\"dst_ports\":[443]"),
-            );
-        }
-        rule("web".into(), "\"dst_cidrs\":[\"192.0.2.9/32\"]".into());
-        json.pop();
-        Self(json + "]}]}")
+        let others = (1..count).map(|i| {
+            let address = Ipv4Addr::from(NAMED + i);
+            let matches =
+                format!("\"dst_cidrs\":[\"{address}/32\"],\"proto\":\"tcp\",\"dst_ports\":[443]");
+            (format!("a{i}"), matches)
+        });
+        let web = ("web".into(), "\"dst_cidrs\":[\"192.0.2.9/32\"]".into());
+        Self::plain(document(others.chain([web])))
     }
 
     fn compile(&self, revision: u64) -> Result<Arc<Compiled>> {
-        let document = Document::parse_json(self.0.as_bytes()).context("the document")?;
+        let document = Document::parse_json(self.json.as_bytes()).context("the document")?;
         Ok(Arc::new(Compiled::compile(&document, revision)?))
     }
+
+    /// What the names have led to: the server of each is granted to its rule, and flows to it are counted at its place.
+    fn grants(&self, policy: &Compiled, uses: &Arc<Uses>) -> Table {
+        let mut table = Table::new(Arc::clone(uses));
+        for (rule, i) in policy.name_rules().zip(0..self.names) {
+            let granted = Granted {
+                rule,
+                client: None,
+                counted: UseId::at(i),
+            };
+            table.set(Ipv4Addr::from(NAMED + i).into(), Address::new([granted]));
+        }
+        table
+    }
+}
+
+/// A policy document with these rules, by id and match, which all allow.
+fn document(rules: impl Iterator<Item = (String, String)>) -> String {
+    let mut json = String::from(
+        "{\"source_groups\":[{\"id\":\"clients\",\"mode\":\"enforce\",\
+         \"sources\":{\"cidrs\":[\"10.0.0.0/8\"]},\"rules\":[",
+    );
+    for (id, matches) in rules {
+        write!(
+            json,
+            "{{\"id\":\"{id}\",\"action\":\"allow\",\"match\":{{{matches}}}}},"
+        )
+        .expect("a string grows");
+    }
+    json.pop();
+    json + "]}]}"
 }
 
 /// A measurement.
@@ -96,6 +136,9 @@ pub(crate) struct Scene {
     worker: Worker<Looped, Looped>,
     counters: Arc<WorkerCounters>,
     published: Arc<ArcSwap<Snapshot>>,
+    uses: Arc<Uses>,
+    /// How many of the servers have names; none: there is one.
+    names: u32,
     frames: Rc<[u8]>,
     /// Nanoseconds of the worker's clock.
     clock: u64,
@@ -103,11 +146,12 @@ pub(crate) struct Scene {
 
 impl Scene {
     pub(crate) fn new(rules: &Rules, flows: u32) -> Result<Self> {
-        Self::with_frames(rules, flows, Self::frames(flows))
+        Self::with_frames(rules, flows, Self::frames(rules, flows))
     }
 
-    /// One frame of each flow, shuffled.
-    pub(crate) fn frames(flows: u32) -> Rc<[u8]> {
+    /// One frame of each flow, shuffled. Of half a million and more, many have a client's port that another client has
+    /// towards the same server and port.
+    pub(crate) fn frames(rules: &Rules, flows: u32) -> Rc<[u8]> {
         let mut order: Vec<u32> = (0..flows).collect();
         let mut random = 1_u64;
         for i in (1..order.len()).rev() {
@@ -120,7 +164,11 @@ impl Scene {
         for i in order {
             let client = Ipv4Addr::from(0x0a01_0000 + i / 16);
             let source = SocketAddrV4::new(client, 2000 + (i % 16) as u16);
-            let server = SocketAddrV4::new(SERVER.into(), 1000 + (i / 16 % 32_000) as u16);
+            let server = match (i / 16 % 32_000).checked_rem(rules.names) {
+                Some(named) => Ipv4Addr::from(NAMED + named),
+                None => SERVER.into(),
+            };
+            let server = SocketAddrV4::new(server, 1000 + (i / 16 % 32_000) as u16);
             frames.extend(udp([PEER, MACS[0]], source, server));
         }
         frames.into()
@@ -142,11 +190,16 @@ impl Scene {
             ports: vec![port("10.0.0.1/8")?, port("192.0.2.1/24")?],
             ..Settings::default()
         };
+        settings.ports[1].gateways.push(SERVER.into());
         let limits = &mut settings.limits;
         for limit in [&mut limits.max_flows, &mut limits.max_nat_bindings] {
             *limit = flows.max(*limit);
         }
-        let snapshot = Snapshot::new(1, rules.compile(1)?, settings)?;
+        let policy = rules.compile(1)?;
+        let uses = Arc::default();
+        let grants = rules.grants(&policy, &uses);
+        let snapshot =
+            Snapshot::new(1, Arc::clone(&policy), settings)?.with_policy(1, policy, grants);
         let published = Arc::new(ArcSwap::from_pointee(snapshot));
         let counters = Arc::new(WorkerCounters::default());
         let worker = worker(42, flows, &published, &counters)?;
@@ -154,6 +207,8 @@ impl Scene {
             worker,
             counters,
             published,
+            uses,
+            names: rules.names,
             frames: Rc::clone(&frames),
             clock: 1,
         };
@@ -213,6 +268,13 @@ impl Scene {
             "{} of {flows} flows were opened",
             self.active()
         );
+        let granted: u64 = (0..self.names)
+            .map(|i| u64::from(self.uses.of(UseId::at(i))))
+            .sum();
+        ensure!(
+            self.names == 0 || granted == flows,
+            "{granted} of {flows} flows are by a grant"
+        );
         Ok(time)
     }
 
@@ -248,7 +310,9 @@ impl Scene {
     /// Makes the rules the policy, and returns what was in force before.
     pub(crate) fn publish(&mut self, rules: &Rules, revision: u64) -> Result<Arc<Snapshot>> {
         let now = self.published.load_full();
-        let next = now.with_policy(revision, rules.compile(revision)?, Default::default());
+        let policy = rules.compile(revision)?;
+        let grants = rules.grants(&policy, &self.uses);
+        let next = now.with_policy(revision, policy, grants);
         self.published.store(Arc::new(next));
         Ok(now)
     }
