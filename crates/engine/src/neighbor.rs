@@ -12,8 +12,10 @@ use crate::clock::Now;
 use crate::port::PortId;
 use crate::wire::ethernet::Mac;
 
-/// Neighbours known or asked for at once.
-const CAPACITY: usize = 4096;
+/// Neighbours known or asked for at once: those of a /16 in which every station has an address.
+const CAPACITY: usize = 1 << 16;
+/// Looked at in one go, so that many do not hold packets up.
+const SLICE: usize = 1024;
 /// Of these, those that have never answered: a scan of a large subnet must not push others out.
 const MAX_INCOMPLETE: usize = 1024;
 /// Known at most when one that was not asked for is added: whoever speaks to us under many addresses must leave room for
@@ -71,8 +73,12 @@ pub(crate) enum Due {
 #[derive(Debug, Default)]
 pub(crate) struct NeighborTable {
     places: Vec<Option<Neighbor>>,
+    /// Those of them that are free.
+    free: Vec<NeighborId>,
     by_address: BTreeMap<(PortId, Addr), NeighborId>,
     incomplete: usize,
+    /// From where on the timers are looked at next, and when.
+    hand: usize,
     next_turn: Now,
 }
 
@@ -200,13 +206,11 @@ impl NeighborTable {
     }
 
     fn add(&mut self, neighbor: Neighbor) -> NeighborId {
-        let free = self.places.iter().position(Option::is_none);
-        let place = free.unwrap_or_else(|| {
+        let id = self.free.pop().unwrap_or_else(|| {
             self.places.push(None);
-            self.places.len() - 1
+            NeighborId::of(self.places.len() - 1)
         });
-        let id = NeighborId::of(place);
-        self.places[place] = Some(neighbor);
+        self.places[id.place()] = Some(neighbor);
         self.by_address
             .insert((neighbor.port, neighbor.address), id);
         id
@@ -222,8 +226,15 @@ impl NeighborTable {
         if now < self.next_turn {
             return;
         }
-        self.next_turn = now + RETRANSMIT / 4;
-        for place in 0..self.places.len() {
+        let slices = self.places.len().div_ceil(SLICE).max(1) as u32;
+        self.next_turn = now + RETRANSMIT / 4 / slices;
+        let from = if self.hand < self.places.len() {
+            self.hand
+        } else {
+            0
+        };
+        self.hand = from + SLICE;
+        for place in from..self.places.len().min(self.hand) {
             let Some(n) = &mut self.places[place] else {
                 continue;
             };
@@ -236,6 +247,7 @@ impl NeighborTable {
                 self.incomplete -= usize::from(n.mac.is_none());
                 self.by_address.remove(&(n.port, n.address));
                 self.places[place] = None;
+                self.free.push(id);
                 found(Due::Lost(id));
             } else if asking && (n.tries == 0 || now >= n.asked + RETRANSMIT) {
                 n.tries += 1;
