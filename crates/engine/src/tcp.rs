@@ -161,7 +161,7 @@ impl Connection {
         (self.flags & SEEN[end as usize] != 0).then_some(self.end[end as usize])
     }
 
-    /// Whether a SYN of the client begins a new connection on the same ports.
+    /// Whether it is over, and a SYN of the client begins a new connection on the same ports.
     pub(crate) fn may_be_reused(&self) -> bool {
         let both = FIN_SEEN[0] | FIN_SEEN[1];
         matches!(self.state, State::TimeWait | State::Reset)
@@ -191,7 +191,7 @@ impl Connection {
         if check && !self.in_window(from, s) {
             match from {
                 End::Client if s.is_initial() => self.flags |= ASKED_ANEW,
-                End::Server if self.answers_anew(s) => {
+                End::Server if self.answers_anew(s) || self.answers_again(s) => {
                     let of_flow = self.of_flow;
                     *self = Connection {
                         of_flow,
@@ -274,6 +274,16 @@ impl Connection {
     /// for in place of this one. (That it still has this one it says within the window.)
     fn answers_anew(&self, s: &Segment) -> bool {
         self.flags & ASKED_ANEW != 0 && s.has(ACK) && s.has(SYN | RST)
+    }
+
+    /// Whether a segment of the server, outside the window, is another answer to the SYN that was answered before: the server
+    /// has forgotten what it said, or another one stands in for it, and the client has not heard the first. It knows the
+    /// client's number.
+    fn answers_again(&self, s: &Segment) -> bool {
+        self.state == State::SynReceived
+            && s.has(ACK)
+            && s.has(SYN | RST)
+            && s.ack == self.end[End::Client as usize]
     }
 
     /// The connection that this answer of the server belongs to. The client's window scale went by unseen and is assumed

@@ -410,6 +410,42 @@ fn a_server_that_has_kept_an_old_connection_is_told_that_it_is_over() {
     ");
 }
 
+/// The first answer was lost behind us, and the server has forgotten it, or another one stands in for it.
+#[test]
+fn a_question_is_answered_again_by_another_number() {
+    run("
+        > S 0
+        < S. 0 ack 1
+        > S 0
+        < S. 3000000 ack 2 : tcp_window
+        < S. 3000000 ack 1
+        > . 1 ack 3000001
+        < P. 3000001+10 ack 1
+        > . 1 ack 3000011
+        < P. 3000011+10 ack 1
+    ");
+    run("
+        > S 0
+        < S. 0 ack 1
+        > S 0
+        < R. 3000000 ack 1
+        wait 11
+        < . 3000001 ack 1 : from_outside
+    ");
+}
+
+#[test]
+fn a_port_that_has_had_a_connection_is_asked_nothing_from_outside() {
+    run_open(
+        "
+        > F. 1 ack 1
+        < F. 1 ack 2
+        > . 2 ack 2
+        < S 10 : from_outside
+        ",
+    );
+}
+
 #[test]
 fn half_close_by_the_server() {
     run_open(
@@ -559,7 +595,7 @@ fn in_time_wait_only_the_client_begins_anew() {
         > F. 1 ack 1
         < F. 1 ack 2
         > . 2 ack 2
-        < S 400000 : tcp_window
+        < S 400000 : from_outside
         < P. 2+10 ack 2
         > R 2
         > S 100000
