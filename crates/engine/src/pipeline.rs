@@ -343,8 +343,12 @@ impl Pipeline {
     pub(crate) fn owner(&self, port: PortId, frame: &[u8], p: &Parsed) -> Owner {
         let snapshot = &self.snapshot;
         // For the others it makes no difference.
-        let may_be_told = steer::is_by_client(snapshot, &p.key) || p.content == Content::IcmpError;
-        let from_inside = may_be_told && snapshot.source_side(port, p.key.src) == Side::Inside;
+        // An error may come from any router on the way: who it is about tells.
+        let about = match p.content {
+            Content::IcmpError => quoted_key(frame, p).map(|quoted| quoted.dst),
+            _ => steer::is_by_client(snapshot, &p.key).then_some(p.key.src),
+        };
+        let from_inside = about.is_some_and(|a| snapshot.source_side(port, a) == Side::Inside);
         self.steering.owner(snapshot, from_inside, frame, p)
     }
 
@@ -507,7 +511,7 @@ impl Pipeline {
                 (id, from)
             }
             None => {
-                if self.snapshot.is_ours(p.key.dst) {
+                if self.is_for_us(port, p.key.dst) {
                     if let Some(step) = self.answer_probe(now, port, frame.bytes(), p) {
                         return step;
                     }
@@ -546,8 +550,11 @@ impl Pipeline {
         match p.key.proto {
             proto::UDP => {}
             proto::TCP => {
-                let is_new = p.segment.is_initial() && from == End::Client;
-                if is_new && self.flows.body(id).tcp.may_be_reused() {
+                if p.segment.is_initial() && self.flows.body(id).tcp.may_be_reused() {
+                    if from == End::Server {
+                        // Another connection, that begins outside.
+                        return Err(DropReason::FromOutside);
+                    }
                     self.close(id, CloseReason::Reused);
                     return Ok(None);
                 }
@@ -556,9 +563,26 @@ impl Pipeline {
             _ if p.key.src_port == p.key.dst_port && from == End::Server && p.is_icmp_query() => {
                 return Err(DropReason::FromOutside);
             }
+            proto::ICMP4 | proto::ICMP6
+                if from == End::Client && p.icmp != self.flows.body(id).tcp.query() =>
+            {
+                self.check_query(p)?;
+            }
             _ => {}
         }
         Ok(Some((id, from)))
+    }
+
+    /// Refuses an ICMP message of a client whose flow began with another type or code, unless it could begin one itself.
+    #[cold]
+    fn check_query(&self, p: &Parsed) -> Result<(), DropReason> {
+        if p.is_icmp_answer() {
+            return Err(DropReason::NoFlow);
+        }
+        match self.is_allowed(p) {
+            true => Ok(()),
+            false => Err(DropReason::PolicyDenied),
+        }
     }
 
     /// Judges a flow again if what it was judged by has changed since.

@@ -179,10 +179,16 @@ impl Steering {
     }
 
     pub(crate) fn owner_of(&self, snapshot: &Snapshot, key: &Key) -> u16 {
-        if !has_ports(key.proto) || snapshot.is_service(key.dst) {
+        let is_told_by_port = snapshot.is_told_by_port(key.dst);
+        // Sources may be translated to the address of a service as well.
+        let is_served = match is_told_by_port {
+            true => snapshot.service(key.dst, key.dst_port) == Some(true),
+            false => snapshot.is_service(key.dst),
+        };
+        if !has_ports(key.proto) || is_served {
             return 0;
         }
-        if snapshot.is_told_by_port(key.dst) {
+        if is_told_by_port {
             return self.partition.owner(key.dst_port);
         }
         self.by_hash(&Key {

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use smallvec::SmallVec;
 
 use crate::acquire::{Config, Held, Learned};
 use crate::event::Ring;
@@ -386,11 +387,14 @@ impl<P: Port, L: Port> Worker<P, L> {
         let Some(peers) = &mut self.peers else {
             return true;
         };
-        let (at, as_what) = match envelope {
-            None => (0, As::Frame),
-            Some(envelope) => (usize::from(envelope.at), As::Inner(envelope)),
+        let (at, from, as_what) = match envelope {
+            None => (0, port, As::Frame),
+            Some(envelope) => {
+                let from = PortId(envelope.way as u8);
+                (usize::from(envelope.at), from, As::Inner(envelope))
+            }
         };
-        let owner = match self.pipeline.owner(port, &frame.bytes()[at..], p) {
+        let owner = match self.pipeline.owner(from, &frame.bytes()[at..], p) {
             Owner::One(owner) if self.pipeline.steering().is_mine(owner) => return true,
             Owner::One(owner) => owner,
             Owner::Everyone => {
@@ -672,8 +676,21 @@ impl<P: Port, L: Port> Worker<P, L> {
         if let Some(lane) = &mut self.lane
             && !self.lane_tx.is_empty()
         {
-            lane.tx_burst(&mut self.lane_tx);
+            let lens: SmallVec<[usize; BURST]> = self
+                .lane_tx
+                .iter()
+                .map(|frame| frame.bytes().len())
+                .collect();
+            let taken = lane.tx_burst(&mut self.lane_tx);
             self.lane_tx.clear();
+            // They count as handed to the host, which they never reached.
+            let lost = self
+                .pipeline
+                .counters()
+                .dropped(DropReason::LaneUnavailable);
+            for len in lens.into_iter().skip(taken) {
+                lost.count(len);
+            }
         }
     }
 

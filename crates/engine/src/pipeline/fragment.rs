@@ -217,6 +217,7 @@ impl Pipeline {
         if is_echo && self.snapshot.is_ours(p.key.dst) {
             return self.answer_whole_echo(port, whole, &p);
         }
+        let has_turned = whole.turned.is_some();
         let step = if let Some(out) = whole.turned.take() {
             self.handle_turned(now, out, whole, &p, account)?
         } else if p.content == Content::IcmpError {
@@ -235,7 +236,7 @@ impl Pipeline {
             }
             step => return Ok(step),
         };
-        let is_translated = !rewrite::has_source(&whole.bytes, p.key.src);
+        let is_translated = has_turned || !rewrite::has_source(&whole.bytes, p.key.src);
         let id = is_translated.then(|| self.identifications.take(p.key.dst));
         self.cut_whole(whole, out, waits_for, id);
         Ok(Step::Cut(out))

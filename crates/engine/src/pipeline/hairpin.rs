@@ -29,7 +29,7 @@ impl Pipeline {
     pub(super) fn is_for_client(&self, port: PortId, p: &Parsed) -> bool {
         matches!(p.key.proto, proto::TCP | proto::UDP)
             && self.turns_back(self.underway.is_some(), &p.key)
-            && !self.snapshot.is_service(p.key.dst)
+            && self.snapshot.service(p.key.dst, p.key.dst_port) != Some(true)
             && self.snapshot.source_side(port, p.key.src) == Side::Inside
     }
 

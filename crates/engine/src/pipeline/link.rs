@@ -509,6 +509,15 @@ impl Pipeline {
         may
     }
 
+    /// Whether packets to an address come to us: one of ours, or the one that only the link of this port has us by.
+    pub(super) fn is_for_us(&self, port: PortId, a: Addr) -> bool {
+        let is_of_link = || {
+            let is_of_port = self.underway.is_none() && !self.capabilities(port).layer3;
+            is_of_port && self.answers_for(port, a)
+        };
+        self.snapshot.is_ours(a) || a.is_link_local() && is_of_link()
+    }
+
     /// Whether we answer neighbour solicitations for an address on a port.
     fn answers_for(&self, port: PortId, a: Addr) -> bool {
         self.snapshot.is_ours(a) || a == ndp::link_local(self.capabilities(port).mac)

@@ -300,6 +300,60 @@ fn our_addresses_answer_echo() {
 }
 
 #[test]
+fn the_address_that_only_its_link_has_a_port_by_answers_echo() {
+    for port in [INSIDE, OUTSIDE] {
+        let mut bench = Bench::new(&policy("deny", "drop", ""), two_arms());
+        let [a, b, c, d, e, f] = MACS[port].map(u16::from);
+        let ours = std::net::Ipv6Addr::new(
+            0xfe80,
+            0,
+            0,
+            0,
+            (a ^ 2) << 8 | b,
+            c << 8 | 0xff,
+            0xfe00 | d,
+            e << 8 | f,
+        );
+        let request = Frame::echo(ip("fe80::7"), ours.into(), false, 7, 9);
+        let (to, reply) = bench.one(port, request);
+        let expected = Frame::echo(ours.into(), ip("fe80::7"), true, 7, 9);
+        assert_eq!((to, reply), (port, expected.between(MACS[port], PEER)));
+        // Nothing else has it.
+        let other = Frame::echo(ip("fe80::7"), ip("fe80::8"), false, 7, 9);
+        bench.dropped(
+            port,
+            other,
+            if port == INSIDE {
+                DropReason::Martian
+            } else {
+                DropReason::FromOutside
+            },
+        );
+    }
+}
+
+/// A flow of echo has an identifier, and other messages have the same.
+#[test]
+fn a_query_of_another_type_is_judged_although_a_flow_has_its_identifier() {
+    let echo = r#"{"id":"ping","action":"allow","match":{"proto":"icmp","icmp_types":[8],"icmp_codes":[0]}}"#;
+    let mut bench = Bench::new(&policy("deny", "drop", echo), two_arms());
+    let (client, server) = (ip("10.0.0.2"), ip("198.51.100.1"));
+    let query =
+        |icmp_type, code, id: u32| Frame::icmp(client, server, icmp_type, code, id << 16 | 1, b"x");
+    for id in [0, 7] {
+        bench.one(INSIDE, query(8, 0, id));
+        bench.dropped(INSIDE, query(13, 0, id), DropReason::PolicyDenied);
+        bench.dropped(INSIDE, query(8, 5, id), DropReason::PolicyDenied);
+        bench.dropped(INSIDE, query(0, 0, id), DropReason::NoFlow);
+        bench.one(INSIDE, query(8, 0, id));
+    }
+    // What the policy allows goes on.
+    let mut bench = Bench::new(&allow_all(), two_arms());
+    bench.one(INSIDE, query(8, 0, 7));
+    bench.one(INSIDE, query(13, 0, 7));
+}
+
+#[test]
 fn a_question_from_outside_is_no_answer_although_its_identifier_is_zero() {
     let mut bench = Bench::new(&allow_all(), two_arms());
     let (client, server) = (ip("fd00::2"), ip("2001:db8:1::1"));
