@@ -92,12 +92,42 @@ pub struct Snapshot {
     /// The generation under which something changed last that the verdict on a flow depends on.
     epoch: u64,
     policy: Arc<Compiled>,
-    /// Whether source groups tell inside from outside, for IPv4 and IPv6. A policy for everyone
-    /// does not.
-    groups_tell: [bool; 2],
+    /// How source groups tell inside from outside, for IPv4 and IPv6.
+    insiders: [Insiders; 2],
     network: Arc<Network>,
     /// What addresses are granted to under this policy: newer ones are published here, without a generation of their own.
     grants: Arc<ArcSwap<grant::Table>>,
+}
+
+/// Which sources of a family are inside because a source group has them. A group for everyone says nothing about that, and
+/// takes nothing from what others say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Insiders {
+    /// Those of all groups, but for those of this class ([`Compiled::source_class`]): nobody has them but groups for everyone.
+    AllBut(Option<u32>),
+    /// None: together the groups have everyone.
+    None,
+}
+
+impl Insiders {
+    /// Groups have both ends of an address space only if everything between them is meant.
+    fn of(policy: &Compiled, ends: [IpAddr; 2]) -> Insiders {
+        match ends.map(|a| policy.source_class(a)) {
+            [Some(first), Some(last)] if first != last => Insiders::None,
+            [Some(first), Some(_)] => Insiders::AllBut(Some(first)),
+            _ => Insiders::AllBut(None),
+        }
+    }
+
+    fn have(self, policy: &Compiled, a: Addr) -> bool {
+        match self {
+            Insiders::AllBut(everyone) => {
+                let class = policy.source_class(a.ip());
+                class.is_some() && class != everyone
+            }
+            Insiders::None => false,
+        }
+    }
 }
 
 impl Snapshot {
@@ -138,19 +168,17 @@ impl Snapshot {
         network: Arc<Network>,
         grants: Arc<ArcSwap<grant::Table>>,
     ) -> Snapshot {
-        // Both ends of the address space are sources only if everything between them is meant.
-        let everyone = |ends: [IpAddr; 2]| ends.iter().all(|a| policy.contains_source(*a));
         let v4 = [Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::BROADCAST.into()];
         let v6 = [
             Ipv6Addr::UNSPECIFIED.into(),
             Ipv6Addr::from(u128::MAX).into(),
         ];
-        let groups_tell = [!everyone(v4), !everyone(v6)];
+        let insiders = [v4, v6].map(|ends| Insiders::of(&policy, ends));
         Snapshot {
             generation,
             epoch,
             policy,
-            groups_tell,
+            insiders,
             network,
             grants,
         }
@@ -296,7 +324,7 @@ impl Snapshot {
         let n = &*self.network;
         let inside = n.internal.iter().any(|p| p.contains(a))
             || n.own.iter().any(|o| o.prefix.contains(a))
-            || self.groups_tell[usize::from(!a.is_v4())] && self.policy.contains_source(a.ip());
+            || self.insiders[usize::from(!a.is_v4())].have(&self.policy, a);
         if inside { Side::Inside } else { Side::Outside }
     }
 

@@ -82,6 +82,13 @@ impl Compiled {
         self.classifier.select_source(source) != 0
     }
 
+    /// A number that two sources of one family share if and only if the same groups have them; none for one that no group
+    /// has.
+    #[must_use]
+    pub fn source_class(&self, source: IpAddr) -> Option<u32> {
+        Some(self.classifier.select_source(source)).filter(|set| *set != 0)
+    }
+
     /// The walk by which [`Self::evaluate`] comes to its decision, in words that stand alone.
     /// Its length grows with the number of rules; it is meant for people.
     #[must_use]

@@ -270,6 +270,21 @@ fn a_group_of_everyone_makes_nobody_inside() {
     }
 }
 
+/// A group that looks at everyone else does not make those strangers that others have.
+#[test]
+fn a_group_of_everyone_leaves_those_of_others_inside() {
+    let others = r#"{"id":"all","mode":"audit","sources":{"cidrs":["0.0.0.0/0"]},"default_action":"allow","rules":[]}"#;
+    let both = allow_all().replace("[]}]}", &format!("[]}},{others}]}}"));
+    assert_ne!(both, allow_all());
+    let mut bench = Bench::new(&both, one_arm());
+    bench.reconfigure(|s| s.internal.clear());
+    let server = at("198.51.100.1:53");
+    let (_, out) = bench.one(INSIDE, Frame::udp(at("10.0.7.2:5000"), server, b""));
+    assert_eq!(out.src, ip("10.0.0.1"), "outside is outside still");
+    let stranger = Frame::udp(at("172.16.0.1:5000"), server, b"");
+    bench.dropped(INSIDE, stranger, DropReason::FromOutside);
+}
+
 #[test]
 fn services_are_handed_to_the_host_and_back() {
     let mut bench = Bench::new(&policy("deny", "drop", ""), two_arms());
