@@ -343,12 +343,19 @@ impl Scene {
         Ok([exported - before, imported - began].map(|ns| ns as f64 / 1e6))
     }
 
+    /// Packets that have come from inside.
+    #[allow(dead_code, reason = "not every bench counts them")]
+    pub(crate) fn given(&self) -> u64 {
+        self.worker.ports()[0].given
+    }
+
     /// Packets that were sent outside.
     pub(crate) fn sent(&self) -> u64 {
         self.worker.ports()[1].sent
     }
 
     /// Packets that came and were dropped.
+    #[allow(dead_code, reason = "not every bench counts them")]
     pub(crate) fn lost(&self) -> u64 {
         DropReason::ALL
             .iter()
