@@ -16,6 +16,7 @@ pub mod management;
 pub mod names;
 pub mod netns;
 pub mod node;
+pub mod process;
 pub mod relay;
 pub mod run;
 pub mod runbook;

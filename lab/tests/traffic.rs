@@ -6,13 +6,14 @@
 )]
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use lab::address::{self, FAMILIES, Family};
 use lab::client::{self, Outcome, PATIENCE};
 use lab::cluster::{Cluster, allowed_servers, policy_allowing};
 use lab::server::{PORT, pattern};
-use lab::{http, management, tool, wait};
+use lab::{http, management, process, tool, wait};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -178,14 +179,7 @@ fn a_node_with_one_arm_forwards_translates_and_denies() {
 fn a_node_by_af_xdp_carries_ordinary_tools_with_two_arms_and_with_one() {
     tool::require(&["curl", "ping"]).unwrap();
     for arms in [2, 1] {
-        let mut cluster = Cluster::lay_out(1).unwrap();
-        cluster.node(1).set_mode("xdp").unwrap();
-        if arms == 1 {
-            cluster.topology.join_sides().unwrap();
-            cluster.node(1).take_one_arm().unwrap();
-        }
-        cluster.node(1).start().unwrap();
-        cluster.wait_ready().unwrap();
+        let mut cluster = node_by_xdp(arms);
         let links = cluster
             .topology
             .node(1)
@@ -216,10 +210,45 @@ fn a_node_by_af_xdp_carries_ordinary_tools_with_two_arms_and_with_one() {
 #[ignore = "needs root; make test runs it"]
 fn a_node_with_a_tun_device_judges_what_its_host_routes_into_it() {
     tool::require(&["curl", "ping"]).unwrap();
+    let mut cluster = node_with_tun();
+    check_soft_mode(&mut cluster, TUN_OURS);
+}
+
+/// As with virtual machines: the devices are there before the node, as ports of bridges.
+#[test]
+#[ignore = "needs root; make test runs it"]
+fn a_node_with_tap_devices_in_bridges_forwards_translates_and_denies() {
+    tool::require(&["curl", "ping"]).unwrap();
+    let mut cluster = node_with_taps();
+    check_soft_mode(
+        &mut cluster,
+        FAMILIES.map(|family| address::outside(1, family).to_string()),
+    );
+}
+
+/// A node that takes frames by AF_XDP, with two arms or with one.
+fn node_by_xdp(arms: usize) -> Cluster {
     let mut cluster = Cluster::lay_out(1).unwrap();
-    let (ours, hosts) = (["10.64.0.2", "fd64::2"], ["10.64.0.1", "fd64::1"]);
+    cluster.node(1).set_mode("xdp").unwrap();
+    if arms == 1 {
+        cluster.topology.join_sides().unwrap();
+        cluster.node(1).take_one_arm().unwrap();
+    }
+    cluster.node(1).start().unwrap();
+    cluster.wait_ready().unwrap();
+    cluster
+}
+
+/// The addresses of a node with a TUN device.
+const TUN_OURS: [&str; 2] = ["10.64.0.2", "fd64::2"];
+
+/// A node with a TUN device, into which its host routes what comes in by both interfaces.
+fn node_with_tun() -> Cluster {
+    let mut cluster = Cluster::lay_out(1).unwrap();
+    let ours = [format!("{}/30", TUN_OURS[0]), format!("{}/64", TUN_OURS[1])];
     let node = cluster.node(1);
-    node.take_tun("nw0", &["10.64.0.2/30", "fd64::2/64"], &hosts)
+    let ours = ours.each_ref().map(String::as_str);
+    node.take_tun("nw0", &ours, &["10.64.0.1", "fd64::1"])
         .unwrap();
     node.configure("policy", &format!("internal_cidr: {:?}", address::INSIDE))
         .unwrap();
@@ -251,14 +280,11 @@ fn a_node_with_a_tun_device_judges_what_its_host_routes_into_it() {
         let into = "route add default dev nw0 table 100";
         host.ip_of(family, into).unwrap();
     }
-    check_soft_mode(&mut cluster, ours);
+    cluster
 }
 
-/// As with virtual machines: the devices are there before the node, as ports of bridges.
-#[test]
-#[ignore = "needs root; make test runs it"]
-fn a_node_with_tap_devices_in_bridges_forwards_translates_and_denies() {
-    tool::require(&["curl", "ping"]).unwrap();
+/// A node with two TAP devices, each of which is in a bridge with an interface.
+fn node_with_taps() -> Cluster {
     let mut cluster = Cluster::lay_out(1).unwrap();
     cluster.node(1).take_taps("tap-in", "tap-out").unwrap();
     let host = cluster.topology.node(1);
@@ -274,10 +300,7 @@ fn a_node_with_tap_devices_in_bridges_forwards_translates_and_denies() {
     }
     cluster.node(1).start().unwrap();
     cluster.wait_ready().unwrap();
-    check_soft_mode(
-        &mut cluster,
-        FAMILIES.map(|family| address::outside(1, family).to_string()),
-    );
+    cluster
 }
 
 /// Traffic through node 1 is judged, arrives whole, and is seen to come from these addresses.
@@ -291,6 +314,37 @@ fn check_soft_mode(cluster: &mut Cluster, seen: [impl AsRef<str>; 2]) {
         curl(cluster, allowed);
         assert!(ping(cluster, allowed), "{allowed}");
         assert_eq!(cluster.probe(1, denied), Outcome::Silent);
+    }
+}
+
+/// What it takes when nothing comes says whether its workers sleep: one that looks again and again takes a whole core.
+#[test]
+#[ignore = "needs root; make test runs it"]
+fn an_idle_node_leaves_the_processors_alone_in_every_mode() {
+    for mode in ["packet", "xdp", "tun", "tap"] {
+        let mut cluster = match mode {
+            "xdp" => node_by_xdp(2),
+            "tun" => node_with_tun(),
+            "tap" => node_with_taps(),
+            _ => one_node(),
+        };
+        let policy = policy_allowing(&allowed_servers());
+        cluster.api(1).unwrap().put_policy(&policy).unwrap();
+        // So that its workers have been awake.
+        for family in FAMILIES {
+            let server = address::allowed_server(family);
+            cluster.fetch(1, server, 1_000_000).unwrap();
+        }
+        let pid = cluster.node(1).process_id().unwrap();
+        // The start and the connections' ends come to rest.
+        thread::sleep(Duration::from_secs(3));
+        let before = process::processor_time(pid).unwrap();
+        let begin = Instant::now();
+        thread::sleep(Duration::from_secs(5));
+        let spent = process::processor_time(pid).unwrap() - before;
+        let share = spent.as_secs_f64() / begin.elapsed().as_secs_f64();
+        println!("{mode}: {:.1} % of a core", 100.0 * share);
+        assert!(share < 0.05, "{mode}: {:.1} % of a core", 100.0 * share);
     }
 }
 

@@ -10,6 +10,7 @@ use lab::address;
 use lab::cluster::Cluster;
 use lab::fault::plan::Plan;
 use lab::netns::Netns;
+use lab::process::processor_time;
 use lab::topology::Segment;
 use lab::wait;
 use nix::sys::signal::Signal;
@@ -179,7 +180,7 @@ fn idle(bench: &mut Bench) -> Result<Vec<Line>> {
         .collect();
     let cpu = |pids: &[u32]| {
         pids.iter()
-            .map(|pid| cpu_time(*pid))
+            .map(|pid| processor_time(*pid))
             .collect::<Result<Vec<_>>>()
     };
     let (before, before_others) = (cpu(&pids)?, cpu(&others)?);
@@ -702,18 +703,6 @@ fn wait_voters(cluster: &mut Cluster, count: usize) -> Result<()> {
         Ok(voters.count() == count)
     })
     .map(drop)
-}
-
-/// Processor time that a process has used, by all its threads.
-fn cpu_time(pid: u32) -> Result<Duration> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The name in parentheses may hold anything.
-    let (_, rest) = stat.rsplit_once(')').context("a name in parentheses")?;
-    let fields: Vec<&str> = rest.split_whitespace().collect();
-    let ticks =
-        |number: usize| -> Result<u64> { Ok(fields.get(number).context("a field")?.parse()?) };
-    // utime and stime are fields 14 and 15 of the line; a tick is a hundredth of a second on every Linux.
-    Ok(Duration::from_millis(10 * (ticks(11)? + ticks(12)?)))
 }
 
 fn resident_mib(pid: u32) -> Result<f64> {
