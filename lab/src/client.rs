@@ -131,26 +131,8 @@ pub fn fetch(
     size_bytes: usize,
 ) -> Result<Duration> {
     let begin = Instant::now();
-    let seed = u64::from(std::process::id()) ^ (size_bytes as u64) << 20 ^ u64::from(target.port());
-    let path = format!("/bytes/{size_bytes}/{seed}");
-    let response = netns.enter(|| -> Result<http::Response> {
-        let mut stream = connect_from(Some(source), target, PATIENCE.max(Duration::from_secs(5)))?;
-        Ok(http::exchange(
-            &mut stream,
-            "GET",
-            &target.to_string(),
-            &path,
-            &[],
-            b"",
-        )?)
-    });
-    let response = response.with_context(|| format!("GET {path} from {source} at {target}"))?;
-    ensure!(
-        response.status == 200,
-        "GET {path}: status {}",
-        response.status
-    );
-    let expected = pattern(seed, size_bytes);
+    let (path, expected) = patterned(target, size_bytes);
+    let response = exchange(netns, source, target, "GET", &path, b"")?;
     ensure!(
         response.body == expected,
         "GET {path}: the body differs at byte {:?} (got {} of {size_bytes} bytes)",
@@ -162,6 +144,61 @@ pub fn fetch(
         response.body.len()
     );
     Ok(begin.elapsed())
+}
+
+/// Sends `size_bytes` patterned bytes over HTTP, which the server compares, and returns the time that it took.
+///
+/// # Errors
+/// When the connection fails or a byte differs.
+pub fn put(
+    netns: &Netns,
+    source: IpAddr,
+    target: SocketAddr,
+    size_bytes: usize,
+) -> Result<Duration> {
+    let begin = Instant::now();
+    let (path, body) = patterned(target, size_bytes);
+    exchange(netns, source, target, "PUT", &path, &body)?;
+    Ok(begin.elapsed())
+}
+
+/// The path and the bytes of a body of this size.
+fn patterned(target: SocketAddr, size_bytes: usize) -> (String, Vec<u8>) {
+    let seed = u64::from(std::process::id()) ^ (size_bytes as u64) << 20 ^ u64::from(target.port());
+    (
+        format!("/bytes/{size_bytes}/{seed}"),
+        pattern(seed, size_bytes),
+    )
+}
+
+/// One request, which the server has to say yes to.
+fn exchange(
+    netns: &Netns,
+    source: IpAddr,
+    target: SocketAddr,
+    method: &str,
+    path: &str,
+    body: &[u8],
+) -> Result<http::Response> {
+    let response = netns.enter(|| -> Result<http::Response> {
+        let mut stream = connect_from(Some(source), target, PATIENCE.max(Duration::from_secs(5)))?;
+        Ok(http::exchange(
+            &mut stream,
+            method,
+            &target.to_string(),
+            path,
+            &[],
+            body,
+        )?)
+    });
+    let response =
+        response.with_context(|| format!("{method} {path} from {source} at {target}"))?;
+    ensure!(
+        response.status == 200,
+        "{method} {path}: status {}",
+        response.status
+    );
+    Ok(response)
 }
 
 /// Sends `payload` to a UDP echo server and returns whether the same bytes came back in time.

@@ -1,7 +1,7 @@
 //! The servers on the internet side: HTTP with bodies that the client can compute, an endless numbered stream, and a
 //! UDP echo. Threads in their namespace; they end when the value is dropped.
 
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,6 +23,7 @@ pub const TICK: Duration = Duration::from_millis(10);
 /// A server at one address: HTTP on TCP 80, echo on UDP 80.
 ///
 /// * `GET /bytes/SIZE/SEED`: [`pattern`].
+/// * `PUT /bytes/SIZE/SEED`: takes the same bytes; 422 when others come.
 /// * `GET /ticks`: the lines `0`, `1`, `2` … without end, one every [`TICK`].
 /// * `GET /who`: the client's address as the server sees it.
 #[derive(Debug)]
@@ -105,16 +106,28 @@ fn serve(stream: &TcpStream, stop: &AtomicBool) -> io::Result<()> {
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
     stream.set_write_timeout(Some(Duration::from_secs(30)))?;
-    let mut lines = BufReader::new(stream).lines();
+    let mut reader = BufReader::new(stream);
+    let mut lines = reader.by_ref().lines();
     let request = lines.next().transpose()?.unwrap_or_default();
     for line in lines {
         if line?.is_empty() {
             break;
         }
     }
-    let path = request.split(' ').nth(1).unwrap_or_default();
+    let mut words = request.split(' ');
+    let method = words.next().unwrap_or_default();
+    let path = words.next().unwrap_or_default();
     match path.split('/').skip(1).collect::<Vec<_>>()[..] {
         ["bytes", size, seed] => match (size.parse(), seed.parse()) {
+            (Ok(size), Ok(seed)) if method == "PUT" => {
+                let mut body = vec![0; size];
+                reader.read_exact(&mut body)?;
+                let status = match body == pattern(seed, size) {
+                    true => "200 OK",
+                    false => "422 Unprocessable Content",
+                };
+                respond(stream, status, b"")
+            }
             (Ok(size), Ok(seed)) => respond(stream, "200 OK", &pattern(seed, size)),
             _ => respond(stream, "400 Bad Request", b""),
         },

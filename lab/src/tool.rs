@@ -13,6 +13,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("ping", "iputils-ping"),
     ("traceroute", "traceroute"),
     ("iperf3", "iperf3"),
+    ("ethtool", "ethtool"),
     ("dnsmasq", "dnsmasq-base"),
     ("dig", "bind9-dnsutils"),
     ("unbound", "unbound"),
