@@ -28,7 +28,7 @@ pub(crate) fn check() -> Result<()> {
         .as_str()
         .context("metadata names the workspace")?;
     let rules: DocumentMut = fs::read_to_string(Path::new(root).join("deny.toml"))?.parse()?;
-    let linked = linked()?;
+    let linked = linked(&rules)?;
     let mut problems = Vec::new();
     let id = |package: &Value| format!("{} v{}", text(&package["name"]), text(&package["version"]));
     for package in packages(&metadata).filter(|package| linked.contains(&id(package))) {
@@ -52,21 +52,20 @@ fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
 }
 
-/// `NAME vVERSION` of all packages that the workspace links on any target, with the features that are on. The lock
-/// file, and the graph in cargo's metadata, hold more.
-fn linked() -> Result<HashSet<String>> {
+/// `NAME vVERSION` of all packages that the workspace links on the targets of `deny.toml`, with the features that are on.
+/// The lock file, and the graph in cargo's metadata, hold more.
+fn linked(rules: &DocumentMut) -> Result<HashSet<String>> {
     let tree = [
         "tree",
         "--workspace",
         "--locked",
-        "--target",
-        "all",
         "--prefix",
         "none",
         "--format",
         "{p}",
     ];
-    let output = cargo_command().args(tree).output()?;
+    let targets = strings(&rules["graph"]["targets"]).flat_map(|target| ["--target", target]);
+    let output = cargo_command().args(tree).args(targets).output()?;
     ensure!(
         output.status.success(),
         "cargo tree: {}",
