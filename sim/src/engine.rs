@@ -71,8 +71,8 @@ pub struct Policy {
 pub enum Expected {
     /// It leaves by this port, exactly so.
     Sent(usize, Frame),
-    /// It opens a flow and leaves by the outside port, like this but from any free port.
-    SentFromAnyPort(Frame),
+    /// It opens a flow and leaves by this port of the node, like this but from any free port of its source.
+    SentFromAnyPort(usize, Frame),
     /// It is dropped for this reason, and these frames are sent.
     Dropped(DropReason, Vec<(usize, Frame)>),
 }
@@ -213,8 +213,11 @@ impl Reference {
         self.policy = policy;
     }
 
-    /// Takes the port that the engine chose for the flow that was opened last.
-    pub fn learn_port(&mut self, port: u16) -> Result<(), String> {
+    /// Takes the port that the engine chose for the flow that was opened last; the frame as it must leave from there.
+    ///
+    /// # Errors
+    /// It is not free.
+    pub fn learn_port(&mut self, port: u16, f: &Frame) -> Result<Frame, String> {
         let flow = self.flows.pop().ok_or("no flow was opened")?;
         let shown: SocketAddr = (flow.shown.ip(), port).into();
         let taken = self.is_taken(flow.proto, flow.client, flow.server, shown);
@@ -222,7 +225,8 @@ impl Reference {
         if taken || port < 1024 {
             Err(format!("port {port} is not to be had"))
         } else {
-            Ok(())
+            let (_, _, dst) = tuple(f);
+            Ok(between(f, shown, dst))
         }
     }
 
@@ -437,7 +441,7 @@ impl Reference {
         if is_free {
             Expected::Sent(out, sent)
         } else {
-            Expected::SentFromAnyPort(sent)
+            Expected::SentFromAnyPort(out, sent)
         }
     }
 

@@ -355,24 +355,31 @@ pub fn tell(story: &Story) -> Result<Told, TestCaseError> {
                 (port, f, (!from_server).then_some(conversation))
             }
         };
-        let (mut sent, dropped) = real.receive(now, port, &f);
-        sent.sort_by_key(|(port, _)| *port);
-        match reference.receive(now.0, port, &f) {
-            Expected::Sent(port, frame) => {
-                prop_assert_eq!(&sent, &[(port, frame)], "{:?} {:?}", action, dropped);
-            }
-            Expected::SentFromAnyPort(frame) => {
+        let (emitted, dropped) = real.receive(now, port, &f);
+        let sent = parse(&emitted)?;
+        let forwarded = match reference.receive(now.0, port, &f) {
+            Expected::Sent(port, frame) => Some((port, frame)),
+            Expected::SentFromAnyPort(port, frame) => {
                 prop_assert_eq!(sent.len(), 1, "{:?} {:?}", action, dropped);
-                let chosen = source_port(&sent[0].1);
-                prop_assert_eq!(reference.learn_port(chosen), Ok(()));
-                prop_assert_eq!(sent[0].1.src, frame.src);
+                let chosen = reference.learn_port(source_port(&sent[0].1), &frame);
+                prop_assert!(chosen.is_ok(), "{:?} {:?}", action, chosen);
+                chosen.ok().map(|frame| (port, frame))
             }
             Expected::Dropped(reason, mut frames) => {
                 frames.sort_by_key(|(port, _)| *port);
-                prop_assert_eq!(dropped, Some(reason), "{:?} {:?}", action, sent);
+                prop_assert_eq!(&dropped, &[reason], "{:?} {:?}", action, sent);
                 prop_assert_eq!(&sent, &frames, "{:?}", action);
+                None
             }
+        };
+        if let Some((port, frame)) = forwarded {
+            let bytes = frame.emit();
+            prop_assert_eq!(&sent, &[(port, frame)], "{:?} {:?}", action, dropped);
+            // The fields too that the model has no names for.
+            prop_assert_eq!(&emitted, &[(port, bytes)], "{:?}", action);
+            prop_assert_eq!(&dropped, &[], "{:?}", action);
         }
+        let dropped = dropped.first().copied();
         check(&node, &policy, (port, &f), &sent, dropped, &mut bindings)?;
 
         told.packets += 1;
@@ -392,6 +399,15 @@ pub fn tell(story: &Story) -> Result<Told, TestCaseError> {
         }
     }
     Ok(told)
+}
+
+/// What was sent, as frames in the order of their ports.
+fn parse(emitted: &[(usize, Vec<u8>)]) -> Result<Vec<(usize, Frame)>, TestCaseError> {
+    let frame = |(port, bytes): &(usize, Vec<u8>)| Ok((*port, Frame::parse(bytes)?));
+    let sent: Result<Vec<_>, String> = emitted.iter().map(frame).collect();
+    let mut sent = sent.map_err(TestCaseError::fail)?;
+    sent.sort_by_key(|(port, _)| *port);
+    Ok(sent)
 }
 
 /// Who showed a source to a server last: by protocol, server and that source.
