@@ -2,8 +2,9 @@
 //! with a list of flows instead of a table and whole frames instead of rewriting in place.
 //!
 //! What the contract leaves open is left open: where the client's port is not free on the way out,
-//! any free one will do.
+//! any free one will do, and of several addresses a client may keep to any.
 
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
@@ -24,8 +25,10 @@ pub const PEER: [u8; 6] = [2, 0, 0, 0, 0, 0x99];
 pub struct Node {
     /// Addresses on the inside; hosts of its link share the first eight or 64 bits.
     pub inside: [IpAddr; 2],
-    /// Addresses on the outside, to which clients are translated.
+    /// Addresses on the outside.
     pub outside: [IpAddr; 2],
+    /// By family, the addresses that clients are translated to; without any they leave as they are.
+    pub shown: [Vec<IpAddr>; 2],
     /// A client's port shows the same port to every server, and no other client shows it.
     pub independent: bool,
     /// Inside and outside prefix of 48 bits by which IPv6 clients are translated instead.
@@ -40,6 +43,11 @@ impl Node {
             (IpAddr::V6(a), [_, IpAddr::V6(n)]) => a.octets()[..8] == n.octets()[..8],
             _ => false,
         }
+    }
+
+    /// Whether a client of this family appears under another address outside.
+    pub(crate) fn hides(&self, v6: bool) -> bool {
+        v6 && self.prefixes.is_some() || !self.shown[usize::from(v6)].is_empty()
     }
 
     /// What RFC 6296 makes of a client in the inside prefix: the subnet takes up what the prefixes
@@ -71,8 +79,9 @@ pub struct Policy {
 pub enum Expected {
     /// It leaves by this port, exactly so.
     Sent(usize, Frame),
-    /// It opens a flow and leaves by this port of the node, like this but from any free port of its source.
-    SentFromAnyPort(usize, Frame),
+    /// It opens a flow and leaves by this port of the node, like this but from where the engine chooses, which
+    /// [`Reference::learn`] has to be told.
+    SentFromAny(usize, Frame),
     /// It is dropped for this reason, and these frames are sent.
     Dropped(DropReason, Vec<(usize, Frame)>),
 }
@@ -117,6 +126,8 @@ pub struct Reference {
     node: Node,
     policy: Policy,
     flows: Vec<Flow>,
+    /// Which of several addresses a client keeps to.
+    homes: HashMap<IpAddr, IpAddr>,
 }
 
 /// A moment as the engine counts it: 2^26 ns.
@@ -170,6 +181,11 @@ pub(crate) fn tuple(f: &Frame) -> (u8, SocketAddr, SocketAddr) {
     (proto, (f.src, s).into(), (f.dst, d).into())
 }
 
+/// Whether a client's port, or the identifier of its queries, may be changed on the way out.
+fn has_ports(proto: u8) -> bool {
+    matches!(proto, 1 | 6 | 17 | 58)
+}
+
 /// The same frame between other ends.
 fn between(f: &Frame, src: SocketAddr, dst: SocketAddr) -> Frame {
     let mut f = f.clone();
@@ -205,6 +221,7 @@ impl Reference {
             node,
             policy,
             flows: Vec::new(),
+            homes: HashMap::new(),
         }
     }
 
@@ -213,21 +230,56 @@ impl Reference {
         self.policy = policy;
     }
 
-    /// Takes the port that the engine chose for the flow that was opened last; the frame as it must leave from there.
+    /// Takes what the engine chose that the flow shows which was opened last; the frame as it must leave from there.
     ///
     /// # Errors
-    /// It is not free.
-    pub fn learn_port(&mut self, port: u16, f: &Frame) -> Result<Frame, String> {
+    /// It is not to be had.
+    pub fn learn(&mut self, shown: SocketAddr, f: &Frame) -> Result<Frame, String> {
         let flow = self.flows.pop().ok_or("no flow was opened")?;
-        let shown: SocketAddr = (flow.shown.ip(), port).into();
-        let taken = self.is_taken(flow.proto, flow.client, flow.server, shown);
-        self.flows.push(Flow { shown, ..flow });
-        if taken || port < 1024 {
-            Err(format!("port {port} is not to be had"))
-        } else {
-            let (_, _, dst) = tuple(f);
-            Ok(between(f, shown, dst))
+        let (proto, client, server) = (flow.proto, flow.client, flow.server);
+        let among = self.addresses(proto, client, server);
+        let kept = (shown.ip(), client.port()).into();
+        let is_right = match self.keeps_port(proto, client, server, shown.ip()) {
+            true => shown == kept,
+            false => shown.port() >= 1024 && !self.is_taken(proto, client, server, shown),
+        };
+        if !is_right || !among.contains(&shown.ip()) {
+            return Err(format!("{shown} is not to be had, of {among:?}"));
         }
+        if among == self.node.shown[usize::from(client.is_ipv6())] {
+            self.homes.entry(client.ip()).or_insert(shown.ip());
+        }
+        self.flows.push(Flow { shown, ..flow });
+        Ok(between(f, shown, server))
+    }
+
+    /// Addresses one of which a new flow shows: the one that its client keeps to, or any if that is not known or not to be
+    /// had. An address always has a port left, but protocols without ports can show each only once to a server.
+    fn addresses(&self, proto: u8, client: SocketAddr, server: SocketAddr) -> Vec<IpAddr> {
+        let is_free = |a: &IpAddr| has_ports(proto) || self.keeps_port(proto, client, server, *a);
+        match self.homes.get(&client.ip()) {
+            Some(home) if is_free(home) => vec![*home],
+            _ => {
+                let all = &self.node.shown[usize::from(client.is_ipv6())];
+                all.iter().copied().filter(is_free).collect()
+            }
+        }
+    }
+
+    /// Whether a new flow keeps its client's port at this address, or the protocol has none and the address is free.
+    fn keeps_port(&self, proto: u8, client: SocketAddr, server: SocketAddr, a: IpAddr) -> bool {
+        let kept = (a, client.port()).into();
+        let may_keep = client.port() != 0 || !has_ports(proto);
+        may_keep && !self.is_taken(proto, client, server, kept)
+    }
+
+    /// Whether no two flows look the same to a server: what it answers has one client.
+    pub fn is_bijective(&self) -> bool {
+        let mut seen = HashSet::new();
+        let outside = self.flows.iter().filter(|f| f.sides[1] == 1);
+        outside
+            .map(|f| (f.proto, f.server, f.shown))
+            .all(|key| seen.insert(key))
     }
 
     fn is_taken(
@@ -241,7 +293,10 @@ impl Reference {
             f.proto == proto
                 && (f.server == server && f.shown == shown
                     || f.client == server && f.server == shown
-                    || self.node.independent && f.shown == shown && f.client != client)
+                    || self.node.independent
+                        && has_ports(proto)
+                        && f.shown == shown
+                        && f.client != client)
         })
     }
 
@@ -249,11 +304,12 @@ impl Reference {
     fn mapped(&self, proto: u8, client: SocketAddr) -> Option<SocketAddr> {
         let translated = |f: &&Flow| f.proto == proto && f.client == client && f.shown != client;
         let flow = self.flows.iter().find(translated)?;
-        self.node.independent.then_some(flow.shown)
+        (self.node.independent && has_ports(proto)).then_some(flow.shown)
     }
 
     fn is_ours(&self, a: IpAddr) -> bool {
-        self.node.inside.contains(&a) || self.node.outside.contains(&a)
+        let n = &self.node;
+        n.inside.contains(&a) || n.outside.contains(&a) || n.shown.iter().flatten().any(|s| *s == a)
     }
 
     /// What must come of a frame that arrives on a port.
@@ -352,8 +408,9 @@ impl Reference {
         let (proto, src, dst) = tuple(f);
         let drop = |reason| Expected::Dropped(reason, Vec::new());
         // To what clients look like outside: out and back in, as far as this model goes to where nobody waits.
-        let turns_back =
-            port == 0 && matches!(proto, 6 | 17) && self.node.outside.contains(&dst.ip());
+        let turns_back = port == 0
+            && matches!(proto, 6 | 17)
+            && self.node.shown.iter().flatten().any(|s| *s == dst.ip());
         if self.is_ours(dst.ip()) && !turns_back {
             if let Body::Icmp {
                 icmp_type: 8 | 128,
@@ -409,15 +466,19 @@ impl Reference {
         }
         let out = usize::from(!self.node.is_inside(dst.ip()));
         let mut shown = src;
-        let mut is_free = true;
+        let mut is_told = true;
         if out == 1 {
             if let Some(address) = self.node.translate_prefix(src.ip()) {
                 shown.set_ip(address);
             } else if let Some(mapped) = self.mapped(proto, src) {
                 shown = mapped;
-            } else {
-                shown.set_ip(self.node.outside[usize::from(src.is_ipv6())]);
-                is_free = src.port() != 0 && !self.is_taken(proto, src, dst, shown);
+            } else if self.node.hides(src.is_ipv6()) {
+                let among = self.addresses(proto, src, dst);
+                let Some(first) = among.first() else {
+                    return drop(DropReason::NatPortsExhausted);
+                };
+                is_told = among.len() == 1 && self.keeps_port(proto, src, dst, *first);
+                shown.set_ip(*first);
             }
         }
         let tcp = (proto == 6).then(|| Tcp::new(f));
@@ -438,10 +499,10 @@ impl Reference {
         let mut sent = between(f, shown, dst);
         sent.ttl -= 1;
         let sent = sent.between(MACS[out], PEER);
-        if is_free {
+        if is_told {
             Expected::Sent(out, sent)
         } else {
-            Expected::SentFromAnyPort(out, sent)
+            Expected::SentFromAny(out, sent)
         }
     }
 

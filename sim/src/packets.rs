@@ -27,6 +27,10 @@ mod real;
 /// Packets that have left last, which servers may answer.
 const RECENT: usize = 4;
 
+/// Protocols without ports.
+const GRE: u8 = 47;
+const ESP: u8 = 50;
+
 /// Most actions of a story that is told by its seed.
 const ACTIONS: usize = 2000;
 
@@ -38,10 +42,24 @@ pub struct Story {
 }
 
 /// How clients are translated.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 struct Nat {
     independent: bool,
     by_prefix: bool,
+    addresses: Addresses,
+}
+
+/// What clients of either family are translated to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Addresses {
+    /// Nothing.
+    None,
+    /// The node's own address.
+    Own,
+    /// Another one.
+    One,
+    /// One of several.
+    Pool,
 }
 
 /// What became of the packets of stories.
@@ -72,13 +90,25 @@ impl AddAssign for Told {
 /// Stories of so many actions.
 pub fn story(actions: RangeInclusive<usize>) -> impl Strategy<Value = Story> {
     let actions = prop::collection::vec(action(), actions);
-    (actions, any::<bool>(), any::<bool>()).prop_map(|(actions, independent, by_prefix)| Story {
-        nat: Nat {
+    let addresses = vec![
+        Addresses::None,
+        Addresses::Own,
+        Addresses::Own,
+        Addresses::One,
+        Addresses::Pool,
+        Addresses::Pool,
+    ];
+    let nat = (
+        any::<bool>(),
+        any::<bool>(),
+        prop::sample::select(addresses),
+    )
+        .prop_map(|(independent, by_prefix, addresses)| Nat {
             independent,
             by_prefix,
-        },
-        actions,
-    })
+            addresses,
+        });
+    (actions, nat).prop_map(|(actions, nat)| Story { nat, actions })
 }
 
 /// Tells the story of a seed, the same each time.
@@ -114,11 +144,28 @@ fn ip(s: &str) -> IpAddr {
     s.parse().expect("a constant")
 }
 
+impl Addresses {
+    /// By family.
+    fn shown(self) -> [Vec<IpAddr>; 2] {
+        let all: [&[&str]; 2] = match self {
+            Addresses::None => [&[], &[]],
+            Addresses::Own => [&["192.0.2.1"], &["2001:db8::1"]],
+            Addresses::One => [&["192.0.2.9"], &["2001:db8::9"]],
+            Addresses::Pool => [
+                &["192.0.2.16", "192.0.2.17", "192.0.2.18"],
+                &["2001:db8::16", "2001:db8::17", "2001:db8::18"],
+            ],
+        };
+        all.map(|family| family.iter().map(|a| ip(a)).collect())
+    }
+}
+
 fn node(nat: Nat) -> Node {
     let prefix = |s: &str| s.parse().expect("a constant");
     Node {
         inside: [ip("10.0.0.1"), ip("fd00::1")],
         outside: [ip("192.0.2.1"), ip("2001:db8::1")],
+        shown: nat.addresses.shown(),
         independent: nat.independent,
         prefixes: nat
             .by_prefix
@@ -140,7 +187,7 @@ pub enum Action {
     Packet {
         /// Of IPv6.
         v6: bool,
-        /// UDP, TCP, echo, TCP.
+        /// UDP, TCP, echo, TCP, GRE, ESP.
         kind: u8,
         /// The client's number.
         client: u8,
@@ -167,7 +214,7 @@ pub enum Action {
 
 fn action() -> impl Strategy<Value = Action> {
     let packet = (
-        (any::<bool>(), 0u8..4, 2u8..4, 0u8..4, 0u16..3),
+        (any::<bool>(), 0u8..6, 2u8..4, 0u8..4, 0u16..3),
         (
             any::<bool>(),
             prop::bool::weighted(0.05),
@@ -258,9 +305,12 @@ fn frame(a: &Action, shown: impl Fn(u8, SocketAddr, SocketAddr) -> SocketAddr) -
         (s, 0 | 1 | 3) if s == ip("2001:db8::1") => ip("fd00::1"),
         (s, _) => s,
     };
-    let server_port = if *port == 2 { 80 } else { 443 };
-    let client_at: SocketAddr = (c, 4000 + port % 2).into();
-    let server_at: SocketAddr = (s, if *kind == 2 { 0 } else { server_port }).into();
+    let (client_port, server_port) = match *kind {
+        0 | 1 | 3 => (4000 + port % 2, if *port == 2 { 80 } else { 443 }),
+        2 => (4000 + port % 2, 0),
+        _ => (0, 0),
+    };
+    let (client_at, server_at) = ((c, client_port).into(), (s, server_port).into());
     let inside_server = *server == 2;
     let ingress = if *from_server != *stray {
         usize::from(!inside_server)
@@ -287,10 +337,12 @@ fn frame(a: &Action, shown: impl Fn(u8, SocketAddr, SocketAddr) -> SocketAddr) -
                 b"",
             )
         }
-        _ => {
+        2 => {
             let id = if *from_server { dst.port() } else { src.port() };
             Frame::echo(src.ip(), dst.ip(), *from_server, id, 1)
         }
+        4 => Frame::other(src.ip(), dst.ip(), GRE, b"tunnelled"),
+        _ => Frame::other(src.ip(), dst.ip(), ESP, b"encrypted"),
     };
     (ingress, frame.with_ttl(*ttl))
 }
@@ -343,10 +395,10 @@ pub fn tell(story: &Story) -> Result<Told, TestCaseError> {
                 let conversation = if *kind == 3 { 1 } else { *kind };
                 let (port, f) = frame(action, |_, c, s| {
                     let kept = |c: SocketAddr| -> SocketAddr {
-                        let shown = if s.ip() == ip("10.0.0.7") || s.ip() == ip("fd00::7") {
-                            c.ip()
-                        } else {
-                            node.outside[usize::from(c.is_ipv6())]
+                        let is_inside = s.ip() == ip("10.0.0.7") || s.ip() == ip("fd00::7");
+                        let shown = match node.shown[usize::from(c.is_ipv6())].first() {
+                            Some(shown) if !is_inside => *shown,
+                            _ => c.ip(),
                         };
                         (shown, c.port()).into()
                     };
@@ -359,9 +411,10 @@ pub fn tell(story: &Story) -> Result<Told, TestCaseError> {
         let sent = parse(&emitted)?;
         let forwarded = match reference.receive(now.0, port, &f) {
             Expected::Sent(port, frame) => Some((port, frame)),
-            Expected::SentFromAnyPort(port, frame) => {
+            Expected::SentFromAny(port, frame) => {
                 prop_assert_eq!(sent.len(), 1, "{:?} {:?}", action, dropped);
-                let chosen = reference.learn_port(source_port(&sent[0].1), &frame);
+                let (_, chosen) = &sent[0];
+                let chosen = reference.learn((chosen.src, source_port(chosen)).into(), &frame);
                 prop_assert!(chosen.is_ok(), "{:?} {:?}", action, chosen);
                 chosen.ok().map(|frame| (port, frame))
             }
@@ -380,6 +433,7 @@ pub fn tell(story: &Story) -> Result<Told, TestCaseError> {
             prop_assert_eq!(&dropped, &[], "{:?}", action);
         }
         let dropped = dropped.first().copied();
+        prop_assert!(reference.is_bijective(), "{:?}", reference);
         check(&node, &policy, (port, &f), &sent, dropped, &mut bindings)?;
 
         told.packets += 1;
@@ -423,7 +477,8 @@ fn check(
     bindings: &mut Bindings,
 ) -> Result<(), TestCaseError> {
     for (_, frame) in sent.iter().filter(|(out, _)| *out == 1) {
-        prop_assert!(!node.is_inside(frame.src), "untranslated: {:?}", frame);
+        let is_hidden = !node.is_inside(frame.src) || !node.hides(frame.src.is_ipv6());
+        prop_assert!(is_hidden, "untranslated: {:?}", frame);
     }
     let (None, [(out, left)]) = (dropped, sent) else {
         return Ok(());
@@ -435,6 +490,7 @@ fn check(
             prop_assert!(judged.allow, "the policy denies {:?}", came);
             let (_, shown, server) = tuple(left);
             prop_assert_eq!(server, dst);
+            prop_assert_eq!(src.ip() != shown.ip(), node.hides(src.is_ipv6()));
             bindings.insert((proto, server, shown), src);
         }
         (1, 0) => {
@@ -496,7 +552,8 @@ fn answer(asked: &Frame) -> Frame {
             let (id, seq) = ((rest >> 16) as u16, rest as u16);
             Frame::echo(dst.ip(), src.ip(), true, id, seq)
         }
-        _ => Frame::udp(dst, src, b"an answer"),
+        Body::Other { proto, .. } => Frame::other(dst.ip(), src.ip(), proto, b"an answer"),
+        Body::Udp { .. } => Frame::udp(dst, src, b"an answer"),
     }
 }
 

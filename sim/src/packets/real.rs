@@ -9,7 +9,7 @@ use engine::snapshot::{Limits, NatMapping, Nptv6, PortSettings, Settings, Snat};
 use engine::{DropReason, Now, Snapshot, Worker, WorkerConfig, WorkerCounters};
 use policy::Compiled;
 
-use super::{Nat, ip};
+use super::{Addresses, Nat, ip};
 use crate::engine::{MACS, PEER};
 use crate::frame::Frame;
 use crate::neighbor;
@@ -23,6 +23,12 @@ pub(super) struct Real {
 impl Real {
     pub(super) fn new(policy: Arc<Compiled>, nat: Nat) -> Real {
         let net = |s: &str| s.parse().expect("a constant");
+        let [snat, nat66] = nat.addresses.shown().map(|shown| match nat.addresses {
+            Addresses::None => Snat::None,
+            Addresses::Own => Snat::Auto,
+            Addresses::One => Snat::Static(shown[0]),
+            Addresses::Pool => Snat::Pool(shown),
+        });
         let settings = Settings {
             ports: vec![
                 PortSettings {
@@ -35,7 +41,8 @@ impl Real {
                     ..PortSettings::default()
                 },
             ],
-            nat66: Some(Snat::Auto),
+            snat,
+            nat66: Some(nat66),
             nat_mapping: match nat.independent {
                 true => NatMapping::EndpointIndependent,
                 false => NatMapping::AddressAndPortDependent,
