@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use engine::DropReason;
-use policy::{Document, Facts, OnDeny};
+use policy::{Decision, Document, Facts, OnDeny};
 
 use crate::frame::{ACK, Body, FIN, Frame, RST, SYN};
 use crate::policy::evaluate;
@@ -72,6 +72,36 @@ pub struct Policy {
     pub document: Document,
     /// Its number, of its own.
     pub revision: u64,
+}
+
+/// An ICMP error, and the packet of which it quotes the beginning.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Report {
+    /// Who sends it.
+    pub src: IpAddr,
+    /// To whom.
+    pub dst: IpAddr,
+    /// TTL or hop limit.
+    pub ttl: u8,
+    /// Type and code.
+    pub kind: (u8, u8),
+    /// The second word of the header.
+    pub rest: u32,
+    /// The packet that it is about, as its sender met it.
+    pub quoted: Frame,
+    /// So many bytes of it from its IP header on, if it has as many.
+    pub len: usize,
+}
+
+impl Report {
+    /// The frame that carries it.
+    pub fn frame(&self) -> Frame {
+        let quoted = self.quoted.emit();
+        let end = quoted.len().min(14 + self.len);
+        let (icmp_type, code) = self.kind;
+        let quoted = &quoted[14..end];
+        Frame::icmp(self.src, self.dst, icmp_type, code, self.rest, quoted).with_ttl(self.ttl)
+    }
 }
 
 /// What must come of a frame.
@@ -312,23 +342,79 @@ impl Reference {
         n.inside.contains(&a) || n.outside.contains(&a) || n.shown.iter().flatten().any(|s| *s == a)
     }
 
-    /// What must come of a frame that arrives on a port.
+    /// The flow of a packet between these, and whether its client or its server sent it.
+    fn find(&self, proto: u8, src: SocketAddr, dst: SocketAddr) -> Option<(usize, usize)> {
+        let position = |ends: fn(&Flow) -> (SocketAddr, SocketAddr)| {
+            let mut flows = self.flows.iter();
+            flows.position(|f| f.proto == proto && ends(f) == (src, dst))
+        };
+        let of_client = position(|f| (f.client, f.server)).map(|i| (i, 0));
+        of_client.or(position(|f| (f.server, f.shown)).map(|i| (i, 1)))
+    }
+
+    /// What must come of an ICMP error that arrives on a port: it reaches the sender of the packet that it is about, and
+    /// quotes that as it was sent. It says nothing about how long a flow lives (RFC 5508, REQ-3 and REQ-5).
+    pub fn receive_error(&mut self, now_ns: u64, port: usize, error: &Report) -> Expected {
+        let now = tick(now_ns);
+        let drop = |reason| Expected::Dropped(reason, Vec::new());
+        self.flows.retain(|f| now - f.last_seen < ticks(f.idle()));
+        let (proto, src, dst) = tuple(&error.quoted);
+        // Who reports stands where the packet went.
+        let Some((i, from)) = self.find(proto, dst, src) else {
+            return drop(DropReason::IcmpNoFlow);
+        };
+        let flow = self.flows[i].clone();
+        if flow.sides[from] != port {
+            return drop(DropReason::Martian);
+        }
+        if self.judge_again(i).is_some() {
+            return drop(DropReason::PolicyChanged);
+        }
+        if error.ttl <= 1 {
+            return drop(DropReason::TtlExceeded);
+        }
+        if error.dst != src.ip() {
+            return drop(DropReason::IcmpNoFlow);
+        }
+        let mut sent = error.clone();
+        if from == 0 {
+            // Whoever of the inside reports is seen as the client is.
+            if flow.shown != flow.client {
+                sent.src = flow.shown.ip();
+            }
+            sent.quoted = between(&error.quoted, flow.server, flow.shown);
+        } else {
+            sent.dst = flow.client.ip();
+            sent.quoted = between(&error.quoted, flow.client, flow.server);
+        }
+        sent.ttl -= 1;
+        let out = flow.sides[1 - from];
+        Expected::Sent(out, sent.frame().between(MACS[out], PEER))
+    }
+
+    /// Judges a flow by the policy of now, if it was judged by another. What it says if the flow ends by it.
+    fn judge_again(&mut self, i: usize) -> Option<Decision> {
+        let flow = &mut self.flows[i];
+        if flow.judged_by == self.policy.revision {
+            return None;
+        }
+        flow.judged_by = self.policy.revision;
+        let facts = facts(flow.proto, flow.client, flow.server, flow.icmp);
+        let decision = evaluate(&self.policy.document, &facts);
+        if decision.allow {
+            return None;
+        }
+        self.flows.remove(i);
+        Some(decision)
+    }
+
+    /// What must come of any other frame that arrives on a port.
     pub fn receive(&mut self, now_ns: u64, port: usize, f: &Frame) -> Expected {
         let now = tick(now_ns);
         let (proto, src, dst) = tuple(f);
         self.flows.retain(|f| now - f.last_seen < ticks(f.idle()));
 
-        let find = |flows: &[Flow]| {
-            flows
-                .iter()
-                .position(|f| f.proto == proto && (f.client, f.server) == (src, dst))
-                .map(|i| (i, 0))
-                .or(flows
-                    .iter()
-                    .position(|f| f.proto == proto && (f.server, f.shown) == (src, dst))
-                    .map(|i| (i, 1)))
-        };
-        if let Some((i, from)) = find(&self.flows) {
+        if let Some((i, from)) = self.find(proto, src, dst) {
             let flow = &self.flows[i];
             if flow.sides[from] != port {
                 return Expected::Dropped(DropReason::Martian, Vec::new());
@@ -361,31 +447,23 @@ impl Reference {
         } else {
             (flow.server, flow.client)
         };
-        if flow.judged_by != self.policy.revision {
-            let decision = evaluate(
-                &self.policy.document,
-                &facts(flow.proto, flow.client, flow.server, flow.icmp),
-            );
-            flow.judged_by = self.policy.revision;
-            if !decision.allow {
-                self.flows.remove(i);
-                let mut resets = Vec::new();
-                if flow.proto == 6 && decision.on_deny == OnDeny::Reset && flags(f) & RST == 0 {
-                    resets.push((flow.sides[from], reset_back(f, port)));
-                    let Body::Tcp {
-                        seq, ack, flags, ..
-                    } = f.body
-                    else {
-                        unreachable!("it is TCP")
-                    };
-                    let forward = Frame::tcp(new_src, new_dst, RST | flags & ACK, seq, ack, b"");
-                    let out = flow.sides[1 - from];
-                    resets.push((out, forward.between(MACS[out], PEER)));
-                }
-                return Expected::Dropped(DropReason::PolicyChanged, resets);
+        if let Some(decision) = self.judge_again(i) {
+            let mut resets = Vec::new();
+            if flow.proto == 6 && decision.on_deny == OnDeny::Reset && flags(f) & RST == 0 {
+                resets.push((flow.sides[from], reset_back(f, port)));
+                let Body::Tcp {
+                    seq, ack, flags, ..
+                } = f.body
+                else {
+                    unreachable!("it is TCP")
+                };
+                let forward = Frame::tcp(new_src, new_dst, RST | flags & ACK, seq, ack, b"");
+                let out = flow.sides[1 - from];
+                resets.push((out, forward.between(MACS[out], PEER)));
             }
-            self.flows[i] = flow.clone();
+            return Expected::Dropped(DropReason::PolicyChanged, resets);
         }
+        flow.judged_by = self.policy.revision;
         if let Some(expired) = self.ttl_ends(port, f) {
             return expired;
         }

@@ -17,7 +17,7 @@ use policy::{Compiled, Document};
 use proptest::prelude::*;
 use proptest::test_runner::{RngAlgorithm, TestError, TestRng, TestRunner};
 
-use crate::engine::{Expected, Node, Policy, Reference, facts, tuple};
+use crate::engine::{Expected, Node, Policy, Reference, Report, facts, tuple};
 use crate::frame::{ACK, Body, FIN, Frame, RST, SYN};
 use crate::policy::{evaluate, generate};
 use real::Real;
@@ -71,6 +71,8 @@ pub struct Told {
     pub left: u64,
     /// Those that came back to who had asked.
     pub returned: u64,
+    /// Errors that reached whom they were for, and are not among those.
+    pub errors: u64,
     /// Those that were dropped.
     pub dropped: u64,
     /// Policies that took effect.
@@ -82,6 +84,7 @@ impl AddAssign for Told {
         self.packets += other.packets;
         self.left += other.left;
         self.returned += other.returned;
+        self.errors += other.errors;
         self.dropped += other.dropped;
         self.policies += other.policies;
     }
@@ -206,6 +209,23 @@ pub enum Action {
     },
     /// A server answers one of the packets that have left last, counted from the newest.
     Answer(usize),
+    /// An ICMP error about one of the packets that have left last, or come back last.
+    Error {
+        /// Counted from the newest.
+        back: usize,
+        /// It is about one that has come back, and so from inside.
+        from_inside: bool,
+        /// Which type and code.
+        kind: u8,
+        /// A router sends it, not who the packet was for.
+        router: bool,
+        /// It quotes no more than it must.
+        cut: bool,
+        /// What is wrong with it: the port of the node that it comes by, the port that it quotes, its receiver; nothing.
+        wrong: u8,
+        /// TTL or hop limit.
+        ttl: u8,
+    },
     /// So many milliseconds pass.
     Pass(u32),
     /// Another policy, as JSON.
@@ -238,8 +258,31 @@ fn action() -> impl Strategy<Value = Action> {
     let times = vec![
         1u32, 500, 9_000, 11_000, 29_900, 31_000, 61_000, 121_000, 241_000, 301_000, 7_441_000,
     ];
+    let error = (
+        (
+            0..RECENT,
+            any::<bool>(),
+            0u8..4,
+            any::<bool>(),
+            any::<bool>(),
+        ),
+        prop::sample::select(vec![0u8, 1, 2, 3, 3, 3, 3, 3, 3]),
+        prop::sample::select(vec![1u8, 2, 64, 64, 64, 64]),
+    )
+        .prop_map(
+            |((back, from_inside, kind, router, cut), wrong, ttl)| Action::Error {
+                back,
+                from_inside,
+                kind,
+                router,
+                cut,
+                wrong,
+                ttl,
+            },
+        );
     prop_oneof![
         12 => packet,
+        3 => error,
         6 => (0..RECENT).prop_map(Action::Answer),
         2 => prop::sample::select(times).prop_map(Action::Pass),
         1 => policy().prop_map(Action::Policy),
@@ -347,6 +390,66 @@ fn frame(a: &Action, shown: impl Fn(u8, SocketAddr, SocketAddr) -> SocketAddr) -
     (ingress, frame.with_ttl(*ttl))
 }
 
+/// The error of an action about one of these packets, and by which port of the node it comes.
+fn report(a: &Action, recent: &[VecDeque<Frame>; 2]) -> Option<(usize, Report)> {
+    let Action::Error {
+        back,
+        from_inside,
+        kind,
+        router,
+        cut,
+        wrong,
+        ttl,
+    } = a
+    else {
+        return None;
+    };
+    let about = recent[usize::from(*from_inside)].get(*back)?;
+    let v6 = about.src.is_ipv6();
+    let routers = [["203.0.113.9", "2001:db8:9::9"], ["10.0.0.9", "fd00::9"]];
+    let port = usize::from(*from_inside == (*wrong == 0));
+    let mut quoted = about.clone();
+    if *wrong == 1 {
+        match &mut quoted.body {
+            Body::Tcp { src_port, .. } | Body::Udp { src_port, .. } => *src_port ^= 1,
+            Body::Icmp { rest, .. } => *rest ^= 1 << 16,
+            Body::Other { proto, .. } => *proto = 46,
+        }
+    }
+    let (kind, rest) = match (v6, kind) {
+        (false, 0) => ((3, 4), 1400),
+        (false, 1) => ((3, 3), 0),
+        (false, 2) => ((11, 0), 0),
+        (false, _) => ((12, 0), 0),
+        (true, 0) => ((2, 0), 1280),
+        (true, 1) => ((1, 4), 0),
+        (true, 2) => ((3, 0), 0),
+        (true, _) => ((4, 0), 0),
+    };
+    let report = Report {
+        src: match router {
+            true => ip(routers[usize::from(*from_inside)][usize::from(v6)]),
+            false => about.dst,
+        },
+        dst: match (wrong, v6) {
+            (2, false) => ip("192.0.2.1"),
+            (2, true) => ip("2001:db8::1"),
+            _ => about.src,
+        },
+        ttl: *ttl,
+        kind,
+        rest,
+        quoted,
+        // The header, and eight bytes of what follows.
+        len: match (cut, v6) {
+            (true, false) => 28,
+            (true, true) => 48,
+            (false, _) => usize::MAX - 14,
+        },
+    };
+    Some((port, report))
+}
+
 fn source_port(f: &Frame) -> u16 {
     match f.body {
         Body::Tcp { src_port, .. } | Body::Udp { src_port, .. } => src_port,
@@ -368,7 +471,8 @@ pub fn tell(story: &Story) -> Result<Told, TestCaseError> {
     let mut now = Now(1_000_000_000);
     let mut last_shown = HashMap::new();
     let mut bindings = HashMap::new();
-    let mut recent: VecDeque<Frame> = VecDeque::new();
+    // What has left last, and what has come back.
+    let mut recent: [VecDeque<Frame>; 2] = Default::default();
     for action in &story.actions {
         // By which port a frame comes, and in which conversation, if a client sends it.
         let (port, f, asks) = match action {
@@ -385,7 +489,20 @@ pub fn tell(story: &Story) -> Result<Told, TestCaseError> {
                 told.policies += 1;
                 continue;
             }
-            Action::Answer(back) => match recent.get(*back) {
+            Action::Error { .. } => {
+                if let Some((port, error)) = report(action, &recent) {
+                    let f = error.frame();
+                    let (emitted, dropped) = real.receive(now, port, &f);
+                    let expected = reference.receive_error(now.0, port, &error);
+                    let sent = compare(action, expected, &mut reference, &emitted, &dropped)?;
+                    check_hidden(&node, &sent)?;
+                    told.packets += 1;
+                    told.dropped += dropped.len() as u64;
+                    told.errors += sent.len() as u64;
+                }
+                continue;
+            }
+            Action::Answer(back) => match recent[0].get(*back) {
                 Some(asked) => (1, answer(asked), None),
                 None => continue,
             },
@@ -408,30 +525,8 @@ pub fn tell(story: &Story) -> Result<Told, TestCaseError> {
             }
         };
         let (emitted, dropped) = real.receive(now, port, &f);
-        let sent = parse(&emitted)?;
-        let forwarded = match reference.receive(now.0, port, &f) {
-            Expected::Sent(port, frame) => Some((port, frame)),
-            Expected::SentFromAny(port, frame) => {
-                prop_assert_eq!(sent.len(), 1, "{:?} {:?}", action, dropped);
-                let (_, chosen) = &sent[0];
-                let chosen = reference.learn((chosen.src, source_port(chosen)).into(), &frame);
-                prop_assert!(chosen.is_ok(), "{:?} {:?}", action, chosen);
-                chosen.ok().map(|frame| (port, frame))
-            }
-            Expected::Dropped(reason, mut frames) => {
-                frames.sort_by_key(|(port, _)| *port);
-                prop_assert_eq!(&dropped, &[reason], "{:?} {:?}", action, sent);
-                prop_assert_eq!(&sent, &frames, "{:?}", action);
-                None
-            }
-        };
-        if let Some((port, frame)) = forwarded {
-            let bytes = frame.emit();
-            prop_assert_eq!(&sent, &[(port, frame)], "{:?} {:?}", action, dropped);
-            // The fields too that the model has no names for.
-            prop_assert_eq!(&emitted, &[(port, bytes)], "{:?}", action);
-            prop_assert_eq!(&dropped, &[], "{:?}", action);
-        }
+        let expected = reference.receive(now.0, port, &f);
+        let sent = compare(action, expected, &mut reference, &emitted, &dropped)?;
         let dropped = dropped.first().copied();
         prop_assert!(reference.is_bijective(), "{:?}", reference);
         check(&node, &policy, (port, &f), &sent, dropped, &mut bindings)?;
@@ -441,9 +536,9 @@ pub fn tell(story: &Story) -> Result<Told, TestCaseError> {
         if let (None, [(out, as_sent)]) = (dropped, &sent[..]) {
             told.left += u64::from((port, *out) == (0, 1));
             told.returned += u64::from((port, *out) == (1, 0));
-            if (port, *out) == (0, 1) {
-                recent.truncate(RECENT - 1);
-                recent.push_front(as_sent.clone());
+            if port != *out {
+                recent[port].truncate(RECENT - 1);
+                recent[port].push_front(as_sent.clone());
             }
             if let Some(conversation) = asks {
                 let (c, s) = ends(&f);
@@ -453,6 +548,38 @@ pub fn tell(story: &Story) -> Result<Told, TestCaseError> {
         }
     }
     Ok(told)
+}
+
+/// Whether the worker did what was expected; what it sent.
+fn compare(
+    action: &Action,
+    expected: Expected,
+    reference: &mut Reference,
+    emitted: &[(usize, Vec<u8>)],
+    dropped: &[DropReason],
+) -> Result<Vec<(usize, Frame)>, TestCaseError> {
+    let sent = parse(emitted)?;
+    let (port, frame) = match expected {
+        Expected::Sent(port, frame) => (port, frame),
+        Expected::SentFromAny(port, frame) => {
+            prop_assert_eq!(sent.len(), 1, "{:?} {:?}", action, dropped);
+            let (_, chosen) = &sent[0];
+            let learned = reference.learn((chosen.src, source_port(chosen)).into(), &frame);
+            (port, learned.map_err(TestCaseError::fail)?)
+        }
+        Expected::Dropped(reason, mut frames) => {
+            frames.sort_by_key(|(port, _)| *port);
+            prop_assert_eq!(dropped, [reason], "{:?} {:?}", action, sent);
+            prop_assert_eq!(&sent, &frames, "{:?}", action);
+            return Ok(sent);
+        }
+    };
+    let bytes = frame.emit();
+    prop_assert_eq!(&sent, &[(port, frame)], "{:?} {:?}", action, dropped);
+    // The fields too that the model has no names for.
+    prop_assert_eq!(emitted, [(port, bytes)], "{:?}", action);
+    prop_assert_eq!(dropped, [], "{:?}", action);
+    Ok(sent)
 }
 
 /// What was sent, as frames in the order of their ports.
@@ -467,7 +594,40 @@ fn parse(emitted: &[(usize, Vec<u8>)]) -> Result<Vec<(usize, Frame)>, TestCaseEr
 /// Who showed a source to a server last: by protocol, server and that source.
 type Bindings = HashMap<(u8, SocketAddr, SocketAddr), SocketAddr>;
 
-/// What holds of every frame, whatever the reference says.
+/// No client is seen outside as it is, not in what an error quotes either.
+fn check_hidden(node: &Node, sent: &[(usize, Frame)]) -> Result<(), TestCaseError> {
+    for (_, frame) in sent.iter().filter(|(out, _)| *out == 1) {
+        let quoted = match (&frame.body, frame.src.is_ipv6()) {
+            (
+                Body::Icmp {
+                    icmp_type: 3 | 11 | 12,
+                    payload,
+                    ..
+                },
+                false,
+            ) => payload.get(16..20),
+            (
+                Body::Icmp {
+                    icmp_type: 1..=4,
+                    payload,
+                    ..
+                },
+                true,
+            ) => payload.get(24..40),
+            _ => None,
+        };
+        let quoted = quoted.and_then(|bytes| match bytes.len() {
+            4 => <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from),
+            _ => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),
+        });
+        let mut shown = [Some(frame.src), quoted].into_iter().flatten();
+        let is_hidden = shown.all(|a| !node.is_inside(a)) || !node.hides(frame.src.is_ipv6());
+        prop_assert!(is_hidden, "untranslated: {:?}", frame);
+    }
+    Ok(())
+}
+
+/// What holds of every frame but errors, whatever the reference says.
 fn check(
     node: &Node,
     policy: &Policy,
@@ -476,10 +636,7 @@ fn check(
     dropped: Option<DropReason>,
     bindings: &mut Bindings,
 ) -> Result<(), TestCaseError> {
-    for (_, frame) in sent.iter().filter(|(out, _)| *out == 1) {
-        let is_hidden = !node.is_inside(frame.src) || !node.hides(frame.src.is_ipv6());
-        prop_assert!(is_hidden, "untranslated: {:?}", frame);
-    }
+    check_hidden(node, sent)?;
     let (None, [(out, left)]) = (dropped, sent) else {
         return Ok(());
     };

@@ -23,5 +23,6 @@ fn packets_of_seeds_go_all_ways() {
     for share in [sum.left, sum.returned, sum.dropped] {
         assert!(share * 20 > sum.packets, "{sum:?}");
     }
+    assert!(sum.errors * 100 > sum.packets, "{sum:?}");
     assert!(sum.policies * 50 > sum.packets, "{sum:?}");
 }

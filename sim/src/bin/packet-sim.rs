@@ -64,12 +64,13 @@ fn main() -> ExitCode {
         packets,
         left,
         returned,
+        errors,
         dropped,
         policies,
     } = done.told;
     println!(
         "{packets} packets in {} stories from seed {} on, and no difference: {left} left translated, {returned} came back, \
-         {dropped} were dropped, under {policies} policies, {:.0} s",
+         {errors} errors were passed on, {dropped} were dropped, under {policies} policies, {:.0} s",
         done.stories,
         arguments.from,
         begin.elapsed().as_secs_f64()
