@@ -16,6 +16,8 @@ use crate::policy::evaluate;
 
 /// Our stations, inside and outside.
 pub const MACS: [[u8; 6]; 2] = [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]];
+/// Further than any window reaches.
+pub const FAR: u32 = 1 << 30;
 /// The station of every other address.
 pub const PEER: [u8; 6] = [2, 0, 0, 0, 0, 0x99];
 
@@ -31,6 +33,8 @@ pub struct Node {
     pub shown: [Vec<IpAddr>; 2],
     /// A client's port shows the same port to every server, and no other client shows it.
     pub independent: bool,
+    /// Segments outside the window of their connection are dropped.
+    pub checks_window: bool,
     /// Inside and outside prefix of 48 bits by which IPv6 clients are translated instead.
     pub prefixes: Option<[Ipv6Addr; 2]>,
 }
@@ -131,6 +135,8 @@ struct Tcp {
     state: TcpState,
     /// Behind the last byte of client and server.
     end: [u32; 2],
+    /// Which of them have sent anything.
+    heard: [bool; 2],
     fin: [bool; 2],
     fin_acked: [bool; 2],
     reset_by: usize,
@@ -468,7 +474,11 @@ impl Reference {
             return expired;
         }
         if let Some(tcp) = &mut flow.tcp {
-            tcp.advance(from, f);
+            match self.node.checks_window && !tcp.is_in_window(from, f) {
+                true if tcp.is_of_another(from, f) => {}
+                true => return Expected::Dropped(DropReason::TcpWindow, Vec::new()),
+                false => tcp.advance(from, f),
+            }
         }
         flow.last_seen = now;
         let out = flow.sides[1 - from];
@@ -617,12 +627,39 @@ impl Tcp {
         let mut tcp = Tcp {
             state: TcpState::SynSent,
             end: [0; 2],
+            heard: [true, false],
             fin: [false; 2],
             fin_acked: [false; 2],
             reset_by: 0,
         };
         tcp.end[0] = end(syn);
         tcp
+    }
+
+    /// Whether a segment may be of this connection: it acknowledges no more than the other end has sent, and is not far
+    /// from where its own end stands. How far is left open: what is sent here is either near, or beyond every window.
+    fn is_in_window(&self, from: usize, f: &Frame) -> bool {
+        let Body::Tcp {
+            seq, ack, flags, ..
+        } = f.body
+        else {
+            return true;
+        };
+        let distance = |to: u32, end: u32| to.wrapping_sub(end) as i32;
+        let peer = 1 - from;
+        let acknowledges = flags & ACK != 0 && self.heard[peer];
+        let was_sent = !acknowledges || distance(ack, self.end[peer]) <= 0;
+        was_sent && (!self.heard[from] || distance(seq, self.end[from]).abs() < FAR as i32)
+    }
+
+    /// Whether a segment outside the window is about a connection on the same ports that the server alone still knows:
+    /// it says what it has of that, and the client that it is over (RFC 9293 §3.5.1). Both have to pass.
+    fn is_of_another(&self, from: usize, f: &Frame) -> bool {
+        let is_said = match from {
+            0 => flags(f) & RST != 0,
+            _ => flags(f) & (SYN | FIN | RST | ACK) == ACK,
+        };
+        self.state == TcpState::SynSent && is_said
     }
 
     fn advance(&mut self, from: usize, f: &Frame) {
@@ -640,8 +677,9 @@ impl Tcp {
             self.reset_by = from;
             return;
         }
-        if self.end[from] == 0 || (end(f).wrapping_sub(self.end[from]) as i32) > 0 {
+        if !self.heard[from] || (end(f).wrapping_sub(self.end[from]) as i32) > 0 {
             self.end[from] = end(f);
+            self.heard[from] = true;
         }
         if has(SYN) {
             if from == 1 && self.state == TcpState::SynSent {

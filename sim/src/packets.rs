@@ -17,7 +17,7 @@ use policy::{Compiled, Document};
 use proptest::prelude::*;
 use proptest::test_runner::{RngAlgorithm, TestError, TestRng, TestRunner};
 
-use crate::engine::{Expected, Node, Policy, Reference, Report, facts, tuple};
+use crate::engine::{Expected, FAR, Node, Policy, Reference, Report, facts, tuple};
 use crate::frame::{ACK, Body, FIN, Frame, RST, SYN};
 use crate::policy::{evaluate, generate};
 use real::Real;
@@ -47,6 +47,7 @@ struct Nat {
     independent: bool,
     by_prefix: bool,
     addresses: Addresses,
+    checks_window: bool,
 }
 
 /// What clients of either family are translated to.
@@ -104,12 +105,14 @@ pub fn story(actions: RangeInclusive<usize>) -> impl Strategy<Value = Story> {
     let nat = (
         any::<bool>(),
         any::<bool>(),
+        prop::bool::weighted(0.7),
         prop::sample::select(addresses),
     )
-        .prop_map(|(independent, by_prefix, addresses)| Nat {
+        .prop_map(|(independent, by_prefix, checks_window, addresses)| Nat {
             independent,
             by_prefix,
             addresses,
+            checks_window,
         });
     (actions, nat).prop_map(|(actions, nat)| Story { nat, actions })
 }
@@ -170,6 +173,7 @@ fn node(nat: Nat) -> Node {
         outside: [ip("192.0.2.1"), ip("2001:db8::1")],
         shown: nat.addresses.shown(),
         independent: nat.independent,
+        checks_window: nat.checks_window,
         prefixes: nat
             .by_prefix
             .then(|| [prefix("fd00::"), prefix("2001:db8:7::")]),
@@ -206,6 +210,8 @@ pub enum Action {
         ttl: u8,
         /// Which flags, sequence number and acknowledgement.
         tcp: (u8, u8, u8),
+        /// Where the sequence number is beyond every window, unless the segment opens a connection or resets it.
+        far: bool,
     },
     /// A server answers one of the packets that have left last, counted from the newest.
     Answer(usize),
@@ -241,18 +247,22 @@ fn action() -> impl Strategy<Value = Action> {
             prop::sample::select(vec![1u8, 2, 64, 64, 64, 64]),
         ),
         (0u8..8, 0u8..2, 0u8..2),
+        prop::bool::weighted(0.1),
     )
         .prop_map(
-            |((v6, kind, client, server, port), (from_server, stray, ttl), tcp)| Action::Packet {
-                v6,
-                kind,
-                client,
-                server,
-                port,
-                from_server,
-                stray,
-                ttl,
-                tcp,
+            |((v6, kind, client, server, port), (from_server, stray, ttl), tcp, far)| {
+                Action::Packet {
+                    v6,
+                    kind,
+                    client,
+                    server,
+                    port,
+                    from_server,
+                    stray,
+                    ttl,
+                    tcp,
+                    far,
+                }
             },
         );
     let times = vec![
@@ -327,6 +337,7 @@ fn frame(a: &Action, shown: impl Fn(u8, SocketAddr, SocketAddr) -> SocketAddr) -
         stray,
         ttl,
         tcp,
+        far,
     } = a
     else {
         unreachable!("only packets have frames")
@@ -370,7 +381,11 @@ fn frame(a: &Action, shown: impl Fn(u8, SocketAddr, SocketAddr) -> SocketAddr) -
         1 | 3 => {
             let flags = [SYN, SYN | ACK, ACK, ACK, ACK, FIN | ACK, RST, FIN | ACK][tcp.0 as usize];
             let (mine, theirs) = if *from_server { (500, 100) } else { (100, 500) };
-            let seq = if flags & SYN != 0 { mine } else { mine + 1 };
+            let seq = match flags {
+                _ if flags & SYN != 0 => mine,
+                _ if flags & RST == 0 && *far => mine + 2 * FAR - 1000,
+                _ => mine + 1,
+            };
             Frame::tcp(
                 src,
                 dst,

@@ -51,6 +51,7 @@ impl Real {
                 inside: "fd00::/48".parse().expect("a constant"),
                 outside: "2001:db8:7::/48".parse().expect("a constant"),
             }),
+            tcp_window_check: nat.checks_window,
             limits: Limits {
                 icmp_errors_per_s: u32::MAX,
                 resets_per_s: u32::MAX,
