@@ -33,6 +33,8 @@ pub struct Node {
     pub shown: [Vec<IpAddr>; 2],
     /// A client's port shows the same port to every server, and no other client shows it.
     pub independent: bool,
+    /// It shares flows and ports out among several workers.
+    pub shares: bool,
     /// Segments outside the window of their connection are dropped.
     pub checks_window: bool,
     /// Inside and outside prefix of 48 bits by which IPv6 clients are translated instead.
@@ -275,7 +277,7 @@ impl Reference {
         let (proto, client, server) = (flow.proto, flow.client, flow.server);
         let among = self.addresses(proto, client, server);
         let kept = (shown.ip(), client.port()).into();
-        let is_right = match self.keeps_port(proto, client, server, shown.ip()) {
+        let is_right = match self.must_keep(proto, client, server, shown.ip()) {
             true => shown == kept,
             false => shown.port() >= 1024 && !self.is_taken(proto, client, server, shown),
         };
@@ -302,7 +304,14 @@ impl Reference {
         }
     }
 
-    /// Whether a new flow keeps its client's port at this address, or the protocol has none and the address is free.
+    /// Whether it has to keep it there. Of several workers each can keep only some of the ports that systems do not choose
+    /// for clients.
+    fn must_keep(&self, proto: u8, client: SocketAddr, server: SocketAddr, a: IpAddr) -> bool {
+        let is_kept = !self.node.shares || !has_ports(proto) || client.port() >= 10_000;
+        is_kept && self.keeps_port(proto, client, server, a)
+    }
+
+    /// Whether a new flow can keep its client's port at this address, or the protocol has none and the address is free.
     fn keeps_port(&self, proto: u8, client: SocketAddr, server: SocketAddr, a: IpAddr) -> bool {
         let kept = (a, client.port()).into();
         let may_keep = client.port() != 0 || !has_ports(proto);
@@ -565,7 +574,7 @@ impl Reference {
                 let Some(first) = among.first() else {
                     return drop(DropReason::NatPortsExhausted);
                 };
-                is_told = among.len() == 1 && self.keeps_port(proto, src, dst, *first);
+                is_told = among.len() == 1 && self.must_keep(proto, src, dst, *first);
                 shown.set_ip(*first);
             }
         }

@@ -1,8 +1,9 @@
-//! The worker as it is in production, between ports in memory whose neighbours answer.
+//! The workers as they are in production, between ports in memory whose neighbours answer.
 
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use engine::mesh::{Peers, mesh};
 use engine::port::Packet;
 use engine::port::memory::{MemoryPacket, MemoryPort};
 use engine::snapshot::{Limits, NatMapping, Nptv6, PortSettings, Settings, Snat};
@@ -15,9 +16,11 @@ use crate::frame::Frame;
 use crate::neighbor;
 
 pub(super) struct Real {
-    worker: Worker<MemoryPort, MemoryPort>,
+    workers: Vec<Worker<MemoryPort, MemoryPort>>,
     published: Arc<ArcSwap<Snapshot>>,
-    counters: Arc<WorkerCounters>,
+    counters: Vec<Arc<WorkerCounters>>,
+    /// Which of them receives what comes next: a linear congruence.
+    draw: u32,
 }
 
 impl Real {
@@ -61,29 +64,47 @@ impl Real {
         };
         let snapshot = Snapshot::new(1, policy, settings).expect("settings that work");
         let published = Arc::new(ArcSwap::from_pointee(snapshot));
-        let counters = Arc::new(WorkerCounters::default());
-        let ports = MACS.iter().map(|mac| MemoryPort::new(*mac, 1500)).collect();
-        let config = WorkerConfig {
-            index: 0,
-            count: 1,
-            peers: None,
-            seed: 11,
-            flow_capacity: 4096,
-            events: None,
+        let mut counters = Vec::new();
+        let mut worker = |index: u16, peers: Option<Peers>| {
+            let ports = MACS.iter().map(|mac| MemoryPort::new(*mac, 1500)).collect();
+            let config = WorkerConfig {
+                index,
+                count: nat.workers,
+                peers,
+                seed: 11,
+                flow_capacity: 4096,
+                events: None,
+            };
+            let counted = Arc::new(WorkerCounters::default());
+            counters.push(Arc::clone(&counted));
+            Worker::new(ports, None, Arc::clone(&published), config, counted)
+                .expect("memory for the table")
         };
-        let worker = Worker::new(
-            ports,
-            None,
-            Arc::clone(&published),
-            config,
-            Arc::clone(&counters),
-        )
-        .expect("memory for the table");
+        let workers = match nat.workers {
+            1 => vec![worker(0, None)],
+            count => {
+                let peers = mesh((0..count).map(|_| Box::new(|| ()) as _).collect());
+                (0..).zip(peers).map(|(i, p)| worker(i, Some(p))).collect()
+            }
+        };
         Real {
-            worker,
+            workers,
             published,
             counters,
+            draw: 1,
         }
+    }
+
+    /// Lets some worker receive a frame by a port.
+    fn give(&mut self, port: usize, bytes: Vec<u8>) {
+        self.draw = self
+            .draw
+            .wrapping_mul(1_664_525)
+            .wrapping_add(1_013_904_223);
+        let worker = (self.draw >> 16) as usize % self.workers.len();
+        self.workers[worker].ports_mut()[port]
+            .rx
+            .push_back(MemoryPacket::new(bytes));
     }
 
     pub(super) fn publish(&mut self, policy: Arc<Compiled>) {
@@ -99,7 +120,10 @@ impl Real {
     fn dropped(&self) -> Vec<u64> {
         DropReason::ALL
             .iter()
-            .map(|r| self.counters.dropped(*r).packets.get())
+            .map(|r| {
+                let of_all = self.counters.iter();
+                of_all.map(|c| c.dropped(*r).packets.get()).sum()
+            })
             .collect()
     }
 
@@ -112,9 +136,7 @@ impl Real {
     ) -> (Vec<(usize, Vec<u8>)>, Vec<DropReason>) {
         let before = self.dropped();
         let bytes = f.clone().between(PEER, MACS[port]).emit();
-        self.worker.ports_mut()[port]
-            .rx
-            .push_back(MemoryPacket::new(bytes));
+        self.give(port, bytes);
         let sent = self.receive_rest(now);
         let after = self.dropped();
         let times = before.iter().zip(after).map(|(b, a)| (a - b) as usize);
@@ -126,7 +148,9 @@ impl Real {
     /// Polls until the timers have caught up: an expired flow holds its port until one takes it.
     pub(super) fn catch_up(&mut self, now: Now) {
         for _ in 0..100 {
-            self.worker.poll(now);
+            for worker in &mut self.workers {
+                worker.poll(now);
+            }
         }
         self.receive_rest(now);
     }
@@ -135,19 +159,22 @@ impl Real {
     fn receive_rest(&mut self, now: Now) -> Vec<(usize, Vec<u8>)> {
         let mut sent = Vec::new();
         loop {
-            let mut quiet = self.worker.poll(now) == 0;
-            for i in 0..2 {
-                while let Some(packet) = self.worker.ports_mut()[i].tx.pop_front() {
-                    quiet = false;
-                    match neighbor::answer(packet.bytes()) {
-                        Some(answer) => {
-                            self.worker.ports_mut()[i]
-                                .rx
-                                .extend(answer.map(MemoryPacket::new));
+            let mut quiet = true;
+            let mut answers = Vec::new();
+            for worker in &mut self.workers {
+                quiet &= worker.poll(now) == 0;
+                for (i, port) in worker.ports_mut().iter_mut().enumerate() {
+                    while let Some(packet) = port.tx.pop_front() {
+                        quiet = false;
+                        match neighbor::answer(packet.bytes()) {
+                            Some(answer) => answers.extend(answer.map(|bytes| (i, bytes))),
+                            None => sent.push((i, packet.bytes().to_vec())),
                         }
-                        None => sent.push((i, packet.bytes().to_vec())),
                     }
                 }
+            }
+            for (port, bytes) in answers {
+                self.give(port, bytes);
             }
             if quiet {
                 return sent;
