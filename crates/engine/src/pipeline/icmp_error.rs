@@ -352,7 +352,11 @@ fn translate_quoted(
     if field + 2 > end || q.key.proto == proto::UDP && get16(frame, field) == 0 {
         return;
     }
-    let sum = delta.apply(get16(frame, field));
+    let sum = match delta.apply(get16(frame, field)) {
+        // Zero would say that there is none (RFC 768).
+        0 if q.key.proto == proto::UDP => 0xffff,
+        sum => sum,
+    };
     put16(frame, field, sum);
 }
 

@@ -182,6 +182,22 @@ fn a_quotation_of_eight_bytes_is_enough() {
 }
 
 #[test]
+fn a_quoted_checksum_that_comes_to_zero_is_sent_as_all_ones() {
+    let mut bench = Bench::new(&allow_all(), two_arms());
+    let (c, s) = (at("10.0.0.2:5000"), at("198.51.100.1:53"));
+    // A payload that is the checksum of the rest.
+    let rest = quoted(&Frame::udp(c, s, &[0, 0]));
+    let sent = Frame::udp(c, s, &rest[26..28]);
+    let (_, out) = bench.one(INSIDE, sent.clone());
+    let error = Frame::icmp(ip("203.0.113.9"), out.src, 11, 0, 0, &quoted(&out));
+    let (_, passed) = bench.one(OUTSIDE, error);
+    let Body::Icmp { payload, .. } = passed.body else {
+        panic!("no ICMP")
+    };
+    assert_eq!(payload, quoted(&sent.with_ttl(63)));
+}
+
+#[test]
 fn errors_about_nothing_are_dropped() {
     let mut bench = Bench::new(&allow_all(), two_arms());
     let never = Frame::udp(at("192.0.2.1:1"), at("198.51.100.1:2"), b"");
