@@ -214,7 +214,7 @@ pub enum Action {
         stray: bool,
         /// TTL or hop limit.
         ttl: u8,
-        /// Which flags, sequence number and acknowledgement.
+        /// Which flags, sequence number and acknowledgement; of UDP, what the checksum comes to.
         tcp: (u8, u8, u8),
         /// Where the sequence number is beyond every window, unless the segment opens a connection or resets it.
         far: bool,
@@ -386,6 +386,7 @@ fn frame(a: &Action, shown: impl Fn(u8, SocketAddr, SocketAddr) -> SocketAddr) -
         (client_at, server_at)
     };
     let frame = match kind {
+        0 if tcp.0 == 0 => sum_to_zero(src, dst),
         0 => Frame::udp(src, dst, b"data"),
         1 | 3 => {
             let flags = [SYN, SYN | ACK, ACK, ACK, ACK, FIN | ACK, RST, FIN | ACK][tcp.0 as usize];
@@ -412,6 +413,13 @@ fn frame(a: &Action, shown: impl Fn(u8, SocketAddr, SocketAddr) -> SocketAddr) -
         _ => Frame::other(src.ip(), dst.ip(), ESP, b"encrypted"),
     };
     (ingress, frame.with_ttl(*ttl))
+}
+
+/// A datagram whose checksum comes to zero, which is sent as all ones: the other zero says that there is none (RFC 768).
+fn sum_to_zero(src: SocketAddr, dst: SocketAddr) -> Frame {
+    let other = Frame::udp(src, dst, &[0, 0]).emit();
+    let sum = other.len() - 4;
+    Frame::udp(src, dst, &other[sum..sum + 2])
 }
 
 /// The error of an action about one of these packets, and by which port of the node it comes.
