@@ -549,16 +549,15 @@ impl Pipeline {
         }
         match p.key.proto {
             proto::UDP => {}
-            proto::TCP => {
-                if p.segment.is_initial() && self.flows.body(id).tcp.may_be_reused() {
-                    if from == End::Server {
-                        // Another connection, that begins outside.
-                        return Err(DropReason::FromOutside);
-                    }
-                    self.close(id, CloseReason::Reused);
-                    return Ok(None);
+            proto::TCP if p.segment.is_initial() && self.flows.body(id).tcp.may_be_reused() => {
+                if from == End::Server {
+                    // Another connection, that begins outside.
+                    return Err(DropReason::FromOutside);
                 }
+                self.close(id, CloseReason::Reused);
+                return Ok(None);
             }
+            proto::TCP => {}
             // With the identifier zero a question looks like an answer: it is one that begins outside.
             _ if p.key.src_port == p.key.dst_port && from == End::Server && p.is_icmp_query() => {
                 return Err(DropReason::FromOutside);
