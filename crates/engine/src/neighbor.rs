@@ -3,7 +3,7 @@
 //! A known address is used without a pause while it is asked for again; one that stops answering
 //! becomes unknown. What waits for an unknown one is bounded by the worker.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
 use std::time::Duration;
 
@@ -74,7 +74,7 @@ pub(crate) enum Due {
 pub(crate) struct NeighborTable {
     places: Vec<Option<Neighbor>>,
     /// Those of them that are free.
-    free: Vec<NeighborId>,
+    free: BTreeSet<NeighborId>,
     by_address: BTreeMap<(PortId, Addr), NeighborId>,
     incomplete: usize,
     /// From where on the timers are looked at next, and when.
@@ -206,7 +206,7 @@ impl NeighborTable {
     }
 
     fn add(&mut self, neighbor: Neighbor) -> NeighborId {
-        let id = self.free.pop().unwrap_or_else(|| {
+        let id = self.free.pop_first().unwrap_or_else(|| {
             self.places.push(None);
             NeighborId::of(self.places.len() - 1)
         });
@@ -247,13 +247,17 @@ impl NeighborTable {
                 self.incomplete -= usize::from(n.mac.is_none());
                 self.by_address.remove(&(n.port, n.address));
                 self.places[place] = None;
-                self.free.push(id);
+                self.free.insert(id);
                 found(Due::Lost(id));
             } else if asking && (n.tries == 0 || now >= n.asked + RETRANSMIT) {
                 n.tries += 1;
                 n.asked = now;
                 found(Due::Ask(id));
             }
+        }
+        while let Some(None) = self.places.last() {
+            self.places.pop();
+            self.free.remove(&NeighborId::of(self.places.len()));
         }
     }
 }
@@ -408,6 +412,49 @@ mod tests {
                 .is_some(),
             "there is room for a router"
         );
+    }
+
+    #[test]
+    fn many_are_asked_and_forgotten_as_few_are() {
+        const MANY: u32 = 3 * SLICE as u32 + 7;
+        let mut table = NeighborTable::default();
+        for round in 0..2 {
+            let begun = f64::from(round) * 1000.0;
+            for i in 0..MANY {
+                table.learn(PORT, Addr::v4(i), MAC, at(begun), true, true);
+                let id = table.find_or_add(PORT, Addr::v4(i), false, at(begun));
+                assert_eq!(table.use_mac(id.unwrap().0), Some(MAC));
+            }
+            assert_eq!(table.places.len(), MANY as usize);
+            // A thousandth of a second at a time, from when they hold no longer.
+            let mut asked = vec![0; MANY as usize];
+            let mut lost = 0;
+            let mut took = 0;
+            for ms in 0..5000 {
+                let now = at(begun + 30.0 + f64::from(ms) / 1e3);
+                let before = lost;
+                let mut looked_at = 0;
+                table.handle_timeout(now, |due| {
+                    looked_at += 1;
+                    match due {
+                        Due::Ask(id) => asked[id.place()] += 1,
+                        Due::Lost(_) => lost += 1,
+                    }
+                });
+                assert!(looked_at <= SLICE);
+                took = if lost > before { ms } else { took };
+                if ms == 260 {
+                    assert_eq!(
+                        asked,
+                        vec![1; MANY as usize],
+                        "all within a quarter of a second"
+                    );
+                }
+            }
+            assert_eq!((asked, lost), (vec![3; MANY as usize], MANY));
+            assert!((2900..3900).contains(&took), "{took} ms");
+            assert!(table.places.is_empty() && table.free.is_empty() && table.len() == 0);
+        }
     }
 
     #[test]

@@ -480,6 +480,11 @@ impl Pipeline {
         }
     }
 
+    /// Whether a neighbour is known or asked for.
+    pub(crate) fn is_neighbor(&self, id: NeighborId) -> bool {
+        self.neighbors.get(id).is_some()
+    }
+
     /// Writes a neighbour's link-layer address into a frame that waited for it.
     pub(crate) fn address(&mut self, id: NeighborId, frame: &mut [u8]) -> bool {
         let Some(mac) = self.neighbors.use_mac(id) else {
@@ -550,7 +555,10 @@ impl Pipeline {
         match p.key.proto {
             proto::UDP => {}
             proto::TCP if p.segment.is_initial() && self.flows.body(id).tcp.may_be_reused() => {
-                if from == End::Server {
+                let turns_back = self.flows.head(id).sides.turns_back();
+                if from == End::Server
+                    && (turns_back || snapshot.source_side(port, p.key.src) == Side::Outside)
+                {
                     // Another connection, that begins outside.
                     return Err(DropReason::FromOutside);
                 }

@@ -152,6 +152,7 @@ impl Steering {
             true => {
                 snapshot.is_independent()
                     && snapshot.nat_addresses(key.dst.is_v4()).contains(&key.dst)
+                    && snapshot.service(key.dst, key.dst_port) != Some(true)
             }
             false => !snapshot.is_service(key.dst) && snapshot.is_translated(key.src, key.dst),
         };

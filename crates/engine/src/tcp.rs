@@ -191,7 +191,17 @@ impl Connection {
         if check && !self.in_window(from, s) {
             match from {
                 End::Client if s.is_initial() => self.flags |= ASKED_ANEW,
-                End::Server if self.answers_anew(s) || self.answers_again(s) => {
+                End::Client if self.chooses(s) => {
+                    self.end[End::Server as usize] = s.ack;
+                    self.limit[End::Server as usize] = s.ack.wrapping_add(0xffff);
+                    return self.advance(from, s, false);
+                }
+                End::Server if self.answers_again(s) => {
+                    if s.has(RST) {
+                        self.reset(from);
+                    }
+                }
+                End::Server if self.answers_anew(s) => {
                     let of_flow = self.of_flow;
                     *self = Connection {
                         of_flow,
@@ -277,13 +287,22 @@ impl Connection {
     }
 
     /// Whether a segment of the server, outside the window, is another answer to the SYN that was answered before: the server
-    /// has forgotten what it said, or another one stands in for it, and the client has not heard the first. It knows the
-    /// client's number.
+    /// has forgotten what it said, or another one stands in for it. It knows the client's number. The client says which answer
+    /// it has heard ([`chooses`](Self::chooses)).
     fn answers_again(&self, s: &Segment) -> bool {
         self.state == State::SynReceived
             && s.has(ACK)
             && s.has(SYN | RST)
             && s.ack == self.end[End::Client as usize]
+    }
+
+    /// Whether a segment of the client, outside the window, ends the handshake by another answer than the one that was seen
+    /// first.
+    fn chooses(&self, s: &Segment) -> bool {
+        self.state == State::SynReceived
+            && s.has(ACK)
+            && !s.has(SYN | RST)
+            && s.seq == self.end[End::Client as usize]
     }
 
     /// The connection that this answer of the server belongs to. The client's window scale went by unseen and is assumed

@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use smallvec::SmallVec;
 
 use crate::acquire::{Config, Held, Learned};
 use crate::event::Ring;
@@ -631,6 +630,7 @@ impl<P: Port, L: Port> Worker<P, L> {
             return;
         }
         let mut no_buffer = 0;
+        let waited = self.waiting.len();
         for originated in self.pipeline.outbox().frames() {
             let (i, bytes) = (usize::from(originated.port.0), originated.bytes);
             if originated.port == LANE {
@@ -662,6 +662,16 @@ impl<P: Port, L: Port> Worker<P, L> {
                 Some(_) => no_buffer += 1,
             }
         }
+        // In this turn their next hops may have answered, or have been given up.
+        for mut waiting in self.waiting.split_off(waited) {
+            if self.pipeline.address(waiting.id, waiting.frame.bytes_mut()) {
+                self.tx[usize::from(waiting.port.0)].push(waiting.frame);
+            } else if self.pipeline.is_neighbor(waiting.id) {
+                self.waiting.push_back(waiting);
+            } else {
+                no_buffer += 1;
+            }
+        }
         let refused = self.pipeline.outbox().clear();
         self.pipeline.counters().no_buffer.add(no_buffer + refused);
     }
@@ -676,21 +686,14 @@ impl<P: Port, L: Port> Worker<P, L> {
         if let Some(lane) = &mut self.lane
             && !self.lane_tx.is_empty()
         {
-            let lens: SmallVec<[usize; BURST]> = self
-                .lane_tx
-                .iter()
-                .map(|frame| frame.bytes().len())
-                .collect();
+            let frames = self.lane_tx.len();
             let taken = lane.tx_burst(&mut self.lane_tx);
             self.lane_tx.clear();
-            // They count as handed to the host, which they never reached.
             let lost = self
                 .pipeline
                 .counters()
                 .dropped(DropReason::LaneUnavailable);
-            for len in lens.into_iter().skip(taken) {
-                lost.count(len);
-            }
+            lost.packets.add((frames - taken) as u64);
         }
     }
 

@@ -214,7 +214,7 @@ impl Pipeline {
             (p.key.proto, p.icmp.0),
             (proto::ICMP4, icmp::ECHO) | (proto::ICMP6, icmp::ECHO6)
         );
-        if is_echo && self.snapshot.is_ours(p.key.dst) {
+        if is_echo && self.is_for_us(port, p.key.dst) {
             return self.answer_whole_echo(port, whole, &p);
         }
         let has_turned = whole.turned.is_some();

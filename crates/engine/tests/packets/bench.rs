@@ -92,6 +92,15 @@ pub(crate) fn two_arms_with(inside: &[&str]) -> Settings {
     settings
 }
 
+/// The link-local address of a port, by its link-layer address (RFC 4291, appendix A).
+pub(crate) fn link_local(port: usize) -> std::net::Ipv6Addr {
+    let [a, b, c, d, e, f] = MACS[port];
+    let mut octets = [0; 16];
+    octets[..2].copy_from_slice(&[0xfe, 0x80]);
+    octets[8..].copy_from_slice(&[a ^ 2, b, c, 0xff, 0xfe, d, e, f]);
+    octets.into()
+}
+
 /// One arm on 10.0.0.0/24.
 pub(crate) fn one_arm() -> Settings {
     let mut settings = two_arms();

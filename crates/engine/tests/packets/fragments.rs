@@ -492,7 +492,12 @@ fn a_datagram_for_a_worker_without_room_is_not_lost_for_its_pieces() {
 
 #[test]
 fn our_own_addresses_answer_echo_in_pieces() {
-    for (src, dst) in [("10.0.0.2", "10.0.0.1"), ("fd00::2", "fd00::1")] {
+    let of_link = link_local(INSIDE).to_string();
+    for (src, dst) in [
+        ("10.0.0.2", "10.0.0.1"),
+        ("fd00::2", "fd00::1"),
+        ("fe80::7", &of_link),
+    ] {
         let mut bench = bench();
         let (kind, reply) = if src == "10.0.0.2" {
             (8, 0)

@@ -319,17 +319,7 @@ fn our_addresses_answer_echo() {
 fn the_address_that_only_its_link_has_a_port_by_answers_echo() {
     for port in [INSIDE, OUTSIDE] {
         let mut bench = Bench::new(&policy("deny", "drop", ""), two_arms());
-        let [a, b, c, d, e, f] = MACS[port].map(u16::from);
-        let ours = std::net::Ipv6Addr::new(
-            0xfe80,
-            0,
-            0,
-            0,
-            (a ^ 2) << 8 | b,
-            c << 8 | 0xff,
-            0xfe00 | d,
-            e << 8 | f,
-        );
+        let ours = link_local(port);
         let request = Frame::echo(ip("fe80::7"), ours.into(), false, 7, 9);
         let (to, reply) = bench.one(port, request);
         let expected = Frame::echo(ours.into(), ip("fe80::7"), true, 7, 9);

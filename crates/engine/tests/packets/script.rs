@@ -424,6 +424,17 @@ fn a_question_is_answered_again_by_another_number() {
         > . 1 ack 3000011
         < P. 3000011+10 ack 1
     ");
+    // The client has heard the first, and stays with it.
+    run("
+        > S 0
+        < S. 0 ack 1
+        > S 0
+        < S. 3000000 ack 1
+        > . 1 ack 1
+        < S. 3000000 ack 1 : tcp_window
+        < P. 1+10 ack 1
+        > . 1 ack 11
+    ");
     run("
         > S 0
         < S. 0 ack 1

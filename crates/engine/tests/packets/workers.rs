@@ -397,27 +397,38 @@ fn an_icmp_error_of_the_nearest_router_finds_the_flow_that_it_is_about() {
 /// Where a node has one address for all.
 #[test]
 fn answers_to_an_address_that_the_host_serves_as_well_find_their_flows() {
-    let mut settings = one_arm();
-    settings.services[0].address = ip("10.0.0.1");
-    let mut team = Team::new(4, settings);
-    for port in (4000..4020).chain(40_000..40_020) {
-        let client = at(&format!("10.0.0.2:{port}"));
-        let server = at("198.51.100.1:443");
-        let (_, out) = team.one(INSIDE, Frame::tcp(client, server, SYN, 1, 0, b""));
-        let shown = (out.src, ports(&out).0).into();
-        let (_, back) = team.one(INSIDE, Frame::tcp(server, shown, SYN | ACK, 9, 2, b""));
-        assert_eq!(back.dst, client.ip());
+    for nat_mapping in [
+        NatMapping::EndpointIndependent,
+        NatMapping::AddressAndPortDependent,
+    ] {
+        let mut settings = Settings {
+            nat_mapping,
+            ..one_arm()
+        };
+        settings.services[0].address = ip("10.0.0.1");
+        let mut team = Team::new(4, settings);
+        let clients = (4000..4020).chain(40_000..40_020);
+        for port in clients.clone() {
+            let client = at(&format!("10.0.0.2:{port}"));
+            let server = at("198.51.100.1:443");
+            let (_, out) = team.one(INSIDE, Frame::tcp(client, server, SYN, 1, 0, b""));
+            let shown = (out.src, ports(&out).0).into();
+            let answer = Frame::tcp(server, shown, SYN | ACK, 9, 2, b"");
+            assert_eq!(team.one(INSIDE, answer).1.dst, client.ip());
+        }
+        // What it serves still goes to the host, which is behind the first worker.
+        for port in clients {
+            let client = at(&format!("10.0.0.2:{port}"));
+            let worker = team.any();
+            team.receive(worker, INSIDE, Frame::udp(client, at("10.0.0.1:53"), b"q"));
+            assert_eq!(team.exchange(), []);
+        }
+        let lane = |worker: &mut Worker<MemoryPort, MemoryPort>| {
+            worker.lane_mut().expect("valid by construction").tx.len()
+        };
+        let lanes: Vec<usize> = team.workers.iter_mut().map(lane).collect();
+        assert_eq!(lanes, [40, 0, 0, 0]);
     }
-    // What it serves still goes to the host.
-    let worker = team.any();
-    team.receive(
-        worker,
-        INSIDE,
-        Frame::udp(at("10.0.0.2:5000"), at("10.0.0.1:53"), b"q"),
-    );
-    assert_eq!(team.exchange(), []);
-    let lane = team.workers[0].lane_mut().expect("valid by construction");
-    assert_eq!(lane.tx.len(), 1);
 }
 
 #[test]
