@@ -468,6 +468,25 @@ source_groups:
 }
 
 #[test]
+fn sources_of_the_same_groups_are_of_one_class() {
+    let compiled = compiled(
+        "
+source_groups:
+- {id: a, mode: enforce, sources: {cidrs: [10.0.0.0/8]}, default_action: deny}
+- {id: all, mode: enforce, sources: {cidrs: [0.0.0.0/0]}}
+",
+    );
+    let class = |source: &str| compiled.source_class(source.parse().unwrap());
+    // On either side of the group that lies between them.
+    assert_eq!(class("9.255.255.255"), class("11.0.0.0"));
+    assert_eq!(class("0.0.0.0"), class("255.255.255.255"));
+    assert_eq!(class("10.0.0.0"), class("10.255.255.255"));
+    assert_ne!(class("10.1.2.3"), class("11.0.0.0"));
+    assert!(class("11.0.0.0").is_some());
+    assert_eq!(class("fd00::1"), None);
+}
+
+#[test]
 fn explain_prints_the_walk() {
     let compiled = compiled(
         "
