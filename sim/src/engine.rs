@@ -438,7 +438,10 @@ impl Reference {
                 matches!(t.state, TcpState::TimeWait | TcpState::Reset)
                     || t.state == TcpState::Closing && t.fin == [true, true]
             });
-            if from == 0 && ended && flags(f) & (SYN | ACK) == SYN {
+            if ended && flags(f) & (SYN | ACK) == SYN {
+                if from == 1 && port == 1 {
+                    return Expected::Dropped(DropReason::FromOutside, Vec::new());
+                }
                 self.flows.remove(i);
             } else {
                 return self.continue_flow(now, port, f, i, from);
