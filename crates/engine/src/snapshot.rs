@@ -7,7 +7,7 @@ pub use settings::{
     Snat, Timeouts,
 };
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -92,42 +92,9 @@ pub struct Snapshot {
     /// The generation under which something changed last that the verdict on a flow depends on.
     epoch: u64,
     policy: Arc<Compiled>,
-    /// How source groups tell inside from outside, for IPv4 and IPv6.
-    insiders: [Insiders; 2],
     network: Arc<Network>,
     /// What addresses are granted to under this policy: newer ones are published here, without a generation of their own.
     grants: Arc<ArcSwap<grant::Table>>,
-}
-
-/// Which sources of a family are inside because a source group has them. A group for everyone says nothing about that, and
-/// takes nothing from what others say.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Insiders {
-    /// Those of all groups, but for those of this class ([`Compiled::source_class`]): nobody has them but groups for everyone.
-    AllBut(Option<u32>),
-    /// None: together the groups have everyone.
-    None,
-}
-
-impl Insiders {
-    /// Groups have both ends of an address space only if everything between them is meant.
-    fn of(policy: &Compiled, ends: [IpAddr; 2]) -> Insiders {
-        match ends.map(|a| policy.source_class(a)) {
-            [Some(first), Some(last)] if first != last => Insiders::None,
-            [Some(first), Some(_)] => Insiders::AllBut(Some(first)),
-            _ => Insiders::AllBut(None),
-        }
-    }
-
-    fn have(self, policy: &Compiled, a: Addr) -> bool {
-        match self {
-            Insiders::AllBut(everyone) => {
-                let class = policy.source_class(a.ip());
-                class.is_some() && class != everyone
-            }
-            Insiders::None => false,
-        }
-    }
 }
 
 impl Snapshot {
@@ -168,17 +135,10 @@ impl Snapshot {
         network: Arc<Network>,
         grants: Arc<ArcSwap<grant::Table>>,
     ) -> Snapshot {
-        let v4 = [Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::BROADCAST.into()];
-        let v6 = [
-            Ipv6Addr::UNSPECIFIED.into(),
-            Ipv6Addr::from(u128::MAX).into(),
-        ];
-        let insiders = [v4, v6].map(|ends| Insiders::of(&policy, ends));
         Snapshot {
             generation,
             epoch,
             policy,
-            insiders,
             network,
             grants,
         }
@@ -277,6 +237,11 @@ impl Snapshot {
         groups.map_or(&[], Vec::as_slice)
     }
 
+    /// The addresses and ports that the host serves.
+    pub(crate) fn services(&self) -> &[(Addr, Vec<u16>)] {
+        &self.network.services
+    }
+
     /// Whether we answer for this address on some link: our own, a NAT address or a service.
     pub(crate) fn is_ours(&self, a: Addr) -> bool {
         let n = &*self.network;
@@ -324,7 +289,7 @@ impl Snapshot {
         let n = &*self.network;
         let inside = n.internal.iter().any(|p| p.contains(a))
             || n.own.iter().any(|o| o.prefix.contains(a))
-            || self.insiders[usize::from(!a.is_v4())].have(&self.policy, a);
+            || self.policy.tells_source(a.ip());
         if inside { Side::Inside } else { Side::Outside }
     }
 

@@ -39,14 +39,17 @@ fn lines(problems: &[Problem]) -> String {
 }
 
 mod names;
+mod told;
 
 use names::{Builder as NamesBuilder, Names};
+use told::Told;
 
 /// A document in the form that judges packets and queries. Immutable; any number of threads may read it.
 #[derive(Debug)]
 pub struct Compiled {
     pub(crate) classifier: Classifier,
     pub(crate) names: Names,
+    pub(crate) told: Told,
     /// What each entry decides.
     pub(crate) decisions: Vec<Decision>,
     /// The groups in evaluation order, with their entries.
@@ -96,6 +99,7 @@ impl Compiled {
         for index in document.groups_in_order() {
             flat.group(index, &document.source_groups[index]);
         }
+        let told = Told::by(&flat.restrictions);
         let classifier = Classifier::build(flat.decisions.len(), flat.restrictions)
             .map_err(|_| CompileError::TooComplex)?;
         let mut places = vec![0; flat.order.len()];
@@ -118,6 +122,7 @@ impl Compiled {
         Ok(Self {
             classifier,
             names: flat.names.finish(),
+            told,
             places,
             decisions: flat.decisions,
             order: flat.order,

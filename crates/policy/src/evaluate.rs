@@ -82,11 +82,11 @@ impl Compiled {
         self.classifier.select_source(source) != 0
     }
 
-    /// A number that two sources of one family share if and only if the same groups have them; none for one that no group
-    /// has.
+    /// Whether a group tells this source from the rest of the world. A group that has the first and the last address of a
+    /// family tells nothing by it (it is for everyone, or for what nobody has), and nor do groups that have both together.
     #[must_use]
-    pub fn source_class(&self, source: IpAddr) -> Option<u32> {
-        Some(self.classifier.select_source(source)).filter(|set| *set != 0)
+    pub fn tells_source(&self, source: IpAddr) -> bool {
+        self.told.has(source)
     }
 
     /// The walk by which [`Self::evaluate`] comes to its decision, in words that stand alone.

@@ -285,6 +285,21 @@ fn a_group_of_everyone_leaves_those_of_others_inside() {
     bench.dropped(INSIDE, stranger, DropReason::FromOutside);
 }
 
+/// A group of what nobody has makes nobody inside either, beside one of everyone.
+#[test]
+fn groups_of_what_nobody_has_make_nobody_inside() {
+    let bogons = r#"{"id":"bogons","mode":"enforce","sources":{"cidrs":["0.0.0.0/8","127.0.0.0/8","240.0.0.0/4"]},"default_action":"deny","rules":[]}"#;
+    let everyone = allow_all().replace("10.0.0.0/8", "0.0.0.0/0");
+    let both = everyone.replace("[]}]}", &format!("[]}},{bogons}]}}"));
+    assert_ne!(both, everyone);
+    let mut bench = Bench::new(&both, one_arm());
+    let (client, server) = (at("10.0.7.2:5000"), at("198.51.100.1:53"));
+    let (_, out) = bench.one(INSIDE, Frame::udp(client, server, b""));
+    assert_eq!(out.src, ip("10.0.0.1"), "outside is outside still");
+    let begun = Frame::udp(server, at("10.0.7.2:5001"), b"");
+    bench.dropped(INSIDE, begun, DropReason::FromOutside);
+}
+
 #[test]
 fn services_are_handed_to_the_host_and_back() {
     let mut bench = Bench::new(&policy("deny", "drop", ""), two_arms());

@@ -468,22 +468,58 @@ source_groups:
 }
 
 #[test]
-fn sources_of_the_same_groups_are_of_one_class() {
-    let compiled = compiled(
-        "
-source_groups:
-- {id: a, mode: enforce, sources: {cidrs: [10.0.0.0/8]}, default_action: deny}
-- {id: all, mode: enforce, sources: {cidrs: [0.0.0.0/0]}}
-",
+fn groups_for_everyone_tell_no_source_and_hide_none() {
+    #[track_caller]
+    fn check(groups: &[&str], told: &[&str], others: &[&str]) {
+        let written = groups.iter().enumerate().map(|(i, cidrs)| {
+            format!("- {{id: g{i}, mode: enforce, sources: {{cidrs: [{cidrs}]}}, default_action: deny}}\n")
+        });
+        let compiled = compiled(&format!(
+            "source_groups:\n{}",
+            written.collect::<Vec<_>>().concat()
+        ));
+        let tells = |source: &&&str| compiled.tells_source(source.parse().unwrap());
+        assert_eq!(told.iter().filter(tells).count(), told.len(), "{groups:?}");
+        assert_eq!(others.iter().filter(tells).count(), 0, "{groups:?}");
+    }
+    let all = "0.0.0.0/0, '::/0'";
+    let bogons = "0.0.0.0/8, 127.0.0.0/8, 240.0.0.0/4, '::/8', 'ff00::/8'";
+    let far = [
+        "0.0.0.0",
+        "9.255.255.255",
+        "11.0.0.0",
+        "198.51.100.1",
+        "255.255.255.255",
+        "::",
+        "2001:db8::1",
+        "fc00::",
+    ];
+    let clients = "10.0.0.0/8, 'fd00::/8'";
+    let near = ["10.0.0.0", "10.255.255.255", "fd00::1"];
+    check(&[clients], &near, &far);
+    check(&[clients, all], &near, &far);
+    check(&[all], &[], &far);
+    check(&[all, bogons], &[], &far);
+    check(&[bogons, clients, all], &near, &far);
+    // Everyone but some is no different, in one group or in several.
+    check(
+        &[
+            "0.0.0.0/5, 8.0.0.0/7, 11.0.0.0/8, 12.0.0.0/6, 16.0.0.0/4, 32.0.0.0/3, 64.0.0.0/2, 128.0.0.0/1",
+        ],
+        &[],
+        &far,
     );
-    let class = |source: &str| compiled.source_class(source.parse().unwrap());
-    // On either side of the group that lies between them.
-    assert_eq!(class("9.255.255.255"), class("11.0.0.0"));
-    assert_eq!(class("0.0.0.0"), class("255.255.255.255"));
-    assert_eq!(class("10.0.0.0"), class("10.255.255.255"));
-    assert_ne!(class("10.1.2.3"), class("11.0.0.0"));
-    assert!(class("11.0.0.0").is_some());
-    assert_eq!(class("fd00::1"), None);
+    check(
+        &["0.0.0.0/1", "128.0.0.0/1", "'::/1'", "'8000::/1'"],
+        &[],
+        &far,
+    );
+    check(
+        &["128.0.0.0/1"],
+        &["198.51.100.1", "255.255.255.255"],
+        &["11.0.0.0", "2001:db8::1"],
+    );
+    assert!(!Compiled::deny_all().tells_source([10, 0, 0, 1].into()));
 }
 
 #[test]
