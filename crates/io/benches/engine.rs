@@ -122,7 +122,8 @@ fn new_flows(rules: &Rules, flows: u32) -> Result<f64> {
     Ok(best)
 }
 
-/// Memory of a million flows, and the worker's longest turn while they expire.
+/// Memory of a million flows, and the worker's longest turn while they expire: the longest of all, each taken as the
+/// shortest of three.
 fn million() -> Result<Vec<Line>> {
     const FLOWS: u32 = 1_000_000;
     let frames = Scene::frames(&Rules::few(), FLOWS);
@@ -131,18 +132,28 @@ fn million() -> Result<Vec<Line>> {
     scene.open_all()?;
     let memory = resident_bytes()?.saturating_sub(before) as f64 / f64::from(FLOWS);
     let [export, import] = scene.hand_over()?;
-    scene.silence();
-    // Every flow is idle now, and nothing else is to be done. A turn each tenth of a millisecond, as under load.
-    let mut now = scene.clock() + 400 * SECOND;
-    let mut longest = 0;
-    let mut turns = 0_u64;
-    while scene.active() > 0 {
-        ensure!(turns < 10_000_000, "{} flows never expire", scene.active());
-        longest = longest.max(scene.turn(Now(now)));
-        now += SECOND / 10_000;
-        turns += 1;
+    // What comes at the same turn each time is the worker's; the rest is the machine's: interrupts, and who else runs.
+    let mut turns = expire(&mut scene)?;
+    println!("a million flows expired in {} turns", turns.len());
+    let mut disturbed = vec![turns.iter().max().copied().unwrap_or_default()];
+    drop(scene);
+    for _ in 0..2 {
+        let mut scene = Scene::new(&Rules::few(), FLOWS)?;
+        scene.open_all()?;
+        let again = expire(&mut scene)?;
+        ensure!(
+            turns.len() == again.len(),
+            "{} turns, then {}",
+            turns.len(),
+            again.len()
+        );
+        disturbed.extend(again.iter().max());
+        for (turn, again) in turns.iter_mut().zip(again) {
+            *turn = again.min(*turn);
+        }
     }
-    println!("a million flows expired in {turns} turns");
+    let longest = turns.iter().max().copied().unwrap_or_default();
+    println!("the longest turns of three expiries, with what disturbed them: {disturbed:?} ns");
     let told = |what: &str, value| Line {
         what: what.into(),
         value,
@@ -166,6 +177,24 @@ fn million() -> Result<Vec<Line>> {
             Target::AtMost(100.0),
         ),
     ])
+}
+
+/// Has all flows of a scene expire, and tells how long each of the worker's turns took, in nanoseconds.
+fn expire(scene: &mut Scene) -> Result<Vec<u64>> {
+    scene.silence();
+    // Every flow is idle now, and nothing else is to be done. A turn each tenth of a millisecond, as under load.
+    let mut now = scene.clock() + 400 * SECOND;
+    let mut turns = Vec::new();
+    while scene.active() > 0 {
+        ensure!(
+            turns.len() < 10_000_000,
+            "{} flows never expire",
+            scene.active()
+        );
+        turns.push(scene.turn(Now(now)));
+        now += SECOND / 10_000;
+    }
+    Ok(turns)
 }
 
 /// Packets that new policies lose, and how much longer the longest of 2,048 turns is because of one than usually: the turn
