@@ -459,6 +459,8 @@ pub struct WorkerCounters {
     pub events_lost: Counter,
     /// Frames that the engine wanted to originate but had no buffer for, or no next hop that answers.
     pub no_buffer: Counter,
+    /// Frames for the host that its side of the lane did not take.
+    pub lane_lost: Counter,
     /// Turns of the worker's loop; stands still when the worker does.
     pub polls: Counter,
     /// Gauge: the processor that the worker stays on, plus one; 0 if on none.
@@ -515,6 +517,7 @@ impl Default for WorkerCounters {
             neighbors: Counter::default(),
             events_lost: Counter::default(),
             no_buffer: Counter::default(),
+            lane_lost: Counter::default(),
             polls: Counter::default(),
             cpu: Counter::default(),
         }

@@ -148,11 +148,20 @@ pub(crate) struct Wanted<'a> {
     pub(crate) syn: Option<u32>,
     /// Not empty.
     pub(crate) addresses: &'a [Addr],
+    /// The addresses and ports that the host serves: what is sent there never belongs to a client.
+    pub(crate) services: &'a [(Addr, Vec<u16>)],
     /// The ports among which one is chosen.
     pub(crate) partition: Partition,
     /// A random number, which chooses the port that is tried first after the client's own.
     pub(crate) draw: u64,
     pub(crate) now: Tick,
+}
+
+impl Wanted<'_> {
+    fn is_served(&self, address: Addr, port: u16) -> bool {
+        let of_host = |(a, ports): &(Addr, Vec<u16>)| *a == address && ports.contains(&port);
+        has_ports(self.client.proto) && self.services.iter().any(of_host)
+    }
 }
 
 /// Destinations for which ports were sought in vain of late, by hash: each further flow to one of them must not cost as
@@ -266,8 +275,10 @@ pub(crate) fn bind(
     let home = home(flows, client.src, addresses.len());
     for i in 0..addresses.len().min(ADDRESSES) {
         let address = addresses[(home + i) % addresses.len()];
-        let is_shown =
-            |port| mappings.is_some_and(|m| m.shown_by(flows, address, port, client) > 0);
+        let is_shown = |port| {
+            wanted.is_served(address, port)
+                || mappings.is_some_and(|m| m.shown_by(flows, address, port, client) > 0)
+        };
         if let Some(own) = own_port(client, partition) {
             *probes += 1;
             if !is_shown(own) && !flows.contains(&client.answer_to(address, own)) {
@@ -395,6 +406,9 @@ fn look_at(
     port: u16,
 ) -> Port {
     let client = wanted.client;
+    if wanted.is_served(address, port) {
+        return Port::Taken;
+    }
     let shown_by = mappings.map_or(0, |m| m.shown_by(flows, address, port, client));
     match flows.find_key(&client.answer_to(address, port)) {
         None if shown_by == 0 => Port::Free,
@@ -476,6 +490,7 @@ mod tests {
             client,
             syn: None,
             addresses,
+            services: &[],
             partition,
             draw: 3,
             now: Tick(0),
@@ -562,7 +577,7 @@ mod tests {
             let mut exhausted = Exhausted::new();
             let mut bound = |flows: &FlowTable| {
                 let wanted = Wanted {
-                    client: &client, syn: None, addresses: &addresses, partition, draw, now: Tick(0),
+                    client: &client, syn: None, addresses: &addresses, services: &[], partition, draw, now: Tick(0),
                 };
                 let found = bind(flows, None, wanted, &mut exhausted, &mut 0).unwrap();
                 client.answer_to(found.address, found.port)

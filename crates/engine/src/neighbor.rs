@@ -255,7 +255,10 @@ impl NeighborTable {
                 found(Due::Ask(id));
             }
         }
-        while let Some(None) = self.places.last() {
+        for _ in 0..SLICE {
+            let Some(None) = self.places.last() else {
+                break;
+            };
             self.places.pop();
             self.free.remove(&NeighborId::of(self.places.len()));
         }

@@ -461,7 +461,7 @@ impl Pipeline {
         account: &mut Account,
     ) -> Result<Step, DropReason> {
         match p.content {
-            Content::IcmpError => self.handle_icmp_error(now, port, frame, p, account),
+            Content::IcmpError => self.handle_icmp_error(now, port, frame, p, account, false),
             Content::Neighbor => self.handle_neighbor(now, port, frame.bytes(), p, true),
             Content::Arp => self.handle_arp(now, port, frame.bytes(), true),
             // The other two are not brought here.
@@ -573,23 +573,25 @@ impl Pipeline {
             proto::ICMP4 | proto::ICMP6
                 if from == End::Client && p.icmp != self.flows.body(id).tcp.query() =>
             {
-                self.check_query(p)?;
+                return Ok(self.may_ask(p)?.then_some((id, from)));
             }
             _ => {}
         }
         Ok(Some((id, from)))
     }
 
-    /// Refuses an ICMP message of a client whose flow began with another type or code, unless it could begin one itself.
+    /// Whether an ICMP message of a client belongs to a flow that began with another type or code: only if it could begin
+    /// one itself. Where the policy denies that, it is refused, and recorded, like one without a flow.
     #[cold]
-    fn check_query(&self, p: &Parsed) -> Result<(), DropReason> {
+    fn may_ask(&self, p: &Parsed) -> Result<bool, DropReason> {
         if p.is_icmp_answer() {
             return Err(DropReason::NoFlow);
         }
-        match self.is_allowed(p) {
-            true => Ok(()),
-            false => Err(DropReason::PolicyDenied),
+        let decision = self.judge(p);
+        if decision.would_deny {
+            self.counters.would_deny.inc();
         }
+        Ok(decision.allow)
     }
 
     /// Judges a flow again if what it was judged by has changed since.

@@ -192,7 +192,9 @@ impl Steering {
         if is_told_by_port {
             return self.partition.owner(key.dst_port);
         }
+        // Either end may be known by another prefix, or be one that is not translated since it has that prefix itself.
         self.by_hash(&Key {
+            src: snapshot.inside_of(key.src),
             dst: snapshot.inside_of(key.dst),
             ..*key
         })

@@ -194,6 +194,8 @@ impl Connection {
                 End::Client if self.chooses(s) => {
                     self.end[End::Server as usize] = s.ack;
                     self.limit[End::Server as usize] = s.ack.wrapping_add(0xffff);
+                    // That one went by unseen, as far as window scales go.
+                    self.scale = MAX_SHIFT << 4 | MAX_SHIFT;
                     return self.advance(from, s, false);
                 }
                 End::Server if self.answers_again(s) => {

@@ -601,27 +601,37 @@ impl<P: Port, L: Port> Worker<P, L> {
 
     /// Sends what waited for a next hop that has answered, and drops what waited in vain.
     fn release_settled(&mut self, now: Now) {
-        while let Some((id, known)) = self.pipeline.settled().pop() {
-            for _ in 0..self.waiting.len() {
-                let Some(mut waiting) = self.waiting.pop_front() else {
-                    break;
-                };
-                let frame = &mut waiting.frame;
-                if waiting.id != id {
-                    self.waiting.push_back(waiting);
-                } else if known && self.pipeline.address(id, frame.bytes_mut()) {
-                    if let Some(uncounted) = waiting.uncounted {
-                        let bytes = frame.bytes().len();
-                        self.pipeline.count_sent(uncounted, bytes);
-                    }
-                    self.tx[usize::from(waiting.port.0)].push(waiting.frame);
-                } else if waiting.uncounted.is_some() {
-                    self.pipeline.refuse_unreachable(now, frame);
-                } else {
-                    self.pipeline.counters().no_buffer.inc();
+        if self.pipeline.settled().is_empty() {
+            return;
+        }
+        let mut settled = std::mem::take(self.pipeline.settled());
+        // Of what was settled twice in this turn, the last counts.
+        settled.sort_by_key(|(id, _)| *id);
+        for _ in 0..self.waiting.len() {
+            let Some(mut waiting) = self.waiting.pop_front() else {
+                break;
+            };
+            let after = settled.partition_point(|(id, _)| *id <= waiting.id);
+            let found = after.checked_sub(1).map(|at| settled[at]);
+            let Some((id, known)) = found.filter(|(id, _)| *id == waiting.id) else {
+                self.waiting.push_back(waiting);
+                continue;
+            };
+            let frame = &mut waiting.frame;
+            if known && self.pipeline.address(id, frame.bytes_mut()) {
+                if let Some(uncounted) = waiting.uncounted {
+                    let bytes = frame.bytes().len();
+                    self.pipeline.count_sent(uncounted, bytes);
                 }
+                self.tx[usize::from(waiting.port.0)].push(waiting.frame);
+            } else if waiting.uncounted.is_some() {
+                self.pipeline.refuse_unreachable(now, frame);
+            } else {
+                self.pipeline.counters().no_buffer.inc();
             }
         }
+        settled.clear();
+        *self.pipeline.settled() = settled;
     }
 
     /// Copies what the engine originated into buffers of the ports.
@@ -689,11 +699,8 @@ impl<P: Port, L: Port> Worker<P, L> {
             let frames = self.lane_tx.len();
             let taken = lane.tx_burst(&mut self.lane_tx);
             self.lane_tx.clear();
-            let lost = self
-                .pipeline
-                .counters()
-                .dropped(DropReason::LaneUnavailable);
-            lost.packets.add((frames - taken) as u64);
+            let lost = (frames - taken) as u64;
+            self.pipeline.counters().lane_lost.add(lost);
         }
     }
 

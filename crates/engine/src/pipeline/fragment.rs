@@ -221,7 +221,7 @@ impl Pipeline {
         let step = if let Some(out) = whole.turned.take() {
             self.handle_turned(now, out, whole, &p, account)?
         } else if p.content == Content::IcmpError {
-            self.handle_icmp_error(now, port, whole, &p, account)?
+            self.handle_icmp_error(now, port, whole, &p, account, false)?
         } else {
             let lookup = Lookup::by(self.flows.hash(&p.key));
             self.handle_packet(now, port, whole, &p, lookup, account)?

@@ -81,7 +81,7 @@ impl Pipeline {
         account: &mut Account,
     ) -> Result<Step, DropReason> {
         if p.content == Content::IcmpError {
-            return self.handle_icmp_error(now, out, frame, p, account);
+            return self.handle_icmp_error(now, out, frame, p, account, true);
         }
         let lookup = Lookup::by(self.flows.hash(&p.key));
         match self.find_live(now, out, p, lookup)? {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::{Pipeline, facts};
 use crate::clock::Now;
 use crate::flow::record::{self, Network};
-use crate::flow::{Flow, Key, Sides};
+use crate::flow::{Flow, Sides};
 use crate::port::PortId;
 use crate::snapshot::{Limits, Side};
 
@@ -135,14 +135,7 @@ impl Pipeline {
         // Both directions lead to one worker, unless there are more or fewer workers than before, or another seed.
         let (steering, snapshot) = (&self.steering, &self.snapshot);
         let by_client = steering.owner_of_client(snapshot, &flow.client_key());
-        // Both ends of one that turns back may be known by another prefix.
-        let by_server = steering.owner_of(
-            snapshot,
-            &Key {
-                src: snapshot.inside_of(flow.server),
-                ..flow.server_key()
-            },
-        );
+        let by_server = steering.owner_of(snapshot, &flow.server_key());
         if !self.steering.is_mine(by_server) {
             imported.elsewhere += 1;
             return;

@@ -33,6 +33,7 @@ impl Pipeline {
         frame: &mut K,
         p: &Parsed,
         account: &mut Account,
+        has_turned: bool,
     ) -> Result<Step, DropReason> {
         let side = self.snapshot.source_side(port, p.key.src);
         account.direction = if side == Side::Inside {
@@ -59,6 +60,10 @@ impl Pipeline {
             .flows
             .find(&key, lookup)
             .ok_or(DropReason::IcmpNoFlow)?;
+        if has_turned && from == End::Client {
+            // Untranslated it would turn back again, and again.
+            return Err(DropReason::HairpinNoFlow);
+        }
         let flow = self.flows.get(id);
         if flow.has_expired(now.tick(), self.snapshot.idle()) {
             return Err(DropReason::IcmpNoFlow);

@@ -1,6 +1,6 @@
 //! How a flow begins: what a packet that belongs to none has to pass, what is granted to it, and its translation.
 
-use policy::{Facts, OnDeny};
+use policy::{Decision, Facts, OnDeny};
 
 use super::{Account, Pipeline, facts, icmp_of};
 use crate::address::Addr;
@@ -276,8 +276,13 @@ impl Pipeline {
 
     /// Whether a packet that belongs to no flow is allowed by now.
     pub(crate) fn is_allowed(&self, p: &Parsed) -> bool {
+        self.judge(p).allow
+    }
+
+    /// What the policy says to a packet.
+    pub(super) fn judge(&self, p: &Parsed) -> Decision {
         let facts = facts(&p.key, p.icmp);
-        self.grants.judge(self.snapshot.policy(), &facts).0.allow
+        self.grants.judge(self.snapshot.policy(), &facts).0
     }
 
     /// Counts a flow of a grant.
@@ -327,6 +332,7 @@ impl Pipeline {
             client: &client,
             syn: p.segment.is_initial().then_some(p.segment.seq),
             addresses: self.snapshot.nat_addresses(flow.client.is_v4()),
+            services: self.snapshot.services(),
             partition: self.partition,
             draw: self.draw(lookup),
             now: flow.last_seen,

@@ -291,11 +291,10 @@ impl Pipeline {
         flow: Option<&Flow>,
         verdict: Verdict,
     ) -> Option<Ruling> {
-        if let Some(flow) = flow {
-            return Some(self.kept(flow));
-        }
         let facts = match verdict {
+            // Even if there is a flow: of a question of another kind, with the same identifier.
             Verdict::Drop(DropReason::PolicyDenied) => facts(&p.key, p.icmp),
+            _ if flow.is_some() => return flow.map(|flow| self.kept(flow)),
             Verdict::Drop(DropReason::PolicyChanged) => {
                 let (key, icmp) = before.began?;
                 facts(&key, icmp)

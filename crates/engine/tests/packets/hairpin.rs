@@ -150,6 +150,34 @@ fn errors_turn_back_as_well() {
     }
 }
 
+/// One arm, and a client inside that has an address of the prefix outside: nothing of it is translated, so that what turns
+/// back is what it was before.
+#[test]
+fn an_error_that_turning_back_does_not_change_ends_there() {
+    let mut settings = Settings {
+        nptv6: Some(Nptv6 {
+            inside: "fd00::/64".parse().expect("valid by construction"),
+            outside: "2001:db8:f::/64".parse().expect("valid by construction"),
+        }),
+        nat66: None,
+        ..one_arm()
+    };
+    let (client, other) = (at("[2001:db8:f::5]:5000"), at("[2001:db8:f::6]:6000"));
+    settings
+        .internal
+        .push("2001:db8:f::5/128".parse().expect("valid by construction"));
+    let everyone = allow_all().replace("fd00::/16", "2001:db8:f::5/128");
+    let mut bench = Bench::new(&everyone, settings);
+    bench.dropped(
+        INSIDE,
+        Frame::udp(client, other, b"hello"),
+        DropReason::HairpinNoFlow,
+    );
+    let quoted = Frame::udp(other, client, b"hello").emit();
+    let error = Frame::icmp(client.ip(), other.ip(), 1, 4, 0, &quoted[14..]);
+    bench.dropped(INSIDE, error, DropReason::HairpinNoFlow);
+}
+
 #[test]
 fn nobody_is_reached_who_did_not_ask_or_may_not() {
     let mut bench = Bench::new(&allow_all(), two_arms());

@@ -2,6 +2,7 @@
 
 use super::bench::*;
 use engine::DropReason;
+use engine::Event;
 use engine::port::memory::MemoryPacket;
 use sim::frame::{Body, Frame};
 
@@ -349,14 +350,30 @@ fn a_query_of_another_type_is_judged_although_a_flow_has_its_identifier() {
     for id in [0, 7] {
         bench.one(INSIDE, query(8, 0, id));
         bench.dropped(INSIDE, query(13, 0, id), DropReason::PolicyDenied);
+        let denied = |event: &Event| {
+            matches!(
+                event,
+                Event::Denied {
+                    icmp: Some((13, 0)),
+                    ..
+                }
+            )
+        };
+        assert_eq!(bench.events.try_iter().filter(denied).count(), 1);
         bench.dropped(INSIDE, query(8, 5, id), DropReason::PolicyDenied);
         bench.dropped(INSIDE, query(0, 0, id), DropReason::NoFlow);
         bench.one(INSIDE, query(8, 0, id));
     }
-    // What the policy allows goes on.
+    // What the policy allows goes on, and what it would deny is counted.
     let mut bench = Bench::new(&allow_all(), two_arms());
     bench.one(INSIDE, query(8, 0, 7));
     bench.one(INSIDE, query(13, 0, 7));
+    let audited = policy("deny", "drop", echo).replace("enforce", "audit");
+    let mut bench = Bench::new(&audited, two_arms());
+    bench.one(INSIDE, query(8, 0, 7));
+    bench.one(INSIDE, query(13, 0, 7));
+    assert_eq!(bench.counters.would_deny.get(), 1);
+    assert_eq!(bench.counters.flows_active.get(), 1);
 }
 
 #[test]

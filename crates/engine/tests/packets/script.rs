@@ -424,6 +424,16 @@ fn a_question_is_answered_again_by_another_number() {
         > . 1 ack 3000011
         < P. 3000011+10 ack 1
     ");
+    // Its window scale is not that of the first answer.
+    run("
+        > S 0 ws 7
+        < S. 0 ack 1
+        < S. 3000000 ack 1 ws 7
+        > . 1 ack 3000001
+        < P. 3000001+10 ack 1
+        > . 1 ack 3000011
+        < P. 4000000+10 ack 1
+    ");
     // The client has heard the first, and stays with it.
     run("
         > S 0

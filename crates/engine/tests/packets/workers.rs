@@ -263,6 +263,32 @@ fn a_translated_prefix_leads_back_to_the_owner() {
     }
 }
 
+/// A network that is translated to has addresses of its own: servers on the link outside, and clients inside that need no
+/// translation.
+#[test]
+fn hosts_of_the_prefix_that_is_translated_to_are_answered_as_well() {
+    let settings = Settings {
+        nptv6: Some(Nptv6 {
+            inside: "fd00::/48".parse().expect("valid by construction"),
+            outside: "2001:db8::/48".parse().expect("valid by construction"),
+        }),
+        nat66: None,
+        ..two_arms_with(&["2001:db8:0:5::/64"])
+    };
+    let mut team = Team::new(4, settings);
+    let (neighbor, far) = (at("[2001:db8::99]:53"), at("[2001:db8:1::1]:53"));
+    let (translated, own) = ("[fd00::2]", "[2001:db8:0:5::2]");
+    for port in (2000..2030).chain(40_000..40_030) {
+        for (client, server) in [(translated, neighbor), (translated, far), (own, far)] {
+            let client = at(&format!("{client}:{port}"));
+            let (_, out) = team.one(INSIDE, Frame::udp(client, server, b"q"));
+            let shown = (out.src, ports(&out).0).into();
+            let (by, back) = team.one(OUTSIDE, Frame::udp(server, shown, b"a"));
+            assert_eq!((by, back.dst), (INSIDE, client.ip()), "{client} > {server}");
+        }
+    }
+}
+
 #[test]
 fn ports_that_systems_choose_are_kept_by_whichever_worker_has_the_flow() {
     let mut team = Team::new(3, two_arms());
@@ -415,6 +441,17 @@ fn answers_to_an_address_that_the_host_serves_as_well_find_their_flows() {
             let shown = (out.src, ports(&out).0).into();
             let answer = Frame::tcp(server, shown, SYN | ACK, 9, 2, b"");
             assert_eq!(team.one(INSIDE, answer).1.dst, client.ip());
+        }
+        // A resolver that asks from the port at which the host serves is shown by another.
+        for host in 3..43 {
+            let client = at(&format!("10.0.0.{host}:53"));
+            let server = at("198.51.100.1:53");
+            let (_, out) = team.one(INSIDE, Frame::udp(client, server, b"q"));
+            let shown = (out.src, ports(&out).0).into();
+            assert_eq!(
+                team.one(INSIDE, Frame::udp(server, shown, b"a")).1.dst,
+                client.ip()
+            );
         }
         // What it serves still goes to the host, which is behind the first worker.
         for port in clients {

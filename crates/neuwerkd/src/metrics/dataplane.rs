@@ -316,6 +316,12 @@ fn ports(
             ConstCounter::new(value).encode(lost.encode_family(&labels)?)?;
         }
     }
+    let labels = [("port", "lane"), ("direction", "tx"), ("cause", "full")];
+    let value = workers
+        .iter()
+        .map(|worker| worker.lane_lost.get())
+        .sum::<u64>();
+    ConstCounter::new(value).encode(lost.encode_family(&labels)?)?;
     Ok(())
 }
 
