@@ -7,6 +7,7 @@ help:
 	@echo "make test    all tests (without root: those that need none)"
 	@echo "make test-upgrade  rolls a cluster from an older version to this one and back (root)"
 	@echo "make bench   forwarding, the cluster and names, compared with the kernel, etcd, dnsdist and unbound (root)"
+	@echo "make bench-dataplane  all of the dataplane: per packet, policies, forwarding, under attack, DPDK (root)"
 	@echo "make lint    formatting, lints, documentation, dependencies"
 	@echo "make fix     format, and apply what the lints suggest"
 

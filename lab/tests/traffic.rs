@@ -402,6 +402,38 @@ fn the_api_is_not_on_the_data_ports() {
     }
 }
 
+/// On a machine that would forward by itself, somebody loads a firewall's rules anew and gives the ports addresses.
+#[test]
+#[ignore = "needs root; make test runs it"]
+fn a_kernel_that_is_brought_back_to_the_data_ports_is_kept_off_again() {
+    let cluster = one_node();
+    let node = cluster.topology.node(1);
+    let (allowed, denied) = (
+        address::allowed_server(Family::V4),
+        address::denied_server(Family::V4),
+    );
+    let addresses = || tool::run(node.command("ip").args(["-o", "-4", "address", "show"])).unwrap();
+    let rules = || tool::run(node.command("nft").args(["list", "ruleset"])).unwrap();
+    let held = (addresses(), rules());
+    node.sysctl("ipv4/ip_forward", "1").unwrap();
+    for number in 1..=3 {
+        for (interface, address) in [
+            ("in0", address::inside(1, Family::V4)),
+            ("out0", address::outside(1, Family::V4)),
+        ] {
+            node.ip(&format!("address add {address}/24 dev {interface}"))
+                .unwrap();
+        }
+        node.nft("flush ruleset").unwrap();
+        assert_eq!(cluster.probe(1, denied), Outcome::Silent, "{number}");
+        wait::until_true("the ports are held again", SOON, || {
+            Ok((addresses(), rules()) == held)
+        })
+        .unwrap();
+        assert_eq!(cluster.probe(1, allowed), Outcome::Connected, "{number}");
+    }
+}
+
 /// A single node with the usual policy.
 fn one_node() -> Cluster {
     one_node_with(&[])

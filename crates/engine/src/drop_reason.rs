@@ -75,7 +75,7 @@ drop_reasons! {
     IcmpNoFlow = "icmp_no_flow",
     /// An ICMP type that is neither a query nor an error about a flow.
     IcmpType = "icmp_type",
-    /// The flow table is full and nothing in it could give way.
+    /// The flow table is full, and of 64 flows that were looked at none could give way.
     FlowTableFull = "flow_table_full",
     /// The source group has as many flows as one may have.
     SourceGroupFull = "source_group_full",
@@ -83,7 +83,7 @@ drop_reasons! {
     SourceFull = "source_full",
     /// The source opens flows faster than one may.
     SourceRate = "source_rate",
-    /// The limit on NAT bindings is reached, and no flow that has one could give way.
+    /// The limit on NAT bindings is reached, and of 64 flows that were looked at none that has one could give way.
     NatTableFull = "nat_table_full",
     /// No free port is left for this destination.
     NatPortsExhausted = "nat_ports_exhausted",

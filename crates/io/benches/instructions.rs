@@ -33,6 +33,15 @@ const WORKLOADS: [&str; 5] = [
     "denied",
 ];
 
+/// What takes memory from the system, as callgrind names it: no packet may.
+const ALLOCATORS: [&str; 5] = [
+    "malloc",
+    "calloc",
+    "realloc",
+    "aligned_alloc",
+    "posix_memalign",
+];
+
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
@@ -96,6 +105,16 @@ fn measure() -> Result<BTreeMap<String, f64>> {
                 .context("cannot start valgrind: apt-get install valgrind")?;
             ensure!(ended.success(), "{name}: {ended}");
             let text = std::fs::read_to_string(&out)?;
+            let allocates = text.lines().find(|line| {
+                let called = line
+                    .split_once("fn=(")
+                    .and_then(|(_, rest)| rest.split_once(") "));
+                called.is_some_and(|(_, name)| ALLOCATORS.contains(&name))
+            });
+            ensure!(
+                allocates.is_none(),
+                "{name} allocates memory: {allocates:?}"
+            );
             let totals = text.lines().find_map(|line| line.strip_prefix("totals:"));
             let all: f64 = totals.context("callgrind says no total")?.trim().parse()?;
             ensure!(all > 0.0, "callgrind has seen nothing of {name}");

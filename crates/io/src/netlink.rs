@@ -3,11 +3,13 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use rustix::io::Errno;
 use rustix::net::netlink::{self, SocketAddrNetlink};
 use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recv, sendto, socket_with,
+    AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recv, sendto,
+    socket_with,
 };
 
 /// Bytes of `struct nlmsghdr`, `struct nlattr`, `struct nlmsgerr` before the offending message.
@@ -106,15 +108,36 @@ impl Netlink {
         Self::open(Some(netlink::NETFILTER))
     }
 
-    fn open(protocol: Option<rustix::net::Protocol>) -> io::Result<Self> {
+    /// One that is told what changes in some groups, as a mask, and never waits.
+    pub(crate) fn listening(protocol: Option<Protocol>, groups: u32) -> io::Result<Self> {
+        Self::open_with(protocol, SocketFlags::NONBLOCK, groups)
+    }
+
+    fn open(protocol: Option<Protocol>) -> io::Result<Self> {
+        Self::open_with(protocol, SocketFlags::empty(), 0)
+    }
+
+    fn open_with(protocol: Option<Protocol>, flags: SocketFlags, groups: u32) -> io::Result<Self> {
         let fd = socket_with(
             AddressFamily::NETLINK,
             SocketType::RAW,
-            SocketFlags::CLOEXEC,
+            SocketFlags::CLOEXEC | flags,
             protocol,
         )?;
-        bind(&fd, &SocketAddrNetlink::new(0, 0))?;
+        bind(&fd, &SocketAddrNetlink::new(0, groups))?;
         Ok(Self { fd, sequence: 0 })
+    }
+
+    /// Takes all that has been told; also that there was more than could be kept.
+    pub(crate) fn drain(&self) {
+        let mut buffer = [0; 512];
+        // Longer messages are cut.
+        loop {
+            match recv(&self.fd, &mut buffer[..], RecvFlags::empty()) {
+                Ok(_) | Err(Errno::NOBUFS | Errno::INTR) => {}
+                Err(_) => return,
+            }
+        }
     }
 
     /// Sends a request and waits for the kernel's yes or no.
@@ -226,6 +249,12 @@ impl Netlink {
             bytes = bytes.get(len.next_multiple_of(4)..).unwrap_or(&[]);
         }
         Ok(replies)
+    }
+}
+
+impl AsFd for Netlink {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }
 

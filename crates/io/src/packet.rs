@@ -20,7 +20,7 @@ use engine::port::{Capabilities, Link, Packet, Port, PortStats};
 use crate::buffer::{ETHERNET_LEN, Frame, Pool, TPID_8021Q};
 use crate::vnet;
 use batch::{Received, RxBatch, TxBatch};
-pub use hold::{Hold, HoldConfig, HoldError};
+pub use hold::{Changes, Hold, HoldConfig, HoldError};
 use ring::Slot;
 pub use socket::{OpenError, PacketConfig, Socket};
 pub use steer::{Fanout, Translated};

@@ -4,9 +4,10 @@
 mod namespace;
 
 use std::path::Path;
+use std::time::Duration;
 
 use engine::port::Port;
-use io::packet::{Hold, HoldConfig, HoldError, PacketConfig, PacketPort};
+use io::packet::{Changes, Hold, HoldConfig, HoldError, PacketConfig, PacketPort};
 use namespace::{sh, with_namespace};
 
 fn config(state_dir: &Path) -> HoldConfig {
@@ -100,6 +101,81 @@ fn a_port_sees_frames_that_the_kernel_does_not() {
         // Between the two ends of a veth in one namespace delivery is done when sending returns.
         assert_eq!(left.rx_burst(&mut Vec::new(), 8), 1, "the port sees it");
         assert_eq!(right.rx_burst(&mut Vec::new(), 8), 0, "the kernel does not");
+    });
+}
+
+#[test]
+#[ignore = "needs root; make test runs it"]
+fn what_others_give_back_to_the_kernel_is_held_again() {
+    with_namespace("what_others_give_back_is_held_again", || {
+        let dir = tempfile::tempdir().expect("a directory");
+        set_up();
+        let before = state();
+        let mut hold = Hold::open(&config(dir.path())).expect("left is held");
+        let held = state();
+        let again = |hold: &mut Hold| hold.hold_again().expect("it can be held");
+        assert!(!again(&mut hold));
+        for change in [
+            "nft flush ruleset",
+            "ip addr add 192.0.2.1/24 dev left",
+            "sysctl -qw net.ipv6.conf.left.disable_ipv6=0",
+            "sysctl -qw net.ipv6.conf.left.disable_ipv6=0; ip addr add 2001:db8:1::1/64 dev left nodad; nft flush ruleset",
+        ] {
+            sh(change);
+            assert_ne!(state(), held, "{change}");
+            assert!(again(&mut hold), "{change}");
+            assert_eq!(state(), held, "{change}");
+            assert!(!again(&mut hold), "{change}");
+        }
+        // What is configured meanwhile is there at the end.
+        sh("ip addr add 192.0.2.77/32 dev left");
+        assert!(again(&mut hold));
+        assert_eq!(state(), held);
+        drop(hold);
+        assert!(state().contains("192.0.2.77/32"));
+        sh("ip addr del 192.0.2.77/32 dev left");
+        assert_eq!(state(), before);
+    });
+}
+
+#[test]
+#[ignore = "needs root; make test runs it"]
+fn changes_of_rules_and_addresses_are_told() {
+    with_namespace("changes_of_rules_and_addresses_are_told", || {
+        set_up();
+        let changes = Changes::listen().expect("the kernel has nftables");
+        let told = || changes.wait(Duration::ZERO).expect("it can be waited for");
+        assert!(!told());
+        for change in [
+            "nft add table netdev other",
+            "nft flush ruleset",
+            "ip addr add 192.0.2.77/32 dev left",
+            "ip addr add 2001:db8:1::77/128 dev left",
+        ] {
+            sh(change);
+            assert!(told(), "{change}");
+            assert!(!told(), "{change}");
+        }
+    });
+}
+
+/// A flush of all rules takes the chain of a killed process too. Its addresses are still missed.
+#[test]
+#[ignore = "needs root; make test runs it"]
+fn what_a_killed_process_left_is_put_right_although_its_rules_were_flushed() {
+    with_namespace("what_a_killed_process_left_although_flushed", || {
+        let dir = tempfile::tempdir().expect("a directory");
+        set_up();
+        let before = state();
+        let elsewhere = left_by_a_killed_process(dir.path());
+        sh("nft flush ruleset");
+        drop(Hold::open(&config(elsewhere.path())).expect("left is held"));
+        assert_eq!(state(), before);
+
+        let elsewhere = left_by_a_killed_process(elsewhere.path());
+        sh("nft flush ruleset");
+        Hold::give_back_others(elsewhere.path(), &[]);
+        assert_eq!(state(), before);
     });
 }
 

@@ -10,6 +10,7 @@ mod devices;
 #[cfg(feature = "dpdk")]
 mod dpdk;
 mod findings;
+mod held;
 mod lane;
 mod look;
 mod places;

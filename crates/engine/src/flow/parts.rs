@@ -9,7 +9,7 @@ use super::{Flow, Key, Sides};
 use crate::address::Addr;
 use crate::clock::Tick;
 use crate::grant::UseId;
-use crate::tcp::{Connection, End};
+use crate::tcp::{Connection, End, State};
 use crate::wire::proto;
 
 /// What tells a flow from all others, and what every packet asks: half a cache line.
@@ -58,7 +58,8 @@ pub(crate) const MAX_AGE: u32 = 1 << (AGE_BITS - 1);
 /// The three addresses of a flow over IPv6, client, server and NAT, upper half first.
 type Wide = [u64; 6];
 
-const _: () = assert!(size_of::<Head>() == 32 && size_of::<Body>() == 64);
+/// Of the byte of a connection's state three bits are used. The others are for how far a flow's TLS hello has been read.
+const _: () = assert!(size_of::<Head>() == 32 && size_of::<Body>() == 64 && State::ALL.len() < 8);
 
 /// An IPv4 address; of an IPv6 address what tells it from most others.
 #[inline(always)]

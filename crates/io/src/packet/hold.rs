@@ -3,8 +3,9 @@
 //! The kernel would answer for the addresses that it has, with resets for connections that it
 //! does not know, and spend a fifth of the processor doing so. While a [`Hold`] lives the
 //! interface has no addresses, no IPv6, and a netfilter chain that drops the kernel's copy of
-//! every frame at ingress; packet sockets see the frame before that. The end of the hold puts
-//! everything back. A killed process leaves the chain, so that the machine does not turn into an
+//! every frame at ingress; packet sockets see the frame before that. Others may bring the kernel back, with
+//! `nft flush ruleset` or with addresses: [`Hold::hold_again`] takes it away again, and [`Changes`] say when. The end of
+//! the hold puts everything back. A killed process leaves the chain, so that the machine does not turn into an
 //! open router, and a note of what was there, by which the next process puts things right, whether
 //! it holds the interface again or not.
 
@@ -12,8 +13,12 @@ use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+use rustix::net::netlink;
 
 use crate::interface::Interface;
 use crate::netlink::{Message, Netlink, attributes};
@@ -105,7 +110,7 @@ impl Hold {
             table_exists(&mut netfilter, &table).map_err(refused("look for a chain on"))?;
         let mut original = Original::read(&interface, &mut route, disable_ipv6.as_ref())
             .map_err(refused("read the configuration of"))?;
-        if left_over
+        if (left_over || original.addresses.is_empty())
             && let Some(before) = read_note(&mut note)
             && before.is_of(&original)
         {
@@ -132,6 +137,40 @@ impl Hold {
         hold.silence().map_err(refused("flush the addresses of"))?;
         hold.interface.set_up(true).map_err(refused("set up"))?;
         Ok(hold)
+    }
+
+    /// Takes from the kernel what it has had again since: the chain was removed, the interface got addresses, or IPv6 was
+    /// switched on. Says whether there was any of that. What was configured meanwhile is there again at the end.
+    ///
+    /// # Errors
+    /// The kernel refuses it; some of it may have been done.
+    pub fn hold_again(&mut self) -> Result<bool, HoldError> {
+        let Ok(name) = self.interface.name() else {
+            // Nothing can come by one that has gone.
+            return Ok(false);
+        };
+        let refused = |step| {
+            let name = name.clone();
+            move |source| HoldError::new(step, &name, source)
+        };
+        let has_chain = table_exists(&mut self.netfilter, &self.table)
+            .map_err(refused("look for a chain on"))?;
+        let now = Original::read(&self.interface, &mut self.route, self.disable_ipv6.as_ref())
+            .map_err(refused("read the configuration of"))?;
+        let is_silent =
+            now.addresses.is_empty() && (now.ipv6_disabled || self.disable_ipv6.is_none());
+        if has_chain && is_silent {
+            return Ok(false);
+        }
+        if !has_chain {
+            self.add_chain(&name, false)
+                .map_err(refused("drop the kernel's copy of frames on"))?;
+        }
+        self.original = std::mem::take(&mut self.original).with_added(now);
+        write_note(&mut self.note, &self.original.to_text())
+            .map_err(refused("note the configuration of"))?;
+        self.silence().map_err(refused("flush the addresses of"))?;
+        Ok(true)
     }
 
     /// Gives back what a process before this one held, nobody holds any more, and is none of the `own` interfaces: no
@@ -167,12 +206,20 @@ impl Hold {
         let mut note = lock_note(state_dir, name)?;
         let mut netfilter = Netlink::netfilter().map_err(refused("open netlink for"))?;
         let table = table_of(name);
-        let is_left =
-            table_exists(&mut netfilter, &table).map_err(refused("look for a chain on"))?;
-        let Some(original) = read_note(&mut note).filter(|_| is_left) else {
+        let Some(original) = read_note(&mut note) else {
             return Ok(None);
         };
         let interface = original.interface(name).map_err(refused("look up"))?;
+        let mut route = Netlink::route().map_err(refused("open netlink for"))?;
+        // Where somebody has removed the chain and given it addresses, it has been given back.
+        let is_left = table_exists(&mut netfilter, &table)
+            .map_err(refused("look for a chain on"))?
+            || addresses(&mut route, interface.index())
+                .map_err(refused("read the configuration of"))?
+                .is_empty();
+        if !is_left {
+            return Ok(None);
+        }
         let now = interface.name().ok();
         if now.as_ref().is_some_and(|now| own.contains(now)) {
             return Ok(None);
@@ -181,7 +228,7 @@ impl Hold {
             disable_ipv6: now.and_then(|now| open_disable_ipv6(&now)),
             interface,
             table,
-            route: Netlink::route().map_err(refused("open netlink for"))?,
+            route,
             netfilter,
             note,
             original,
@@ -301,6 +348,43 @@ impl Drop for Hold {
     }
 }
 
+/// Tells that something has changed by which the kernel may have a held interface again: rules of nftables, or addresses.
+pub struct Changes([Netlink; 2]);
+
+impl Changes {
+    /// Those from now on, in the network namespace of this thread.
+    ///
+    /// # Errors
+    /// The kernel has no nftables, or there are too many descriptors.
+    pub fn listen() -> io::Result<Changes> {
+        let rules = 1 << (libc::NFNLGRP_NFTABLES - 1);
+        let addresses = (libc::RTMGRP_IPV4_IFADDR | libc::RTMGRP_IPV6_IFADDR) as u32;
+        Ok(Changes([
+            Netlink::listening(Some(netlink::NETFILTER), rules)?,
+            Netlink::listening(None, addresses)?,
+        ]))
+    }
+
+    /// Waits for one, for some time at most, and says whether there was one since the last call.
+    ///
+    /// # Errors
+    /// Those of the system call.
+    pub fn wait(&self, timeout: Duration) -> io::Result<bool> {
+        let mut sockets = self
+            .0
+            .each_ref()
+            .map(|socket| PollFd::new(socket, PollFlags::IN));
+        let timeout = Timespec::try_from(timeout).map_err(io::Error::other)?;
+        match poll(&mut sockets, Some(&timeout)) {
+            Err(Errno::INTR) => return Ok(false),
+            ready => ready?,
+        };
+        let was_any = sockets.iter().any(|socket| !socket.revents().is_empty());
+        self.0.iter().for_each(Netlink::drain);
+        Ok(was_any)
+    }
+}
+
 impl HoldError {
     fn new(step: &'static str, interface: &str, source: io::Error) -> Self {
         let interface = interface.to_owned();
@@ -337,9 +421,9 @@ impl Original {
         route: &mut Netlink,
         disable_ipv6: Option<&File>,
     ) -> io::Result<Self> {
-        let mut value = String::new();
-        if let Some(mut file) = disable_ipv6 {
-            file.read_to_string(&mut value)?;
+        let mut value = [0];
+        if let Some(file) = disable_ipv6 {
+            file.read_at(&mut value, 0)?;
         }
         let mut addresses = addresses(route, interface.index())?;
         addresses.retain(|address| !is_link_local(address));
@@ -347,7 +431,7 @@ impl Original {
             index: Some(interface.index()),
             mac: interface.mac()?.0,
             up: interface.is_up()?,
-            ipv6_disabled: value.trim() == "1",
+            ipv6_disabled: value == *b"1",
             addresses,
             routes: routes(route, interface.index())?,
         })
@@ -489,7 +573,7 @@ fn lock_note(state_dir: &Path, name: &str) -> Result<File, HoldError> {
         .open(state_dir.join(prefix + name))
         .map_err(refused)?;
     flock(&note, FlockOperation::NonBlockingLockExclusive).map_err(|errno| {
-        if errno == rustix::io::Errno::WOULDBLOCK {
+        if errno == Errno::WOULDBLOCK {
             HoldError::Held {
                 interface: name.to_owned(),
             }

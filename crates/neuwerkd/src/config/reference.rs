@@ -39,8 +39,9 @@ at start, and have no effect.
 Published releases required more. Here `bootstrap.cloud_provider` is `none` and `bootstrap.data_plane_mode` is `packet`
 unless set, and without `dns.target_ips` and `dns.upstreams` a node has no DNS proxy. Other defaults that differ on
 purpose: `dataplane.idle_timeout_secs` is unset (was 300), tables and admission limits hold 1,048,576 flows (was 32,768
-and 24,576), `dataplane.flow_incomplete_tcp_syn_sent_idle_timeout_secs` is unset (was 3), and a limit left out of
-`dataplane.admission` keeps its default.
+and 24,576), `dataplane.flow_incomplete_tcp_syn_sent_idle_timeout_secs` is unset (was 3), a limit left out of
+`dataplane.admission` keeps its default, and health probes are answered only if `bootstrap.cloud_provider` names a cloud or
+`dataplane.health_probe` is true (they always were).
 
 ## Environment
 

@@ -104,7 +104,7 @@ pub(super) fn start(
     let mut dataplane = launch(config, judging, acquire, from_host, makes, received)?;
     dataplane.devices = meters.into_iter().map(shown).collect();
     let ports = received.ports.clone();
-    Ok(HeldDataplane::new(dataplane, addresses, ports, holds))
+    HeldDataplane::new(dataplane, addresses, ports, holds)
 }
 
 /// A device as metrics see it.

@@ -14,6 +14,7 @@ use io::xdp::{OpenError, WorkerQueues};
 use ipnet::IpNet;
 
 use super::addresses::{self, Acquire, Addresses};
+use super::held::Held;
 use super::places::{Home, homes};
 use super::settings::{settings, share};
 use super::{Dataplane, Judging, Opened, monotonic};
@@ -26,7 +27,7 @@ pub struct HeldDataplane {
     dataplane: Arc<Dataplane>,
     addresses: Option<Addresses>,
     ports: Kept,
-    holds: Vec<Hold>,
+    held: Held,
 }
 
 impl Drop for HeldDataplane {
@@ -34,7 +35,7 @@ impl Drop for HeldDataplane {
     /// next start puts them right.
     fn drop(&mut self) {
         if !self.dataplane.stop() {
-            std::mem::forget(std::mem::take(&mut self.holds));
+            self.held.forget();
         }
         self.ports.close();
     }
@@ -48,13 +49,13 @@ impl HeldDataplane {
         addresses: Option<Addresses>,
         ports: Kept,
         holds: Vec<Hold>,
-    ) -> HeldDataplane {
-        HeldDataplane {
+    ) -> anyhow::Result<HeldDataplane> {
+        Ok(HeldDataplane {
             dataplane: Arc::new(dataplane),
             addresses,
             ports,
-            holds,
-        }
+            held: Held::new(holds)?,
+        })
     }
 
     /// Takes the data ports from the kernel, or makes them, and starts the packet workers on them,
@@ -152,7 +153,7 @@ impl HeldDataplane {
             dataplane: Arc::new(dataplane),
             addresses,
             ports: received.ports.clone(),
-            holds,
+            held: Held::new(holds)?,
         })
     }
 
@@ -163,6 +164,7 @@ impl HeldDataplane {
 
     /// Does not give the interfaces back to the kernel: the process that takes over goes on holding them.
     pub fn keep_held(self) {
+        self.held.forget();
         std::mem::forget(self);
     }
 
