@@ -13,6 +13,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use policy::{Compiled, Decision, Facts, NameRule};
 
+use crate::address::Addr;
+
 /// Which counter of flows belongs to a grant. It is the same under every policy that has the rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct UseId(NonZeroU32);
@@ -173,8 +175,9 @@ impl Address {
     }
 }
 
+/// By [`Addr`], one number, which is hashed and compared at once.
 type ByAddress = imbl::GenericHashMap<
-    IpAddr,
+    Addr,
     Arc<Address>,
     foldhash::fast::RandomState,
     imbl::shared_ptr::DefaultSharedPtr,
@@ -201,9 +204,9 @@ impl Table {
     /// Changes what an address is granted to.
     pub fn set(&mut self, address: IpAddr, granted: Address) {
         if granted.is_empty() {
-            self.by_address.remove(&address);
+            self.by_address.remove(&Addr::from(address));
         } else {
-            self.by_address.insert(address, Arc::new(granted));
+            self.by_address.insert(Addr::from(address), Arc::new(granted));
         }
     }
 
@@ -220,14 +223,19 @@ impl Table {
 
     /// What an address is granted to, if anything.
     pub fn of(&self, address: IpAddr) -> Option<&Address> {
+        self.by_addr(address.into())
+    }
+
+    #[inline]
+    fn by_addr(&self, address: Addr) -> Option<&Address> {
         self.by_address.get(&address).map(|granted| &**granted)
     }
 
     /// Asks for the memory that [`judge`](Self::judge) reads of a destination.
     #[inline]
-    pub(crate) fn prefetch(&self, destination: IpAddr) {
+    pub(crate) fn prefetch(&self, destination: Addr) {
         if !self.by_address.is_empty()
-            && let Some(granted) = self.of(destination)
+            && let Some(granted) = self.by_addr(destination)
         {
             mem::prefetch(granted);
             mem::prefetch(&raw const granted.clients);

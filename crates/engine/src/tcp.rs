@@ -42,7 +42,7 @@ pub(crate) enum State {
 
 impl State {
     /// All, in the order in which a hand-over numbers them from 1; a new one goes to the end.
-    const ALL: [State; 6] = [
+    pub(crate) const ALL: [State; 6] = [
         State::SynSent,
         State::SynReceived,
         State::Established,

@@ -55,18 +55,30 @@ fn main() -> Result<()> {
         if !(quick && flows > 1_000_000) {
             lines.push(Line::alone(
                 format!("established flow, {name} flows, per packet"),
-                established(flows, packets)?,
+                established(&Rules::few(), flows, packets)?,
                 "ns",
                 Target::AtMost(limit),
             ));
         }
     }
     let flows = if quick { 200_000 } else { 1_000_000 };
+    lines.push(Line::alone(
+        "established flow over IPv6, per packet".into(),
+        established(&Rules::few_ipv6(), flows, packets)?,
+        "ns",
+        Target::AtMost(90.0),
+    ));
     let few = new_flows(&Rules::few(), flows)?;
     let many = new_flows(&Rules::many(), flows)?;
     lines.push(Line::alone(
         "new flow, 10,000 rules by 10,000 names".into(),
         new_flows(&Rules::named(), flows)?,
+        "ns",
+        Target::AtMost(500.0),
+    ));
+    lines.push(Line::alone(
+        "new flow over IPv6, 10 rules".into(),
+        new_flows(&Rules::few_ipv6(), flows)?,
         "ns",
         Target::AtMost(500.0),
     ));
@@ -83,14 +95,21 @@ fn main() -> Result<()> {
             target: Some(Target::AtMost(1.5)),
         });
     }
+    lines.push(Line {
+        what: "new flow to 32,000 servers, 100,000 CIDRs ÷ 10 rules".into(),
+        value: new_flows(&Rules::networks_spread(), flows)?,
+        yardstick: new_flows(&Rules::few_spread(), flows)?,
+        unit: "ns",
+        target: Some(Target::AtMost(1.5)),
+    });
     lines.extend(million()?);
     lines.extend(swap(if quick { 5 } else { 50 })?);
     report::publish("engine", ["engine", "yardstick"], &lines)
 }
 
 /// Nanoseconds for each packet of flows that exist.
-fn established(flows: u32, packets: u64) -> Result<f64> {
-    let mut scene = Scene::new(&Rules::few(), flows)?;
+fn established(rules: &Rules, flows: u32, packets: u64) -> Result<f64> {
+    let mut scene = Scene::new(rules, flows)?;
     scene.open_all()?;
     scene.check_round()?;
     let mut best = f64::INFINITY;
@@ -122,15 +141,21 @@ fn new_flows(rules: &Rules, flows: u32) -> Result<f64> {
     Ok(best)
 }
 
+/// A scene with all flows, and the bytes of memory that each of them takes.
+fn filled(rules: &Rules, flows: u32) -> Result<(Scene, f64)> {
+    let frames = Scene::frames(rules, flows);
+    let before = resident_bytes()?;
+    let mut scene = Scene::with_frames(rules, flows, frames)?;
+    scene.open_all()?;
+    let memory = resident_bytes()?.saturating_sub(before);
+    Ok((scene, memory as f64 / f64::from(flows)))
+}
+
 /// Memory of a million flows, and the worker's longest turn while they expire: the longest of all, each taken as the
 /// shortest of three.
 fn million() -> Result<Vec<Line>> {
     const FLOWS: u32 = 1_000_000;
-    let frames = Scene::frames(&Rules::few(), FLOWS);
-    let before = resident_bytes()?;
-    let mut scene = Scene::with_frames(&Rules::few(), FLOWS, frames)?;
-    scene.open_all()?;
-    let memory = resident_bytes()?.saturating_sub(before) as f64 / f64::from(FLOWS);
+    let (mut scene, memory) = filled(&Rules::few(), FLOWS)?;
     let [export, import] = scene.hand_over()?;
     // What comes at the same turn each time is the worker's; the rest is the machine's: interrupts, and who else runs.
     let mut turns = expire(&mut scene)?;
@@ -154,6 +179,7 @@ fn million() -> Result<Vec<Line>> {
     }
     let longest = turns.iter().max().copied().unwrap_or_default();
     println!("the longest turns of three expiries, with what disturbed them: {disturbed:?} ns");
+    let (_, memory_ipv6) = filled(&Rules::few_ipv6(), FLOWS)?;
     let told = |what: &str, value| Line {
         what: what.into(),
         value,
@@ -167,6 +193,12 @@ fn million() -> Result<Vec<Line>> {
         Line::alone(
             "memory per flow, 1 M flows".into(),
             memory,
+            "bytes",
+            Target::AtMost(128.0),
+        ),
+        Line::alone(
+            "memory per flow over IPv6, 1 M flows".into(),
+            memory_ipv6,
             "bytes",
             Target::AtMost(128.0),
         ),

@@ -27,6 +27,7 @@ const PACKETS: u32 = 16_384;
 
 const WORKLOADS: [&str; 5] = [
     "established",
+    "established-ipv6",
     "opened",
     "opened-10000-rules",
     "opened-10000-names",
@@ -62,8 +63,12 @@ fn watched(scene: &mut Scene) -> u64 {
 
 fn work(name: &str) -> Result<()> {
     let mut scene = match name {
-        "established" => {
-            let mut scene = Scene::new(&Rules::few(), PACKETS)?;
+        "established" | "established-ipv6" => {
+            let rules = match name {
+                "established" => Rules::few(),
+                _ => Rules::few_ipv6(),
+            };
+            let mut scene = Scene::new(&rules, PACKETS)?;
             scene.open_all()?;
             scene
         }

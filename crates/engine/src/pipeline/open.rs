@@ -191,7 +191,7 @@ impl Pipeline {
         };
         self.flows.prefetch_bucket(opening.answer);
         self.tally.prefetch_chain(opening.chain);
-        self.grants.prefetch(key.dst.ip());
+        self.grants.prefetch(key.dst);
         opening
     }
 

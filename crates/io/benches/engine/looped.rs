@@ -1,13 +1,10 @@
 //! A port that delivers prepared frames round and round, and takes what is sent back into the common pool.
 
 use std::cell::RefCell;
+use std::net::IpAddr;
 use std::rc::Rc;
 
-use crate::frame::LEN;
 use engine::port::{Capabilities, Link, Meta, Packet, Port, PortStats};
-
-/// Where the source address is in a frame.
-const SOURCE: std::ops::Range<usize> = 26..30;
 
 struct Buffer {
     bytes: [u8; 128],
@@ -39,16 +36,17 @@ impl Packet for Pooled {
 
 /// The port.
 pub(crate) struct Looped {
-    /// Frames of [`LEN`] bytes, one behind the other.
+    /// Frames of so many bytes, one behind the other.
     pub(crate) frames: Rc<[u8]>,
+    len: usize,
     next: usize,
     pool: Rc<RefCell<Vec<Pooled>>>,
-    /// IPv4 packets that were sent.
+    /// UDP datagrams that were sent.
     pub(crate) sent: u64,
     /// Frames that were delivered.
     pub(crate) given: u64,
     /// If there is one, the source that all that is sent must have, and how many had another.
-    pub(crate) expected: Option<([u8; 4], u64)>,
+    pub(crate) expected: Option<(IpAddr, u64)>,
     capabilities: Capabilities,
 }
 
@@ -56,6 +54,7 @@ impl Looped {
     pub(crate) fn new(mac: [u8; 6], pool: &Rc<RefCell<Vec<Pooled>>>) -> Self {
         Self {
             frames: Rc::new([]),
+            len: 1,
             next: 0,
             pool: Rc::clone(pool),
             sent: 0,
@@ -72,9 +71,9 @@ impl Looped {
         }
     }
 
-    /// Delivers these from now on.
-    pub(crate) fn deliver(&mut self, frames: Rc<[u8]>) {
-        (self.frames, self.next) = (frames, 0);
+    /// Delivers these from now on, each of `len` bytes.
+    pub(crate) fn deliver(&mut self, frames: Rc<[u8]>, len: usize) {
+        (self.frames, self.len, self.next) = (frames, len, 0);
     }
 }
 
@@ -86,10 +85,11 @@ impl Port for Looped {
             return 0;
         }
         for _ in 0..max {
-            let mut buffer = self.alloc(LEN).expect("the pool grows");
-            buffer.0.bytes[..LEN].copy_from_slice(&self.frames[self.next..][..LEN]);
+            let len = self.len;
+            let mut buffer = self.alloc(len).expect("the pool grows");
+            buffer.0.bytes[..len].copy_from_slice(&self.frames[self.next..][..len]);
             burst.push(buffer);
-            self.next += LEN;
+            self.next += len;
             if self.next == self.frames.len() {
                 self.next = 0;
             }
@@ -99,11 +99,18 @@ impl Port for Looped {
     }
 
     fn tx_burst(&mut self, burst: &mut Vec<Pooled>) -> usize {
-        let is_ipv4 = |packet: &&Pooled| packet.bytes()[12..14] == [8, 0];
-        self.sent += burst.iter().filter(is_ipv4).count() as u64;
+        let is_udp = |packet: &&Pooled| match &packet.bytes()[12..24] {
+            [8, 0, .., protocol] => *protocol == 17,
+            [0x86, 0xdd, _, _, _, _, _, _, protocol, ..] => *protocol == 17,
+            _ => false,
+        };
+        self.sent += burst.iter().filter(is_udp).count() as u64;
         if let Some((source, others)) = &mut self.expected {
-            let wrong = |packet: &&Pooled| packet.bytes()[SOURCE] != source[..];
-            *others += burst.iter().filter(is_ipv4).filter(wrong).count() as u64;
+            let wrong = |packet: &&Pooled| match source {
+                IpAddr::V4(source) => packet.bytes()[26..30] != source.octets(),
+                IpAddr::V6(source) => packet.bytes()[22..38] != source.octets(),
+            };
+            *others += burst.iter().filter(is_udp).filter(wrong).count() as u64;
         }
         let n = burst.len();
         self.pool.borrow_mut().append(burst);

@@ -1,7 +1,7 @@
 //! A worker between clients and one server, and the clients' frames.
 
 use std::fmt::Write as _;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,11 +9,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use arc_swap::ArcSwap;
 use engine::grant::{Address, Granted, Table, UseId, Uses};
-use engine::snapshot::{PortSettings, Settings};
+use engine::snapshot::{PortSettings, Settings, Snat};
 use engine::{DropReason, Imported, Now, Snapshot, Worker, WorkerConfig, WorkerCounters};
 use policy::{Compiled, Document};
 
-use super::frame::{LEN, udp};
+use super::frame::{LEN, LEN6, advertisement, udp, udp6};
 use super::looped::Looped;
 
 const MACS: [[u8; 6]; 2] = [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]];
@@ -22,6 +22,8 @@ const PEER: [u8; 6] = [2, 0, 0, 0, 0, 0x99];
 /// What every packet leaves with.
 const OUTSIDE: [u8; 4] = [192, 0, 2, 1];
 const SERVER: [u8; 4] = [192, 0, 2, 9];
+const OUTSIDE6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+const SERVER6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 9);
 
 /// Where the servers with names are, behind the router that [`SERVER`] is then.
 const NAMED: u32 = 0xcb00_0000;
@@ -30,6 +32,11 @@ const NAMED: u32 = 0xcb00_0000;
 pub(crate) struct Rules {
     json: String,
     names: u32,
+    /// How many servers the traffic goes to, and how far apart their addresses are; none: to [`SERVER`].
+    servers: u32,
+    apart: u32,
+    /// The traffic is IPv6's.
+    v6: bool,
 }
 
 impl Rules {
@@ -70,11 +77,65 @@ impl Rules {
         Self {
             json: document((0..names).map(|i| (format!("n{i}"), matches(i)))),
             names,
+            servers: names,
+            apart: 1,
+            v6: false,
+        }
+    }
+
+    /// The ten rules, and traffic to 32,000 servers.
+    #[allow(dead_code, reason = "not every bench has them")]
+    pub(crate) fn few_spread() -> Self {
+        let json = Self::few().json.replace("192.0.2.9/32", "203.0.0.0/8");
+        Self::plain(json).spread()
+    }
+
+    /// One rule with 100,000 networks, and the same traffic, of which each server has a network of its own.
+    #[allow(dead_code, reason = "not every bench has them")]
+    pub(crate) fn networks_spread() -> Self {
+        Self::networks().spread()
+    }
+
+    fn spread(self) -> Self {
+        Self {
+            servers: 32_000,
+            apart: 96,
+            ..self
+        }
+    }
+
+    /// Ten rules for IPv6, of which the last allows the traffic.
+    #[allow(dead_code, reason = "not every bench has them")]
+    pub(crate) fn few_ipv6() -> Self {
+        let others = (1..10).map(|i| {
+            let matches = format!(
+                "\"dst_cidrs\":[\"2001:db8:{i}::/64\"],\"proto\":\"tcp\",\"dst_ports\":[443]"
+            );
+            (format!("a{i}"), matches)
+        });
+        let web = ("web".into(), format!("\"dst_cidrs\":[\"{SERVER6}/128\"]"));
+        Self {
+            v6: true,
+            ..Self::plain(document(others.chain([web])))
         }
     }
 
     fn plain(json: String) -> Self {
-        Self { json, names: 0 }
+        Self {
+            json,
+            names: 0,
+            servers: 0,
+            apart: 0,
+            v6: false,
+        }
+    }
+
+    /// Bytes of a frame.
+    fn len(&self) -> usize {
+        match self.v6 {
+            true => LEN6,
+            false => LEN,
+        }
     }
 
     pub(crate) fn of(count: u32) -> Self {
@@ -112,7 +173,7 @@ impl Rules {
 fn document(rules: impl Iterator<Item = (String, String)>) -> String {
     let mut json = String::from(
         "{\"source_groups\":[{\"id\":\"clients\",\"mode\":\"enforce\",\
-         \"sources\":{\"cidrs\":[\"10.0.0.0/8\"]},\"rules\":[",
+         \"sources\":{\"cidrs\":[\"10.0.0.0/8\",\"fd00::/16\"]},\"rules\":[",
     );
     for (id, matches) in rules {
         write!(
@@ -140,6 +201,10 @@ pub(crate) struct Scene {
     /// How many of the servers have names; none: there is one.
     names: u32,
     frames: Rc<[u8]>,
+    /// Bytes of each.
+    len: usize,
+    /// What sources are translated to.
+    outside: IpAddr,
     /// Nanoseconds of the worker's clock.
     clock: u64,
 }
@@ -160,12 +225,19 @@ impl Scene {
                 .wrapping_add(1);
             order.swap(i, (random >> 33) as usize % (i + 1));
         }
-        let mut frames = Vec::with_capacity(order.len() * LEN);
+        let mut frames = Vec::with_capacity(order.len() * rules.len());
         for i in order {
+            if rules.v6 {
+                let client = Ipv6Addr::from((0xfd00 << 112) + 0x10000 + u128::from(i / 16));
+                let source = SocketAddrV6::new(client, 2000 + (i % 16) as u16, 0, 0);
+                let server = SocketAddrV6::new(SERVER6, 1000 + (i / 16 % 32_000) as u16, 0, 0);
+                frames.extend(udp6([PEER, MACS[0]], source, server));
+                continue;
+            }
             let client = Ipv4Addr::from(0x0a01_0000 + i / 16);
             let source = SocketAddrV4::new(client, 2000 + (i % 16) as u16);
-            let server = match (i / 16 % 32_000).checked_rem(rules.names) {
-                Some(named) => Ipv4Addr::from(NAMED + named),
+            let server = match (i / 16 % 32_000).checked_rem(rules.servers) {
+                Some(server) => Ipv4Addr::from(NAMED + server * rules.apart),
                 None => SERVER.into(),
             };
             let server = SocketAddrV4::new(server, 1000 + (i / 16 % 32_000) as u16);
@@ -177,17 +249,24 @@ impl Scene {
     /// A worker that has an entry for the server's station.
     pub(crate) fn with_frames(rules: &Rules, flows: u32, frames: Rc<[u8]>) -> Result<Self> {
         ensure!(
-            frames.len() == flows as usize * LEN,
-            "frames of {LEN} bytes"
+            frames.len() == flows as usize * rules.len(),
+            "frames of {} bytes",
+            rules.len()
         );
-        let port = |address: &str| -> Result<PortSettings> {
+        let port = |v4: &str, v6: &str| -> Result<PortSettings> {
+            let all = if rules.v6 { vec![v4, v6] } else { vec![v4] };
+            let addresses = all.iter().map(|address| address.parse());
             Ok(PortSettings {
-                addresses: vec![address.parse()?],
+                addresses: addresses.collect::<Result<_, _>>()?,
                 ..PortSettings::default()
             })
         };
         let mut settings = Settings {
-            ports: vec![port("10.0.0.1/8")?, port("192.0.2.1/24")?],
+            ports: vec![
+                port("10.0.0.1/8", "fd00::1/64")?,
+                port("192.0.2.1/24", "2001:db8::1/64")?,
+            ],
+            nat66: rules.v6.then_some(Snat::Auto),
             ..Settings::default()
         };
         settings.ports[1].gateways.push(SERVER.into());
@@ -210,10 +289,15 @@ impl Scene {
             uses,
             names: rules.names,
             frames: Rc::clone(&frames),
+            len: rules.len(),
+            outside: match rules.v6 {
+                true => OUTSIDE6.into(),
+                false => OUTSIDE.into(),
+            },
             clock: 1,
         };
-        // The first packets ask for the server's station, and this is its answer (RFC 826).
-        scene.worker.ports_mut()[0].deliver(frames);
+        // The first packets ask for the server's station, and this is its answer (RFC 826, RFC 4861).
+        scene.worker.ports_mut()[0].deliver(frames, rules.len());
         let now = scene.now();
         scene.turn(now);
         let mut answer = [&MACS[1][..], &PEER, &[8, 6, 0, 1, 8, 0, 6, 4, 0, 2], &PEER].concat();
@@ -221,8 +305,11 @@ impl Scene {
         answer.extend(MACS[1]);
         answer.extend(OUTSIDE);
         answer.resize(LEN, 0);
-        scene.worker.ports_mut()[0].deliver(Rc::new([]));
-        scene.worker.ports_mut()[1].deliver(answer.into());
+        if rules.v6 {
+            answer = advertisement([PEER, MACS[1]], SERVER6, OUTSIDE6).to_vec();
+        }
+        scene.worker.ports_mut()[0].deliver(Rc::new([]), 1);
+        scene.worker.ports_mut()[1].deliver(answer.into(), rules.len());
         let now = scene.now();
         scene.turn(now);
         scene.silence();
@@ -232,13 +319,13 @@ impl Scene {
     /// Nothing comes any more.
     pub(crate) fn silence(&mut self) {
         for port in self.worker.ports_mut() {
-            port.deliver(Rc::new([]));
+            port.deliver(Rc::new([]), 1);
         }
     }
 
     /// The clients' packets come again.
     pub(crate) fn resume(&mut self) {
-        self.worker.ports_mut()[0].deliver(Rc::clone(&self.frames));
+        self.worker.ports_mut()[0].deliver(Rc::clone(&self.frames), self.len);
     }
 
     /// The worker's time: ten microseconds pass in a turn.
@@ -260,7 +347,7 @@ impl Scene {
 
     /// Sends a packet of each flow, all of which are opened by that.
     pub(crate) fn open_all(&mut self) -> Result<Time> {
-        let flows = (self.frames.len() / LEN) as u64;
+        let flows = (self.frames.len() / self.len) as u64;
         self.resume();
         let time = self.poll_packets(flows);
         ensure!(
@@ -294,14 +381,14 @@ impl Scene {
 
     /// A packet of each flow again, each of which has to arrive with the translated source.
     pub(crate) fn check_round(&mut self) -> Result<()> {
-        let flows = (self.frames.len() / LEN) as u64;
-        self.worker.ports_mut()[1].expected = Some((OUTSIDE, 0));
+        let flows = (self.frames.len() / self.len) as u64;
+        self.worker.ports_mut()[1].expected = Some((self.outside, 0));
         let before = self.sent();
         let taken = self.poll_packets(flows).packets;
         let sent = self.sent() - before;
         let wrong = self.worker.ports_mut()[1].expected.take();
         ensure!(
-            wrong == Some((OUTSIDE, 0)) && sent == taken,
+            wrong == Some((self.outside, 0)) && sent == taken,
             "{sent} of {taken} packets arrived, {wrong:?} untranslated"
         );
         Ok(())
@@ -319,7 +406,7 @@ impl Scene {
 
     /// Hands every flow to a worker of the next process, and takes them back; milliseconds of both.
     pub(crate) fn hand_over(&mut self) -> Result<[f64; 2]> {
-        let flows = self.frames.len() / LEN;
+        let flows = self.frames.len() / self.len;
         let mut chunks = Vec::new();
         let before = cpu_ns();
         self.worker.export_flows(Now(self.clock), |chunk| {
