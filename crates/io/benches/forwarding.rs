@@ -30,6 +30,8 @@
 
 #[path = "forwarding/attack.rs"]
 mod attack;
+#[path = "forwarding/evidence.rs"]
+mod evidence;
 #[path = "forwarding/forwarder.rs"]
 mod forwarder;
 #[path = "engine/frame.rs"]
