@@ -24,12 +24,15 @@
 //! backend; `--rate N` is the attacks' rate, in packets per second (200,000). That result goes to `target/bench/attack.json`.
 //!
 //! `--seconds N` is the length of each measurement (3), `--repetitions N` their number (3), `--backend NAME` the only
-//! backend that is measured (all of them).
+//! backend that is measured. Without it all are, in turn, each compared with the same turns of the kernel; on a machine whose
+//! kernel has no AF_XDP, the others. A target that is missed is marked and fails nothing.
 //! The result goes to `target/bench/forwarding.json`.
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
 #[path = "forwarding/attack.rs"]
 mod attack;
+#[path = "forwarding/evidence.rs"]
+mod evidence;
 #[path = "forwarding/forwarder.rs"]
 mod forwarder;
 #[path = "engine/frame.rs"]
@@ -44,8 +47,9 @@ mod traffic;
 use std::fs;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use forwarder::{Backend, Engine, Kernel};
+use io::xdp::OpenError;
 use report::{Line, Target, median};
 use space::Space;
 use traffic::{
@@ -116,9 +120,13 @@ fn main() -> Result<()> {
     if options.attacks {
         return attack::run(&links, options.length, options.repetitions, options.rate);
     }
+    let mut takes_part = [false; FORWARDERS];
+    for (turn, takes_part) in takes_part.iter_mut().enumerate() {
+        *takes_part = options.wants(turn) && links.can_run(turn, options.backend.is_none())?;
+    }
     let mut turns: [Vec<Turn>; FORWARDERS] = Default::default();
     for repetition in 1..=options.repetitions {
-        for turn in (0..FORWARDERS).filter(|turn| options.wants(*turn)) {
+        for turn in (0..FORWARDERS).filter(|turn| takes_part[*turn]) {
             let measured = links.measure(turn, options.length)?;
             println!(
                 "{repetition}/{} {:<12} {:>8.0} packets/s of {:>8.0} offered, {:>5.2} µs of processor each; \
@@ -139,7 +147,7 @@ fn main() -> Result<()> {
         }
     }
     let lines: Vec<Line> = (0..BACKENDS.len())
-        .filter(|backend| options.wants(2 + backend))
+        .filter(|backend| takes_part[2 + backend])
         .flat_map(|backend| compare(backend, &turns))
         .collect();
     report::publish("forwarding", ["engine", "kernel"], &lines)
@@ -180,7 +188,12 @@ impl Options {
         let mut arguments = std::env::args().skip(1);
         while let Some(argument) = arguments.next() {
             if argument == "--backend" {
-                options.backend = Some(arguments.next().context("a name follows the option")?);
+                let named = arguments.next().context("a name follows the option")?;
+                ensure!(
+                    BACKENDS.iter().any(|(name, ..)| *name == named),
+                    "there is no backend {named}"
+                );
+                options.backend = Some(named);
                 continue;
             }
             let mut number = || -> Result<u64> {
@@ -253,6 +266,27 @@ impl Links {
     fn start_engine(&self, backend: Backend) -> Result<Engine> {
         let state_dir = self.state.path().to_owned();
         Engine::start(&self.forwarder, self.core, state_dir, backend)
+    }
+
+    /// Whether a forwarder can run on this machine. One that the kernel lacks something for is said to be left out if it
+    /// `may_lack`, else that is an error, as everything else is.
+    fn can_run(&self, turn: usize, may_lack: bool) -> Result<bool> {
+        if turn < 2 {
+            return Ok(true);
+        }
+        match self.start_engine(BACKENDS[turn - 2].1) {
+            Ok(engine) => {
+                engine.stop()?;
+                Ok(true)
+            }
+            Err(error) => match error.downcast_ref() {
+                Some(OpenError::NoKernelSupport { .. }) if may_lack => {
+                    println!("{} is left out: {error:#}", name(turn));
+                    Ok(false)
+                }
+                _ => Err(error),
+            },
+        }
     }
 
     /// Measures one forwarder.

@@ -202,6 +202,17 @@ impl OpenError {
         }
     }
 
+    /// Sorts what the kernel says of a map of sockets. One that knows no such map, since it was built without AF_XDP, finds
+    /// fault with the argument.
+    fn of_map(interface: &str, source: io::Error) -> Self {
+        match source.raw_os_error() {
+            Some(libc::EINVAL) => Self::NoKernelSupport {
+                interface: interface.to_owned(),
+            },
+            _ => Self::new("make a BPF map for", interface, source),
+        }
+    }
+
     /// Names what a driver cannot do, where it says no more than that.
     fn of(self, what: &'static str) -> Self {
         match self {
@@ -518,5 +529,26 @@ impl Port for XdpPort {
     fn wait_fd(&self) -> Option<i32> {
         let all = self.wait.as_ref().map(AsRawFd::as_raw_fd);
         all.or_else(|| Some(self.queues[0].fd().as_raw_fd()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_that_knows_no_map_of_sockets_has_no_af_xdp() {
+        let of_map = |errno| OpenError::of_map("eth0", io::Error::from_raw_os_error(errno));
+        for errno in [libc::EINVAL, libc::ENOSYS] {
+            assert!(matches!(
+                of_map(errno),
+                OpenError::NoKernelSupport { interface } if interface == "eth0"
+            ));
+        }
+        assert!(matches!(
+            of_map(libc::EPERM),
+            OpenError::NotPermitted { .. }
+        ));
+        assert!(matches!(of_map(libc::E2BIG), OpenError::Refused { .. }));
     }
 }

@@ -73,6 +73,9 @@ impl Drop for Kernel<'_> {
     }
 }
 
+/// Flows that the engine has room for.
+pub(crate) const FLOWS: u32 = 1 << 20;
+
 /// What the engine has counted.
 pub(crate) struct Account {
     /// Inside, outside.
@@ -85,6 +88,17 @@ pub(crate) struct Account {
     pub(crate) active: u64,
     /// Flows that gave way to others.
     pub(crate) evicted: u64,
+}
+
+impl Account {
+    /// Packets that it did not forward for one of these reasons.
+    pub(crate) fn dropped(&self, reasons: &[DropReason]) -> u64 {
+        let meant = self
+            .drops
+            .iter()
+            .filter(|(reason, _)| reasons.contains(reason));
+        meant.map(|(_, packets)| packets).sum()
+    }
 }
 
 /// What the engine's ports are made of.
@@ -152,6 +166,11 @@ impl Engine {
         })
     }
 
+    /// What it counts while it runs.
+    pub(crate) fn counters(&self) -> Arc<WorkerCounters> {
+        Arc::clone(&self.counters)
+    }
+
     /// Stops it and gives the links back to the kernel.
     pub(crate) fn stop(mut self) -> Result<Account> {
         let ports = self.end().context("the engine was stopped before")?;
@@ -195,7 +214,7 @@ fn work<P: Port>(
         count: 1,
         peers: None,
         seed: 0x6e65_7577_6572_6b21,
-        flow_capacity: 1 << 20,
+        flow_capacity: FLOWS,
         events: None,
     };
     let mut worker = Worker::<P, Tun>::new(ports, None, snapshot, config, counters)?;

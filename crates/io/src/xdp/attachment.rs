@@ -61,7 +61,7 @@ impl Attachment {
             layer3: false,
         };
         let queues = queues(&interface);
-        let sockets = SocketMap::new(queues).map_err(step("make a BPF map for"))?;
+        let sockets = SocketMap::new(queues).map_err(|source| OpenError::of_map(name, source))?;
         let program = Program::load(&sockets).map_err(step("load an XDP program for"))?;
         let mut offloads = Offloads::default();
         offloads.hide_nothing(&interface);
