@@ -9,7 +9,7 @@
 //! - **VXLAN, GENEVE**: what is around a packet in a tunnel, taken off and put on again.
 //! - **TCP**: the state of a connection.
 //!
-//! `-- --quick` takes a minute less and is less exact.
+//! `-- --quick` is over sooner and less exact.
 
 #![expect(clippy::disallowed_methods, reason = "a benchmark looks at the clock")]
 #![expect(
