@@ -31,6 +31,7 @@ bench: tools
 
 bench-dataplane: tools
 	@cargo bench -p io --bench engine
+	@cargo bench -p engine --features stages --bench stages -- --quick
 	@cargo bench -p policy --bench evaluate -- --compare
 	@cargo xtask bench forwarding
 	@cargo xtask bench attack

@@ -164,6 +164,25 @@ impl Node {
         })
     }
 
+    /// Has it run, from the next start on, on DPDK's packet sockets, so many of each interface, over which the kernel
+    /// spreads what comes by a hash of its own.
+    ///
+    /// # Errors
+    /// When its configuration cannot be rewritten.
+    pub fn take_dpdk_queues(&self, queues: u8) -> Result<()> {
+        let device = |interface: &str| {
+            format!(
+                "vdev:net_af_packet_{interface},iface={interface},qpairs={queues},\
+                 blocksz=65536,framesz=2048,framecnt=2048"
+            )
+        };
+        self.set_keys(&[
+            ("data_plane_mode", "dpdk"),
+            ("data_interface", &device("in0")),
+            ("outside_interface", &device("out0")),
+        ])
+    }
+
     /// Has it run, from the next start on, on two TAP devices.
     ///
     /// # Errors

@@ -258,6 +258,50 @@ fn a_path_that_swallows_what_is_large_is_found_out_without_reports() {
     assert_eq!((sizes.too_big, sizes.reported), (0, 0));
 }
 
+/// Frames are lost in front of the node and behind it, in both directions: what is sent again, out of order and beside what
+/// is acknowledged selectively, fits the windows that the node keeps.
+#[test]
+#[ignore = "needs root; make test runs it"]
+fn what_a_lossy_path_loses_is_made_up_for_by_selective_acknowledgments() {
+    tool::require(&["ethtool", "nft", "nstat"]).unwrap();
+    // Super-packets are fewer: of more of them a larger part is lost.
+    for (segmenting, percent, size_bytes) in [("off", 1, SIZE), ("on", 5, 4 * SIZE)] {
+        let cluster = one_node();
+        set_segmenting(&cluster, segmenting);
+        let (client, internet) = (&cluster.topology.client, &cluster.topology.internet);
+        let switch = &cluster.topology.switch;
+        switch
+            .nft(&format!(
+                "add table netdev hole\n\
+                 add chain netdev hole ingress {{ type filter hook ingress \
+                 devices = {{ i-cl, i-1, o-1, o-inet }} priority 0; policy accept; }}\n\
+                 add rule netdev hole ingress tcp flags & syn == 0 numgen random mod 100 < {percent} counter drop"
+            ))
+            .unwrap();
+        for family in FAMILIES {
+            for way in [Way::Down, Way::Up] {
+                let sender = match way {
+                    Way::Down => internet,
+                    Way::Up => client,
+                };
+                let before = (swallowed(switch), Recovered::by(sender));
+                way.carry(&cluster, address::allowed_server(family), size_bytes);
+                let after = (swallowed(switch), Recovered::by(sender));
+                assert!(
+                    after.0 > before.0 && after.1.selectively > before.1.selectively,
+                    "{way:?} {family:?} segmenting {segmenting}: {before:?}, then {after:?}"
+                );
+                assert_eq!(after.1.otherwise, 0);
+            }
+        }
+        let page = management::metrics(&cluster.topology.operator, address::metrics(1)).unwrap();
+        for reason in ["tcp_window", "no_flow", "bad_tcp_flags", "from_outside"] {
+            let dropped = format!(r#"neuwerk_dp_drops_total{{reason="{reason}"}}"#);
+            assert_eq!(management::sum(&page, &dropped), 0, "{reason}");
+        }
+    }
+}
+
 #[test]
 #[ignore = "needs root; make test runs it"]
 fn frames_of_9000_bytes_pass_whole() {
@@ -386,6 +430,31 @@ fn set_segmenting(cluster: &Cluster, state: &str) {
     ] {
         let offloads = ["-K", interface, "gso", state, "tso", state];
         tool::run(end.command("ethtool").args(offloads)).unwrap();
+    }
+}
+
+/// How often a host's TCP connections have begun to send again what acknowledgments told them was lost.
+#[derive(Debug)]
+struct Recovered {
+    /// Those told the parts that have arrived (RFC 6675).
+    selectively: u64,
+    /// Those were repeated, and told nothing more (RFC 6582).
+    otherwise: u64,
+}
+
+impl Recovered {
+    fn by(end: &Netns) -> Recovered {
+        let names = ["TcpExtTCPSackRecovery", "TcpExtTCPRenoRecovery"];
+        let printed = tool::run(end.command("nstat").args(["-asz"]).args(names)).unwrap();
+        let [selectively, otherwise] = names.map(|name| {
+            let line = printed.lines().find_map(|line| line.strip_prefix(name));
+            let value = line.and_then(|line| line.split_whitespace().next());
+            value.unwrap().parse().unwrap()
+        });
+        Recovered {
+            selectively,
+            otherwise,
+        }
     }
 }
 

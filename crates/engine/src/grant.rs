@@ -206,7 +206,8 @@ impl Table {
         if granted.is_empty() {
             self.by_address.remove(&Addr::from(address));
         } else {
-            self.by_address.insert(Addr::from(address), Arc::new(granted));
+            self.by_address
+                .insert(Addr::from(address), Arc::new(granted));
         }
     }
 

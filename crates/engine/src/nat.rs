@@ -15,7 +15,7 @@ use crate::DropReason;
 use crate::address::Addr;
 use crate::clock::Tick;
 use crate::counters::CloseReason;
-use crate::flow::{FlowId, FlowTable, Key};
+use crate::flow::{FlowId, FlowTable, Key, Lookup};
 use crate::tcp::{End, State};
 use crate::wire::proto;
 
@@ -28,6 +28,8 @@ const AT_ONCE: u32 = 2;
 /// Ports tried before that of a connection that is over is as good as a free one, and all that are tried towards a
 /// destination for which none was free a moment ago.
 const FEW_PROBES: u32 = 32;
+/// So many of the ports that follow are fetched from memory at once, and then looked at.
+const AHEAD: usize = 16;
 /// How long such a moment is, in ticks: about 270 ms.
 const MOMENT: u32 = 4;
 /// Once so many of the ports tried belong to flows that nobody has answered, the one among them that has been idle for
@@ -328,30 +330,48 @@ fn search(
         true => FEW_PROBES,
         false => PROBES,
     };
-    for n in AT_ONCE + 1..=most {
-        *probes += 1;
-        match look_at(flows, mappings, wanted, address, port) {
-            Port::Free => {
-                return Some(Binding {
-                    address,
-                    port,
-                    instead_of: None,
-                });
+    let mut n = AT_ONCE;
+    'all: while n < most {
+        let mut candidates = [(0, Lookup::by(0)); AHEAD];
+        for (candidate, lookup) in &mut candidates {
+            (*candidate, *lookup) = (
+                port,
+                Lookup::by(flows.hash(&wanted.client.answer_to(address, port))),
+            );
+            flows.prefetch_bucket(lookup.hash());
+            port = wanted.partition.port_after(port);
+        }
+        for (_, lookup) in &mut candidates {
+            flows.prefetch_flow(lookup);
+        }
+        for (port, lookup) in candidates {
+            n += 1;
+            *probes += 1;
+            match look_at(flows, mappings, wanted, address, port, lookup) {
+                Port::Free => {
+                    return Some(Binding {
+                        address,
+                        port,
+                        instead_of: None,
+                    });
+                }
+                Port::Over(found) => spare.over = spare.over.max(Some(found)),
+                Port::Unanswered(found) => {
+                    spare.count += 1;
+                    spare.unanswered = spare.unanswered.max(Some(found));
+                }
+                Port::Taken => {}
             }
-            Port::Over(found) => spare.over = spare.over.max(Some(found)),
-            Port::Unanswered(found) => {
-                spare.count += 1;
-                spare.unanswered = spare.unanswered.max(Some(found));
+            if spare.is_enough(n) {
+                break 'all;
             }
-            Port::Taken => {}
+            if n == most {
+                if most == PROBES {
+                    exhausted.note(destination, wanted.now);
+                }
+                break 'all;
+            }
         }
-        if spare.is_enough(n) {
-            break;
-        }
-        if n == PROBES {
-            exhausted.note(destination, wanted.now);
-        }
-        port = wanted.partition.port_after(port);
     }
     let (id, reason) = spare.best()?;
     Some(Binding {
@@ -404,13 +424,14 @@ fn look_at(
     wanted: &Wanted<'_>,
     address: Addr,
     port: u16,
+    lookup: Lookup,
 ) -> Port {
     let client = wanted.client;
     if wanted.is_served(address, port) {
         return Port::Taken;
     }
     let shown_by = mappings.map_or(0, |m| m.shown_by(flows, address, port, client));
-    match flows.find_key(&client.answer_to(address, port)) {
+    match flows.find(&client.answer_to(address, port), lookup) {
         None if shown_by == 0 => Port::Free,
         // The port is given up with the one flow that shows it.
         Some((id, End::Server)) if shown_by <= 1 => {

@@ -102,6 +102,14 @@ fn main() -> Result<()> {
         unit: "ns",
         target: Some(Target::AtMost(1.5)),
     });
+    lines.push(Line {
+        what: "new flow to a server to which all ports are taken, each time instead of another"
+            .into(),
+        value: exhausted(flows / 2)?,
+        yardstick: f64::NAN,
+        unit: "ns",
+        target: None,
+    });
     lines.extend(million()?);
     lines.extend(swap(if quick { 5 } else { 50 })?);
     report::publish("engine", ["engine", "yardstick"], &lines)
@@ -139,6 +147,29 @@ fn new_flows(rules: &Rules, flows: u32) -> Result<f64> {
         scene.check_round()?;
     }
     Ok(best)
+}
+
+/// Nanoseconds for each packet that opens a flow to a server's port to which flows have all ports already that nobody has
+/// answered.
+fn exhausted(flows: u32) -> Result<f64> {
+    const PORTS: u32 = 65_536 - 1024;
+    let mut scene = Scene::new(&Rules::one_port(), flows)?;
+    scene.resume();
+    // Ports are sought for longer the fewer are free.
+    scene.poll_packets(u64::from(PORTS + PORTS / 4));
+    let before = (scene.active(), scene.sent());
+    let time = scene.poll_packets(u64::from(flows / 2));
+    ensure!(
+        before.0 > u64::from(PORTS - PORTS / 50) && scene.active() <= u64::from(PORTS),
+        "{} flows, then {}",
+        before.0,
+        scene.active()
+    );
+    ensure!(
+        scene.sent() - before.1 == time.packets,
+        "some were not sent"
+    );
+    Ok(time.cpu_ns as f64 / time.packets as f64)
 }
 
 /// A scene with all flows, and the bytes of memory that each of them takes.

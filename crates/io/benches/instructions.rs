@@ -25,7 +25,7 @@ const TOLERANCE: f64 = 1.05;
 /// Packets of each workload.
 const PACKETS: u32 = 16_384;
 
-const WORKLOADS: [&str; 5] = [
+const WORKLOADS: [&str; 6] = [
     "established",
     "established-ipv6",
     "opened",

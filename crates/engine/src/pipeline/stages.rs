@@ -1,12 +1,14 @@
-//! The stages that packets of established flows go through, one by one, for their benches alone:
-//! `cargo bench -p engine --features stages`.
+//! The stages that packets go through, one by one, for their benches alone: `cargo bench -p engine --features stages`.
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::{Pipeline, Step, facts};
 use crate::clock::Now;
 use crate::flow::Lookup;
+use crate::overlay::{Envelope, Overlay};
 use crate::parse::{Parsed, Station, parse_into};
 use crate::port::memory::MemoryPacket;
 use crate::port::{Capabilities, Packet as _, PortId};
@@ -17,6 +19,12 @@ use crate::{Snapshot, WorkerConfig, WorkerCounters};
 
 /// Where the TTL is in a frame over IPv4, and the hop limit in one over IPv6.
 const TTL: [usize; 2] = [22, 21];
+/// The station of whoever is known on a link.
+const STATION: [u8; 6] = [2, 0, 0, 0, 0, 9];
+/// Far more flows than a burst has packets: of the last ones of a table no source gets all.
+const FLOWS: u32 = 1024;
+/// More than a slot of the wheel holds.
+const MOMENT: Duration = Duration::from_secs(1);
 
 /// The engine of one worker, and packets of flows that it knows.
 #[derive(Debug)]
@@ -27,42 +35,46 @@ pub struct Stages {
     known: Vec<(Parsed, Lookup)>,
     /// Copies that are rewritten.
     scratch: Vec<MemoryPacket>,
+    /// Who is known on the second port's link.
+    neighbors: Vec<IpAddr>,
+    now: Now,
 }
 
 impl Stages {
-    /// Has flows opened for these frames, which come from the first port. The ports are of layer 3, so that no neighbour
-    /// has to be known.
+    /// Has UDP flows opened for these frames, which come from the first port and go to the second, on whose link these
+    /// `neighbors` are known; ports of layer 3 need none.
     ///
     /// # Errors
     /// When the system refuses the address space, or one of the frames is not forwarded.
     pub fn new(
         snapshot: &Arc<Snapshot>,
         ports: Vec<Capabilities>,
+        neighbors: &[IpAddr],
         frames: Vec<Vec<u8>>,
     ) -> io::Result<Stages> {
-        let config = WorkerConfig {
-            index: 0,
-            count: 1,
-            peers: None,
-            seed: 1,
-            flow_capacity: frames.len() as u32,
-            events: None,
-        };
-        let counters = Arc::new(WorkerCounters::default());
-        let mut pipeline = Pipeline::new(Arc::clone(snapshot), ports, config, counters)?;
-        pipeline.begin(snapshot, Now(0));
         let frames: Vec<MemoryPacket> = frames.into_iter().map(MemoryPacket::new).collect();
         let mut stages = Stages {
-            pipeline,
+            pipeline: pipeline(snapshot, ports)?,
             known: vec![(Parsed::EMPTY, Lookup::NONE); frames.len()],
             scratch: frames.clone(),
             frames,
+            neighbors: neighbors.to_vec(),
+            now: Now(0),
         };
+        stages.hear_neighbors();
         stages.parse();
         stages.hash();
-        match stages.process() == stages.frames.len() {
+        match [stages.process(), stages.find()] == [stages.frames.len(); 2] {
             true => Ok(stages),
             false => Err(io::Error::other("not all frames were forwarded")),
+        }
+    }
+
+    /// The neighbours say who they are, so that nobody has to ask them for a while.
+    fn hear_neighbors(&mut self) {
+        for neighbor in &self.neighbors {
+            let (known, address) = (&mut self.pipeline.neighbors, (*neighbor).into());
+            known.learn(PortId(1), address, STATION, self.now, true, true);
         }
     }
 
@@ -97,10 +109,11 @@ impl Stages {
         self.known.iter().filter(found).count()
     }
 
-    /// Judges all by the policy, as if each opened its flow; returns how many are allowed.
+    /// Judges all by the policy and by what names have led to, as if each opened its flow; returns how many are allowed.
     pub fn judge(&self) -> usize {
-        let policy = self.pipeline.snapshot.policy();
-        let allowed = |(p, _): &&(Parsed, Lookup)| policy.evaluate(&facts(&p.key, p.icmp)).allow;
+        let (grants, policy) = (&self.pipeline.grants, self.pipeline.snapshot.policy());
+        let judge = |p: &Parsed| grants.judge(policy, &facts(&p.key, p.icmp)).0;
+        let allowed = |(p, _): &&(Parsed, Lookup)| judge(p).allow;
         self.known.iter().filter(allowed).count()
     }
 
@@ -124,16 +137,119 @@ impl Stages {
         self.scratch.clone_from(&self.frames);
     }
 
-    /// Copies all frames and takes them through everything; returns how many are sent on.
+    /// Copies all frames and takes them through everything, which opens the flows that are not there; returns how many are
+    /// sent on.
     pub fn process(&mut self) -> usize {
         self.copy();
         let mut sent = 0;
         for (frame, (p, lookup)) in self.scratch.iter_mut().zip(&self.known) {
-            let step = self.pipeline.process(Now(0), PortId(0), frame, p, *lookup);
+            let step = (self.pipeline).process(self.now, PortId(0), frame, p, *lookup);
             sent += usize::from(matches!(step, Step::Send(_)));
         }
         sent
     }
+
+    /// Lets time pass until all flows are about to expire.
+    pub fn fall_idle(&mut self) {
+        let idle = self.pipeline.snapshot.settings().timeouts.udp;
+        self.now = self.now + idle.saturating_sub(MOMENT);
+        self.hear_neighbors();
+        self.pipeline.handle_timeout(self.now);
+        while self.pipeline.expires_on {
+            self.pipeline.handle_timeout(self.now);
+        }
+    }
+
+    /// Has the timing wheel turn on by the slots in which they all expire; returns how many are left.
+    pub fn expire(&mut self) -> u32 {
+        self.now = self.now + 2 * MOMENT;
+        self.pipeline.handle_timeout(self.now);
+        while self.pipeline.expires_on {
+            self.pipeline.handle_timeout(self.now);
+        }
+        self.pipeline.flows.active()
+    }
+}
+
+/// The engine of one worker, and packets in a tunnel.
+#[derive(Debug)]
+pub struct Tunnel {
+    pipeline: Pipeline,
+    overlay: Overlay,
+    /// The packets as they come.
+    frames: Vec<MemoryPacket>,
+    /// Copies that are opened and closed.
+    scratch: Vec<MemoryPacket>,
+    envelopes: Vec<Envelope>,
+}
+
+impl Tunnel {
+    /// Takes all these frames out of the tunnel that the snapshot has.
+    ///
+    /// # Errors
+    /// When the system refuses the address space, the snapshot has no tunnel, or one of the frames is not in it.
+    pub fn new(
+        snapshot: &Arc<Snapshot>,
+        port: Capabilities,
+        frames: Vec<Vec<u8>>,
+    ) -> io::Result<Tunnel> {
+        let overlay = snapshot.settings().overlay;
+        let frames: Vec<MemoryPacket> = frames.into_iter().map(MemoryPacket::new).collect();
+        let mut tunnel = Tunnel {
+            pipeline: pipeline(snapshot, vec![port])?,
+            overlay: overlay.ok_or_else(|| io::Error::other("there is no tunnel"))?,
+            scratch: frames.clone(),
+            envelopes: Vec::with_capacity(frames.len()),
+            frames,
+        };
+        match tunnel.decapsulate() == tunnel.frames.len() {
+            true => Ok(tunnel),
+            false => Err(io::Error::other("not all frames are in the tunnel")),
+        }
+    }
+
+    /// Copies all frames, which [`decapsulate`](Self::decapsulate) does too.
+    pub fn copy(&mut self) {
+        self.scratch.clone_from(&self.frames);
+    }
+
+    /// Copies all frames, reads what is around them and parses what is inside; returns how many are in the tunnel.
+    pub fn decapsulate(&mut self) -> usize {
+        self.copy();
+        self.envelopes.clear();
+        for frame in &mut self.scratch {
+            let parsed = self.pipeline.parse_overlay(frame, Station::Any);
+            self.envelopes
+                .extend(parsed.ok().and_then(|(_, envelope)| envelope));
+        }
+        self.envelopes.len()
+    }
+
+    /// Puts the way back around all that was taken out.
+    pub fn encapsulate(&mut self) {
+        let outbox = &mut self.pipeline.outbox;
+        for (frame, envelope) in self.scratch.iter_mut().zip(&self.envelopes) {
+            outbox.wrap(frame.bytes(), envelope, &self.overlay);
+            outbox.wrapping().seal(frame.bytes_mut(), true, false);
+            outbox.unwrap(PortId(0));
+        }
+    }
+}
+
+/// The engine of a worker that is alone.
+fn pipeline(snapshot: &Arc<Snapshot>, ports: Vec<Capabilities>) -> io::Result<Pipeline> {
+    let config = WorkerConfig {
+        index: 0,
+        count: 1,
+        peers: None,
+        seed: 1,
+        flow_capacity: FLOWS,
+        events: None,
+    };
+    let counters = Arc::new(WorkerCounters::default());
+    let mut pipeline = Pipeline::new(Arc::clone(snapshot), ports, config, counters)?;
+    pipeline.begin(snapshot, Now(0));
+    Ok(pipeline)
 }
 
 /// Takes `segments` segments in order, with data and acknowledged, into the state of a connection; returns how many fit

@@ -35,6 +35,8 @@ pub(crate) struct Rules {
     /// How many servers the traffic goes to, and how far apart their addresses are; none: to [`SERVER`].
     servers: u32,
     apart: u32,
+    /// How many ports of each.
+    ports: u32,
     /// The traffic is IPv6's.
     v6: bool,
 }
@@ -79,6 +81,7 @@ impl Rules {
             names,
             servers: names,
             apart: 1,
+            ports: 32_000,
             v6: false,
         }
     }
@@ -104,6 +107,15 @@ impl Rules {
         }
     }
 
+    /// The ten rules, and traffic to one port of one server.
+    #[allow(dead_code, reason = "not every bench has them")]
+    pub(crate) fn one_port() -> Self {
+        Self {
+            ports: 1,
+            ..Self::few()
+        }
+    }
+
     /// Ten rules for IPv6, of which the last allows the traffic.
     #[allow(dead_code, reason = "not every bench has them")]
     pub(crate) fn few_ipv6() -> Self {
@@ -126,6 +138,7 @@ impl Rules {
             names: 0,
             servers: 0,
             apart: 0,
+            ports: 32_000,
             v6: false,
         }
     }
@@ -240,7 +253,7 @@ impl Scene {
                 Some(server) => Ipv4Addr::from(NAMED + server * rules.apart),
                 None => SERVER.into(),
             };
-            let server = SocketAddrV4::new(server, 1000 + (i / 16 % 32_000) as u16);
+            let server = SocketAddrV4::new(server, 1000 + (i / 16 % rules.ports) as u16);
             frames.extend(udp([PEER, MACS[0]], source, server));
         }
         frames.into()
