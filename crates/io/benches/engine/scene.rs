@@ -241,7 +241,8 @@ impl Scene {
         let mut frames = Vec::with_capacity(order.len() * rules.len());
         for i in order {
             if rules.v6 {
-                let client = Ipv6Addr::from((0xfd00 << 112) + 0x10000 + u128::from(i / 16));
+                let client =
+                    Ipv6Addr::from((0xfd00 << 112) + (u128::from(0x1_0000 + i / 16) << 64) + 2);
                 let source = SocketAddrV6::new(client, 2000 + (i % 16) as u16, 0, 0);
                 let server = SocketAddrV6::new(SERVER6, 1000 + (i / 16 % 32_000) as u16, 0, 0);
                 frames.extend(udp6([PEER, MACS[0]], source, server));
@@ -276,7 +277,7 @@ impl Scene {
         };
         let mut settings = Settings {
             ports: vec![
-                port("10.0.0.1/8", "fd00::1/64")?,
+                port("10.0.0.1/8", "fd00::1/16")?,
                 port("192.0.2.1/24", "2001:db8::1/64")?,
             ],
             nat66: rules.v6.then_some(Snat::Auto),
