@@ -199,10 +199,14 @@ impl Flow {
 
     /// Whether the other end has not answered yet.
     fn is_half_open(&self) -> bool {
-        match self.proto {
-            proto::TCP => matches!(self.tcp.state, State::SynSent | State::SynReceived),
-            _ => self.packets[End::Server as usize] == 0,
-        }
+        is_half_open(self.proto, &self.tcp, self.packets)
+    }
+}
+
+fn is_half_open(proto: u8, tcp: &Connection, packets: [u32; 2]) -> bool {
+    match proto {
+        proto::TCP => matches!(tcp.state, State::SynSent | State::SynReceived),
+        _ => packets[End::Server as usize] == 0,
     }
 }
 
@@ -294,8 +298,8 @@ impl FlowTable {
 
     /// Ticks for which a flow that has not been answered has been idle; none for another.
     pub(crate) fn unanswered_for(&self, id: FlowId, now: Tick) -> Option<u32> {
-        let flow = self.flows.get(id.0);
-        flow.is_half_open().then(|| now.since(flow.last_seen))
+        let (head, body) = (self.flows.head(id.0), self.flows.body(id.0));
+        is_half_open(head.proto, &body.tcp, body.packets).then(|| now.since(head.last_seen))
     }
 
     #[inline]

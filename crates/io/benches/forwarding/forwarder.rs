@@ -131,6 +131,8 @@ impl Engine {
             let (counters, stop) = (Arc::clone(&counters), Arc::clone(&stop));
             space.spawn(move || {
                 pin(core)?;
+                // As in a node.
+                rustix::process::setpriority_process(None, -10)?;
                 let hold = |interface: &str| {
                     Hold::open(&HoldConfig {
                         interface: interface.to_owned(),

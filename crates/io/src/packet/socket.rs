@@ -40,7 +40,7 @@ impl PacketConfig {
             interface: interface.into(),
             // Some 200 super-packets: small frames wait in the ring.
             receive_buffer_bytes: 16 << 20,
-            ring_frames: 2048,
+            ring_frames: 8192,
             send_buffer_bytes: 8 << 20,
             buffers: 1024,
             qdisc_bypass: false,

@@ -15,7 +15,7 @@ use ipnet::IpNet;
 
 use super::addresses::{self, Acquire, Addresses};
 use super::held::Held;
-use super::places::{Home, homes};
+use super::places::{Home, go_first, homes};
 use super::settings::{settings, share};
 use super::{Dataplane, Judging, Opened, monotonic};
 use crate::config::{self, Auto, Config, DataInterface, DataPlaneMode};
@@ -131,7 +131,8 @@ impl HeldDataplane {
                 let mut queues: Vec<Vec<Socket>> = (0..workers).map(|_| Vec::new()).collect();
                 let mut fanouts = Vec::new();
                 for (key, interface) in &interfaces {
-                    let port = PacketConfig::new(interface);
+                    let mut port = PacketConfig::new(interface);
+                    port.ring_frames = ring_frames(port.ring_frames, workers);
                     let opened = Socket::open_kept(&port, workers, &received.ports);
                     let (sockets, fanout) = opened.context(*key)?;
                     for (queues, socket) in queues.iter_mut().zip(sockets) {
@@ -204,6 +205,7 @@ pub(super) fn launch<P: Port + 'static>(
         move || {
             // First, so that all memory is near it.
             let cpu = home.map_or(Ok(None), Home::take)?;
+            go_first();
             Ok(Opened {
                 ports: make()?,
                 lane: lane.map(Tun::new),
@@ -263,6 +265,15 @@ pub(super) fn hold(
     }
     Hold::give_back_others(&state_dir, &own);
     Ok(holds)
+}
+
+/// Frames that may wait for one of several workers: together as many as for one alone, and still enough for a moment in
+/// which it does not run.
+fn ring_frames(alone: u32, workers: usize) -> u32 {
+    const LEAST: u32 = 2048;
+    const STEP: u32 = 256;
+    let share = alone / u32::try_from(workers).unwrap_or(u32::MAX).max(1);
+    share.next_multiple_of(STEP).clamp(LEAST.min(alone), alone)
 }
 
 /// The devices of the modes `tun` and `tap`: by worker, its queue of each.
