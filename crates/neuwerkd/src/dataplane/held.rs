@@ -4,7 +4,7 @@
 use std::error::Error;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use io::packet::{Changes, Hold};
@@ -12,6 +12,8 @@ use io::packet::{Changes, Hold};
 /// How often it is looked at where nothing is told of changes, and how often at most where much is.
 const AGE: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(20);
+/// How often it is said at most.
+const QUIET: Duration = Duration::from_secs(60);
 
 /// Interfaces that are held, and held again at once when the kernel has them again; dropping it gives them back.
 pub(super) struct Held(Arc<Mutex<Vec<Hold>>>);
@@ -49,6 +51,7 @@ fn lock(holds: &Mutex<Vec<Hold>>) -> MutexGuard<'_, Vec<Hold>> {
 /// Runs until there is none to be held.
 fn keep(changes: &Changes, holds: &Mutex<Vec<Hold>>) {
     let mut failed = false;
+    let mut said: Option<Instant> = None;
     loop {
         if let Err(error) = changes.wait(AGE) {
             tracing::warn!(%error, "what the kernel changes is not told, and looked for every five seconds");
@@ -62,9 +65,13 @@ fn keep(changes: &Changes, holds: &Mutex<Vec<Hold>>) {
         let all = outcomes.reduce(|all, one| Ok(all? | one?));
         drop(holds);
         match &all {
-            Some(Ok(true)) => tracing::warn!(
-                "the kernel had a data port again, by addresses or by rules of nftables that were changed; it is kept off again"
-            ),
+            // Others may bring it back again and again.
+            Some(Ok(true)) if said.is_none_or(|said| said.elapsed() >= QUIET) => {
+                said = Some(Instant::now());
+                tracing::warn!(
+                    "the kernel had a data port again, by addresses or by rules of nftables that were changed; it is kept off again"
+                );
+            }
             Some(Err(error)) if !failed => tracing::error!(
                 error = error as &dyn Error,
                 "the kernel cannot be kept off a data port"
