@@ -28,7 +28,11 @@ pub fn processor_time_of_threads(pid: u32, prefix: &str) -> Result<Duration> {
     let (mut threads, mut spent_ns) = (0, 0);
     for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
         let thread = thread?.path();
-        if !fs::read_to_string(thread.join("comm"))?.starts_with(prefix) {
+        // One that has ended meanwhile is none of them.
+        let Ok(name) = fs::read_to_string(thread.join("comm")) else {
+            continue;
+        };
+        if !name.starts_with(prefix) {
             continue;
         }
         let stat = fs::read_to_string(thread.join("schedstat"))?;

@@ -420,9 +420,21 @@ fn a_kernel_that_is_brought_back_to_the_data_ports_is_kept_off_again() {
         address::allowed_server(Family::V4),
         address::denied_server(Family::V4),
     );
-    let addresses = || tool::run(node.command("ip").args(["-o", "-4", "address", "show"])).unwrap();
-    let rules = || tool::run(node.command("nft").args(["list", "ruleset"])).unwrap();
-    let held = (addresses(), rules());
+    let lines = |program: &str, arguments: &[&str]| {
+        let said = tool::run(node.command(program).args(arguments)).unwrap();
+        let mut lines: Vec<String> = said.lines().map(str::to_owned).collect();
+        // Tables stand in the order in which they came.
+        lines.sort_unstable();
+        lines
+    };
+    let state = || {
+        [
+            lines("ip", &["-o", "-4", "address", "show"]),
+            lines("nft", &["list", "ruleset"]),
+        ]
+    };
+    let held = state();
+    assert!(held[1].concat().contains("neuwerk_hold_in0"), "{held:?}");
     node.sysctl("ipv4/ip_forward", "1").unwrap();
     for number in 1..=3 {
         for (interface, address) in [
@@ -433,11 +445,8 @@ fn a_kernel_that_is_brought_back_to_the_data_ports_is_kept_off_again() {
                 .unwrap();
         }
         node.nft("flush ruleset").unwrap();
+        wait::until_true("the ports are held again", SOON, || Ok(state() == held)).unwrap();
         assert_eq!(cluster.probe(1, denied), Outcome::Silent, "{number}");
-        wait::until_true("the ports are held again", SOON, || {
-            Ok((addresses(), rules()) == held)
-        })
-        .unwrap();
         assert_eq!(cluster.probe(1, allowed), Outcome::Connected, "{number}");
     }
 }

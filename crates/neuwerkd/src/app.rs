@@ -355,6 +355,7 @@ impl Running {
             Ok(state) => dataplane.dataplane().leave(state),
             Err(_) => None,
         };
+        dataplane.leave_held();
         let failed = successor.replace_this_process(state, &sockets, dataplane.ports());
         // Whoever starts this node again finds the interfaces held, and no host that answers in its place.
         dataplane.keep_held();

@@ -10,7 +10,7 @@
 //! it holds the interface again or not.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -134,7 +134,10 @@ impl Hold {
         };
         hold.add_chain(name, left_over)
             .map_err(refused("drop the kernel's copy of frames on"))?;
-        hold.silence().map_err(refused("flush the addresses of"))?;
+        let met = addresses(&mut hold.route, hold.interface.index())
+            .map_err(refused("read the configuration of"))?;
+        hold.silence(&met)
+            .map_err(refused("flush the addresses of"))?;
         hold.interface.set_up(true).map_err(refused("set up"))?;
         Ok(hold)
     }
@@ -155,10 +158,9 @@ impl Hold {
         };
         let has_chain = table_exists(&mut self.netfilter, &self.table)
             .map_err(refused("look for a chain on"))?;
-        let now = Original::read(&self.interface, &mut self.route, self.disable_ipv6.as_ref())
+        let is_silent = self
+            .is_silent()
             .map_err(refused("read the configuration of"))?;
-        let is_silent =
-            now.addresses.is_empty() && (now.ipv6_disabled || self.disable_ipv6.is_none());
         if has_chain && is_silent {
             return Ok(false);
         }
@@ -166,10 +168,15 @@ impl Hold {
             self.add_chain(&name, false)
                 .map_err(refused("drop the kernel's copy of frames on"))?;
         }
+        let now = Original::read(&self.interface, &mut self.route, self.disable_ipv6.as_ref())
+            .map_err(refused("read the configuration of"))?;
+        // What comes after it was read is for the next call, which remembers it.
+        let met = now.addresses.clone();
         self.original = std::mem::take(&mut self.original).with_added(now);
-        write_note(&mut self.note, &self.original.to_text())
-            .map_err(refused("note the configuration of"))?;
-        self.silence().map_err(refused("flush the addresses of"))?;
+        let noted = write_note(&mut self.note, &self.original.to_text());
+        self.silence(&met)
+            .map_err(refused("flush the addresses of"))?;
+        noted.map_err(refused("note the configuration of"))?;
         Ok(true)
     }
 
@@ -275,15 +282,24 @@ impl Hold {
         ])
     }
 
-    /// Takes the addresses away, and with them the routes.
-    fn silence(&mut self) -> io::Result<()> {
+    /// Whether the kernel has no address on it, and does not speak IPv6 there.
+    fn is_silent(&mut self) -> io::Result<bool> {
+        let ipv6_disabled = match &self.disable_ipv6 {
+            Some(file) => is_set(file)?,
+            None => true,
+        };
+        Ok(ipv6_disabled && addresses(&mut self.route, self.interface.index())?.is_empty())
+    }
+
+    /// Takes these addresses away, and with them their routes, and IPv6.
+    fn silence(&mut self, met: &[Vec<u8>]) -> io::Result<()> {
         if let Some(file) = &self.disable_ipv6 {
             file.write_all_at(b"1", 0)?;
         }
-        for address in addresses(&mut self.route, self.interface.index())? {
+        for address in met {
             match self
                 .route
-                .request(Message::new(libc::RTM_DELADDR, 0, &address))
+                .request(Message::new(libc::RTM_DELADDR, 0, address))
             {
                 // A secondary address goes with its primary.
                 Err(error) if error.raw_os_error() == Some(libc::EADDRNOTAVAIL) => {}
@@ -421,17 +437,13 @@ impl Original {
         route: &mut Netlink,
         disable_ipv6: Option<&File>,
     ) -> io::Result<Self> {
-        let mut value = [0];
-        if let Some(file) = disable_ipv6 {
-            file.read_at(&mut value, 0)?;
-        }
         let mut addresses = addresses(route, interface.index())?;
         addresses.retain(|address| !is_link_local(address));
         Ok(Self {
             index: Some(interface.index()),
             mac: interface.mac()?.0,
             up: interface.is_up()?,
-            ipv6_disabled: value == *b"1",
+            ipv6_disabled: disable_ipv6.map_or(Ok(false), is_set)?,
             addresses,
             routes: routes(route, interface.index())?,
         })
@@ -529,6 +541,13 @@ fn table_of(name: &str) -> String {
     format!("neuwerk_hold_{name}")
 }
 
+/// Whether a setting of the kernel is on.
+fn is_set(setting: &File) -> io::Result<bool> {
+    let mut value = [0];
+    setting.read_at(&mut value, 0)?;
+    Ok(value == *b"1")
+}
+
 fn open_disable_ipv6(name: &str) -> Option<File> {
     File::options()
         .read(true)
@@ -591,10 +610,10 @@ fn read_note(note: &mut File) -> Option<Original> {
     Original::parse(&text)
 }
 
+/// Writes a note over the one before, which is not lost if there is no room.
 fn write_note(note: &mut File, text: &str) -> io::Result<()> {
-    note.set_len(0)?;
-    note.rewind()?;
-    note.write_all(text.as_bytes())
+    note.write_all_at(text.as_bytes(), 0)?;
+    note.set_len(text.len() as u64)
 }
 
 const NFTA_TABLE_NAME: u16 = 1;

@@ -13,7 +13,7 @@ section! {
 
     /// Default policy of revision 0 in a fresh store. It has no say afterwards: the replicated policy has.
     default: PolicyDefault = PolicyDefault::Deny, flag("default-policy");
-    /// Prefixes that count as inside on a node with one arm, beside the port's own and the policy's source groups (a group that has both the lowest and the highest address of a family says nothing about it).
+    /// Prefixes that count as inside on a node with one arm, beside the port's own and the policy's source groups (groups that have the lowest and the highest address of a family say nothing about it, one by itself or several together).
     internal_cidr: Vec<IpNet> = Vec::new(), flag("internal-cidr");
     /// How long a node that no leader reaches keeps enforcing before it denies everything, counted from the process's
     /// start if none has reached it since. Unset: for ever.

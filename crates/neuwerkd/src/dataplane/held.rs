@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use io::packet::{Changes, Hold};
 
-/// How often it is looked at where nothing is told of changes, and how often at most where much is.
+/// How often it is looked at where nothing is told of changes, and how long not where much is.
 const AGE: Duration = Duration::from_secs(5);
-const PAUSE: Duration = Duration::from_millis(20);
+const PAUSE: Duration = Duration::from_millis(2);
 /// How often it is said at most.
 const QUIET: Duration = Duration::from_secs(60);
 

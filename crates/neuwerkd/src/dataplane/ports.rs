@@ -163,9 +163,14 @@ impl HeldDataplane {
         &self.ports
     }
 
-    /// Does not give the interfaces back to the kernel: the process that takes over goes on holding them.
-    pub fn keep_held(self) {
+    /// Does nothing more to the interfaces, which stay held: the process that takes over goes on with that.
+    pub fn leave_held(&self) {
         self.held.forget();
+    }
+
+    /// Does not give the interfaces back to the kernel.
+    pub fn keep_held(self) {
+        self.leave_held();
         std::mem::forget(self);
     }
 
@@ -200,12 +205,15 @@ pub(super) fn launch<P: Port + 'static>(
     let lanes = std::iter::once(Some(lane)).chain(std::iter::repeat_with(|| None));
     let homes = homes(config, workers)?;
     let hold = Duration::from_millis(config.dataplane.cpu_latency_hold_ms.into());
+    let sleeps = config.bootstrap.data_plane_mode != DataPlaneMode::Dpdk;
     let open = makes.into_iter().zip(lanes).zip(homes);
     let open = open.map(|((make, lane), home)| {
         move || {
             // First, so that all memory is near it.
             let cpu = home.map_or(Ok(None), Home::take)?;
-            go_first();
+            if sleeps {
+                go_first();
+            }
             Ok(Opened {
                 ports: make()?,
                 lane: lane.map(Tun::new),

@@ -71,7 +71,7 @@ const COUNTERS: &[(&str, &str, Read)] = &[
     ("neuwerk_dp_flows_rejudged",        "Flows judged again because the policy or a translation address changed", |w| w.rejudged.get()),
     ("neuwerk_dp_flows_picked_up",       "TCP connections picked up in the middle",               |w| w.picked_up.get()),
     ("neuwerk_dp_flows_taken_over",      "Flows taken over from the process before this one",     |w| w.taken_over.get()),
-    ("neuwerk_dp_would_deny",            "Flows that a policy in audit mode would have denied",   |w| w.would_deny.get()),
+    ("neuwerk_dp_would_deny",            "Flows that a policy in audit mode would have denied, and ICMP queries of another type within a flow",   |w| w.would_deny.get()),
     ("neuwerk_dp_reassembled",           "Datagrams made whole of their fragments",               |w| w.reassembled.get()),
     ("neuwerk_dp_fragmented",            "Packets cut into fragments for a link that carries less", |w| w.fragmented.get()),
     ("neuwerk_dp_nat_port_probes",       "Ports tried while free ones were looked for",           |w| w.nat_port_probes.get()),
