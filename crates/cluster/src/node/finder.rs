@@ -89,6 +89,7 @@ impl<R: AsyncRuntime> Node<R> {
     async fn look(&self, addresses: BTreeSet<String>, lost: bool) {
         let inner = &self.inner;
         let own = inner.config.addresses.cluster.clone();
+        let before = inner.recorded();
         let question = Lost {
             address: own.clone(),
             incarnation: inner.config.incarnation,
@@ -107,7 +108,9 @@ impl<R: AsyncRuntime> Node<R> {
             if let Some(first) = found.duplicate_of {
                 *locked(&inner.duplicate_of) = Some(first);
             }
-            for (id, address) in found.members.into_iter().filter(|_| lost) {
+            let now = inner.recorded();
+            let thirds = still_news(found.members, &before, &now);
+            for (id, address) in thirds.filter(|_| lost) {
                 if id != from && id != self.node_id() && !inner.is_relocated(id) {
                     inner.relocate(id, &address);
                 }
@@ -155,12 +158,7 @@ impl<R: AsyncRuntime> Inner<R> {
 
     /// Where the members are: on record, or where they were found.
     fn whereabouts(&self) -> BTreeMap<NodeId, String> {
-        let state = self.state.borrow().clone();
-        let recorded = state
-            .members()
-            .filter(|member| member.node_id != self.config.node_id)
-            .map(|member| (member.node_id, member.addresses.cluster.clone()));
-        let mut all: BTreeMap<NodeId, String> = recorded.collect();
+        let mut all = self.recorded();
         for (id, address) in self.transport.relocated() {
             if let Some(known) = all.get_mut(&id) {
                 *known = address;
@@ -168,6 +166,17 @@ impl<R: AsyncRuntime> Inner<R> {
         }
         all.retain(|_, address| !address.is_empty());
         all
+    }
+
+    /// Where they are on record.
+    fn recorded(&self) -> BTreeMap<NodeId, String> {
+        let state = self.state.borrow().clone();
+        let others = state
+            .members()
+            .filter(|member| member.node_id != self.config.node_id);
+        others
+            .map(|member| (member.node_id, member.addresses.cluster.clone()))
+            .collect()
     }
 
     fn is_relocated(&self, node_id: NodeId) -> bool {
@@ -185,6 +194,33 @@ impl<R: AsyncRuntime> Inner<R> {
     }
 }
 
+/// What was said of members whose address of record is what it was when that was asked: a look takes a while, and what
+/// another one had on record then may have been replaced here since.
+fn still_news(
+    said: BTreeMap<NodeId, String>,
+    before: &BTreeMap<NodeId, String>,
+    now: &BTreeMap<NodeId, String>,
+) -> impl Iterator<Item = (NodeId, String)> {
+    said.into_iter()
+        .filter(|(id, _)| before.get(id) == now.get(id))
+}
+
 fn packed(value: &impl Serialize) -> Bytes {
     Bytes::from(rmp_serde::to_vec_named(value).expect("no value that MessagePack lacks"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_another_member_had_on_record_does_not_replace_a_newer_record() {
+        let [a, b] = [1, 2].map(NodeId);
+        let places = |of_a: &str, of_b: &str| BTreeMap::from([(a, of_a.into()), (b, of_b.into())]);
+        let before = places("10.0.0.1:9600", "10.0.0.2:9600");
+        let now = places("10.0.0.101:9600", "10.0.0.2:9600");
+        let said = places("10.0.0.1:9600", "10.0.0.102:9600");
+        let news: Vec<_> = still_news(said, &before, &now).collect();
+        assert_eq!(news, [(b, "10.0.0.102:9600".to_owned())]);
+    }
 }
