@@ -400,4 +400,11 @@ mod tests {
         assert!(output.status.success(), "{arguments}: {output:?}");
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
+
+    #[test]
+    fn workers_share_the_frames_that_may_wait_and_have_enough_each() {
+        let each = [1, 2, 3, 4, 100].map(|workers| ring_frames(8192, workers));
+        assert_eq!(each, [8192, 4096, 2816, 2048, 2048]);
+        assert_eq!(ring_frames(256, 3), 256);
+    }
 }
