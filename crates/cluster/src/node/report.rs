@@ -549,30 +549,33 @@ impl<R: AsyncRuntime> Inner<R> {
         ))
     }
 
-    /// Voters that may fail now, beyond those that are down, before quorum is lost: the least over all voter sets
-    /// while a membership change is under way.
+    /// Voters that may fail now, beyond those that are down, before quorum is lost.
     pub(super) fn failure_tolerance(&self, members: &[MemberStatus]) -> u32 {
-        let live: Vec<NodeId> = members
+        let live: BTreeSet<NodeId> = members
             .iter()
             .filter(|m| m.live)
             .map(|m| m.node_id)
             .collect();
         self.metrics(|metrics| {
-            metrics
-                .membership_config
-                .membership()
-                .get_joint_config()
-                .iter()
-                .map(|voters| {
-                    tolerance(
-                        voters.len(),
-                        voters.iter().filter(|id| live.contains(id)).count(),
-                    )
-                })
-                .min()
-                .unwrap_or(0)
+            let memberships = [
+                &metrics.membership_config,
+                &metrics.committed_membership_config,
+            ];
+            least_tolerance(
+                memberships.map(|of| of.membership().get_joint_config()),
+                &live,
+            )
         })
     }
+}
+
+/// The least of what the voter sets tolerate by which a leader may have to be elected: those of a membership change that
+/// is under way, and those before a change that nobody may have but its leader.
+fn least_tolerance(memberships: [&Vec<BTreeSet<NodeId>>; 2], live: &BTreeSet<NodeId>) -> u32 {
+    let sets = memberships.into_iter().flatten();
+    sets.map(|voters| tolerance(voters.len(), voters.intersection(live).count()))
+        .min()
+        .unwrap_or(0)
 }
 
 /// `a` less `b`.
@@ -587,7 +590,27 @@ fn millis(duration: Duration) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::signed_difference;
+    use super::*;
+
+    #[test]
+    fn a_membership_change_counts_when_it_is_committed() {
+        let set = |ids: &[u64]| ids.iter().copied().map(NodeId).collect::<BTreeSet<_>>();
+        let (before, after) = (set(&[1, 2, 3]), set(&[1, 2, 3, 4, 5]));
+        let joint = vec![before.clone(), after.clone()];
+        let (before, after) = (vec![before], vec![after]);
+        let live = set(&[1, 2, 4, 5]);
+        for (effective, committed, expected) in [
+            (&before, &before, 0),
+            (&joint, &before, 0),
+            (&joint, &joint, 0),
+            (&after, &joint, 0),
+            (&after, &after, 1),
+        ] {
+            let told = least_tolerance([effective, committed], &live);
+            assert_eq!(told, expected, "{effective:?} after {committed:?}");
+        }
+        assert_eq!(least_tolerance([&vec![], &vec![]], &live), 0);
+    }
 
     #[test]
     fn clocks_may_differ_either_way() {
