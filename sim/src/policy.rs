@@ -105,15 +105,6 @@ fn names(wanted: &Match, name: &str) -> bool {
         })
 }
 
-/// Whether any group has the source.
-#[must_use]
-pub fn contains_source(document: &Document, source: IpAddr) -> bool {
-    document
-        .source_groups
-        .iter()
-        .any(|group| has_source(group, source))
-}
-
 /// Lower priority first; without one the position counts; equal ones in order of position.
 fn by_priority<T>(items: &[T], priority: impl Fn(&T) -> Option<u32>) -> Vec<(usize, &T)> {
     let mut items: Vec<(usize, &T)> = items.iter().enumerate().collect();
@@ -248,10 +239,6 @@ mod tests {
             for facts in &packets {
                 let want = evaluate(&document, facts);
                 prop_assert_eq!(compiled.evaluate(facts), want, "{:?}", facts);
-                prop_assert_eq!(
-                    compiled.contains_source(facts.src),
-                    contains_source(&document, facts.src)
-                );
                 let group = want.group.map(|g| &document.source_groups[g as usize]);
                 let rule = want.rule.and_then(|r| Some(&group?.rules[r as usize]));
                 prop_assert_eq!(

@@ -75,13 +75,6 @@ impl Compiled {
         }
     }
 
-    /// Whether any group has this source, whatever its rules say.
-    #[must_use]
-    pub fn contains_source(&self, source: IpAddr) -> bool {
-        // 0 is the empty set, and no entry leaves its source unrestricted.
-        self.classifier.select_source(source) != 0
-    }
-
     /// Whether a group tells this source from the rest of the world. A group that has the first and the last address of a
     /// family tells nothing by it (it is for everyone, or for what nobody has), and nor do groups that have both together.
     #[must_use]

@@ -259,7 +259,7 @@ fn snapshot() -> Result<Snapshot> {
     };
     let compiled = Compiled::compile(&document, 1)?;
     ensure!(
-        compiled.contains_source([10, 1, 0, 1].into()),
+        compiled.tells_source([10, 1, 0, 1].into()),
         "the policy is the one meant"
     );
     Ok(Snapshot::new(1, Arc::new(compiled), settings)?)

@@ -444,30 +444,6 @@ source_groups:
 }
 
 #[test]
-fn contains_source_asks_only_for_the_source() {
-    let compiled = compiled(
-        "
-source_groups:
-- {id: a, mode: enforce, sources: {cidrs: [10.0.0.0/8]}}
-- {id: b, mode: enforce, sources: {ips: ['fd00::1']}, default_action: deny}
-",
-    );
-    #[track_caller]
-    fn check(compiled: &Compiled, source: &str, want: bool) {
-        assert_eq!(
-            compiled.contains_source(source.parse().unwrap()),
-            want,
-            "{source}"
-        );
-    }
-    check(&compiled, "10.1.2.3", true);
-    check(&compiled, "11.0.0.0", false);
-    check(&compiled, "fd00::1", true);
-    check(&compiled, "fd00::2", false);
-    check(&Compiled::deny_all(), "10.1.2.3", false);
-}
-
-#[test]
 fn groups_for_everyone_tell_no_source_and_hide_none() {
     #[track_caller]
     fn check(groups: &[&str], told: &[&str], others: &[&str]) {
