@@ -489,7 +489,7 @@ impl Reference {
             match self.node.checks_window && !tcp.is_in_window(from, f) {
                 true if tcp.is_of_another(from, f) => {}
                 true => return Expected::Dropped(DropReason::TcpWindow, Vec::new()),
-                false => tcp.advance(from, f),
+                false => tcp.advance(from, f, self.node.checks_window),
             }
         }
         flow.last_seen = now;
@@ -674,8 +674,11 @@ impl Tcp {
         self.state == TcpState::SynSent && is_said
     }
 
-    fn advance(&mut self, from: usize, f: &Frame) {
-        let Body::Tcp { ack, flags, .. } = f.body else {
+    fn advance(&mut self, from: usize, f: &Frame, is_wary: bool) {
+        let Body::Tcp {
+            seq, ack, flags, ..
+        } = f.body
+        else {
             return;
         };
         let has = |flag| flags & flag != 0;
@@ -685,8 +688,13 @@ impl Tcp {
             return;
         }
         if has(RST) {
-            self.state = TcpState::Reset;
-            self.reset_by = from;
+            // It may be a guess, unless it has the next number or acknowledges the last one.
+            let is_next = !self.heard[from] || seq == self.end[from];
+            let has_all = has(ACK) && self.heard[peer] && ack == self.end[peer];
+            if is_next || has_all || !is_wary {
+                self.state = TcpState::Reset;
+                self.reset_by = from;
+            }
             return;
         }
         if !self.heard[from] || (end(f).wrapping_sub(self.end[from]) as i32) > 0 {

@@ -225,7 +225,9 @@ impl Connection {
             return Ok(());
         }
         if s.has(RST) {
-            self.reset(from);
+            if !check || self.is_certain_reset(from, s) {
+                self.reset(from);
+            }
             return Ok(());
         }
         let fresh = self.flags & SEEN[from as usize] == 0;
@@ -249,6 +251,14 @@ impl Connection {
         }
         self.close(from, s);
         Ok(())
+    }
+
+    /// Whether a reset is certainly of that end (RFC 5961 §3.2): it has the very number that comes next, or acknowledges all
+    /// that the other end has sent. Any other one in the window may be a guess. Who receives that asks back, and the answer
+    /// has the right number.
+    fn is_certain_reset(&self, from: End, s: &Segment) -> bool {
+        let follows = self.next_of(from).is_none_or(|next| s.seq == next);
+        follows || s.has(ACK) && self.next_of(from.other()) == Some(s.ack)
     }
 
     fn reset(&mut self, by: End) {

@@ -130,6 +130,29 @@ fn a_forged_reset_does_not_end_a_connection_that_goes_on() {
     assert!(stands_after(&mut bench, 3000, 5000));
 }
 
+/// Whoever guesses hits the window, but not the number; who is guessed at says nothing that the guesser could be.
+#[test]
+fn a_reset_that_may_be_guessed_does_not_end_an_idle_connection() {
+    for (reset, ends) in [
+        (back(5000, RST, 502, 0, b""), false),
+        (back(5000, RST, 500, 0, b""), false),
+        (back(5000, RST | ACK, 502, 100, b""), false),
+        (back(5000, RST, 501, 0, b""), true),
+        // It has sent something that was lost before it came here.
+        (back(5000, RST | ACK, 502, 101, b""), true),
+    ] {
+        let mut bench = Bench::new(&allow_all(), two_arms());
+        bench.reconfigure(|s| s.tcp_window_check = true);
+        establish(&mut bench, 5000);
+        bench.one(OUTSIDE, reset.clone());
+        // The challenge of who received it.
+        bench.one(INSIDE, out(5000, ACK, 101, 501, b""));
+        bench.pass(secs(60));
+        let stand = bench.counters.flows_active.get();
+        assert_eq!(stand, u64::from(!ends), "{reset:?}");
+    }
+}
+
 #[test]
 fn a_port_may_be_used_again_after_the_end() {
     let mut bench = Bench::new(&allow_all(), two_arms());
