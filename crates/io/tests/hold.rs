@@ -179,6 +179,31 @@ fn what_a_killed_process_left_is_put_right_although_its_rules_were_flushed() {
     });
 }
 
+/// What configures the interface again has no word for IPv6 that is off.
+#[test]
+#[ignore = "needs root; make test runs it"]
+fn ipv6_comes_back_although_only_the_rest_was_given_back() {
+    with_namespace("ipv6_comes_back_although_only_the_rest", || {
+        let dir = tempfile::tempdir().expect("a directory");
+        set_up();
+        sh("ip addr del 192.0.2.9/24 dev left");
+        let before = state();
+        let put_back = "nft flush ruleset
+            ip addr add 192.0.2.1/24 dev left
+            ip route add 198.51.100.0/24 via 192.0.2.7 dev left metric 77
+            ip route add 203.0.113.0/24 via 10.9.9.9 dev left onlink";
+        let elsewhere = left_by_a_killed_process(dir.path());
+        sh(put_back);
+        drop(Hold::open(&config(elsewhere.path())).expect("left is held"));
+        assert_eq!(state(), before);
+
+        let elsewhere = left_by_a_killed_process(elsewhere.path());
+        sh(put_back);
+        Hold::give_back_others(elsewhere.path(), &[]);
+        assert_eq!(state(), before);
+    });
+}
+
 #[test]
 #[ignore = "needs root; make test runs it"]
 fn what_a_killed_process_left_is_put_right() {

@@ -110,9 +110,10 @@ impl Hold {
             table_exists(&mut netfilter, &table).map_err(refused("look for a chain on"))?;
         let mut original = Original::read(&interface, &mut route, disable_ipv6.as_ref())
             .map_err(refused("read the configuration of"))?;
-        if (left_over || original.addresses.is_empty())
-            && let Some(before) = read_note(&mut note)
+        let is_left = left_over || original.addresses.is_empty();
+        if let Some(before) = read_note(&mut note)
             && before.is_of(&original)
+            && let Some(before) = before.not_given_back(is_left, original.ipv6_disabled)
         {
             tracing::info!(
                 interface = name,
@@ -168,10 +169,12 @@ impl Hold {
             self.add_chain(&name, false)
                 .map_err(refused("drop the kernel's copy of frames on"))?;
         }
+        // What comes after these were read is for the next call. Those of the link are not remembered, but go as well: where
+        // the setting of IPv6 cannot be written there are some.
+        let met = addresses(&mut self.route, self.interface.index())
+            .map_err(refused("read the configuration of"))?;
         let now = Original::read(&self.interface, &mut self.route, self.disable_ipv6.as_ref())
             .map_err(refused("read the configuration of"))?;
-        // What comes after it was read is for the next call, which remembers it.
-        let met = now.addresses.clone();
         self.original = std::mem::take(&mut self.original).with_added(now);
         let noted = write_note(&mut self.note, &self.original.to_text());
         self.silence(&met)
@@ -218,21 +221,25 @@ impl Hold {
         };
         let interface = original.interface(name).map_err(refused("look up"))?;
         let mut route = Netlink::route().map_err(refused("open netlink for"))?;
-        // Where somebody has removed the chain and given it addresses, it has been given back.
+        let now = interface.name().ok();
+        if now.as_ref().is_some_and(|now| own.contains(now)) {
+            return Ok(None);
+        }
+        let disable_ipv6 = now.and_then(|now| open_disable_ipv6(&now));
+        let is_ipv6_off = disable_ipv6
+            .as_ref()
+            .map_or(Ok(false), is_set)
+            .map_err(refused("read the configuration of"))?;
         let is_left = table_exists(&mut netfilter, &table)
             .map_err(refused("look for a chain on"))?
             || addresses(&mut route, interface.index())
                 .map_err(refused("read the configuration of"))?
                 .is_empty();
-        if !is_left {
+        let Some(original) = original.not_given_back(is_left, is_ipv6_off) else {
             return Ok(None);
-        }
-        let now = interface.name().ok();
-        if now.as_ref().is_some_and(|now| own.contains(now)) {
-            return Ok(None);
-        }
+        };
         Ok(Some(Self {
-            disable_ipv6: now.and_then(|now| open_disable_ipv6(&now)),
+            disable_ipv6,
             interface,
             table,
             route,
@@ -453,6 +460,18 @@ impl Original {
     /// was loaded again gives another index.
     fn is_of(&self, now: &Self) -> bool {
         self.index == now.index || self.mac == now.mac
+    }
+
+    /// What of it a process that was killed has left undone: all, if the interface `is_left` as it was held. Where somebody
+    /// has removed the chain and given it addresses, it has been given back; but IPv6, if that is off still.
+    fn not_given_back(mut self, is_left: bool, ipv6_disabled: bool) -> Option<Self> {
+        if is_left {
+            return Some(self);
+        }
+        let is_ipv6 = |message: &Vec<u8>| message.first() == Some(&(libc::AF_INET6 as u8));
+        self.addresses.retain(is_ipv6);
+        self.routes.retain(is_ipv6);
+        (ipv6_disabled && !self.ipv6_disabled).then_some(self)
     }
 
     /// The interface that was called `name`, which may have gone.
