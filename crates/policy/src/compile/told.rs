@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use crate::classify::intervals::{self, IntervalMap, Key};
 use crate::classify::{Restriction, Restrictions, Span, merge};
 
-/// The sources of all groups, but for those groups that have both ends of a family's addresses: whoever writes that means
-/// everyone, or everyone but some, or what nobody has.
+/// The sources of all groups, but for those groups that have both ends of a family's addresses, alone or together with what
+/// they are connected to: whoever writes that means everyone, or everyone but some, or what nobody has.
 #[derive(Debug)]
 pub(crate) struct Told {
     v4: IntervalMap<u32>,
@@ -32,24 +32,34 @@ impl Told {
 }
 
 fn told<K: Key>(groups: &[Restriction<K>]) -> IntervalMap<K> {
-    let groups = groups.iter().map(|group| &group.spans);
-    let mut spans: Vec<Span<K>> = groups
+    let mut groups: Vec<&[Span<K>]> = groups
+        .iter()
+        .map(|group| &group.spans[..])
         .filter(|spans| !has_both_ends(spans))
-        .flatten()
-        .copied()
         .collect();
-    merge(&mut spans);
+    let mut spans = united(&groups);
+    // Together they may mean everyone as well: those of them that the ends are made of.
+    if has_both_ends(&spans)
+        && let (Some(&low), Some(&high)) = (spans.first(), spans.last())
+    {
+        let is_of_end = |span: &Span<K>| span.0 <= low.1 || span.1 >= high.0;
+        groups.retain(|spans| !spans.iter().any(is_of_end));
+        spans = united(&groups);
+    }
     let mut map = intervals::Builder::new();
-    // Together they may mean everyone as well.
-    if !has_both_ends(&spans) {
-        for (start, end) in spans {
-            map.push(start, 1);
-            if let Some(after) = end.next() {
-                map.push(after, 0);
-            }
+    for (start, end) in spans {
+        map.push(start, 1);
+        if let Some(after) = end.next() {
+            map.push(after, 0);
         }
     }
     map.finish()
+}
+
+fn united<K: Key>(groups: &[&[Span<K>]]) -> Vec<Span<K>> {
+    let mut spans = groups.concat();
+    merge(&mut spans);
+    spans
 }
 
 /// Whether the first and the last of all values are in these spans, which are merged.

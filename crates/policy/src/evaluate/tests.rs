@@ -491,6 +491,13 @@ fn groups_for_everyone_tell_no_source_and_hide_none() {
         &far,
     );
     check(
+        &["0.0.0.0/1", "128.0.0.0/2", "192.0.0.0/3", "240.0.0.0/4"],
+        &[],
+        &far[..5],
+    );
+    // What nobody has, in a group for each, hides no clients.
+    check(&["0.0.0.0/8", "240.0.0.0/4", clients], &near, &far);
+    check(
         &["128.0.0.0/1"],
         &["198.51.100.1", "255.255.255.255"],
         &["11.0.0.0", "2001:db8::1"],
