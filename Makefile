@@ -34,8 +34,8 @@ bench-dataplane: tools
 	@cargo bench -p engine --features stages --bench stages -- --quick
 	@cargo bench -p policy --bench evaluate -- --compare
 	@cargo xtask bench forwarding
-	@cargo xtask bench attack
 	@cargo bench -p io --features dpdk --bench dpdk
+	@cargo xtask bench attack
 
 bench-cluster: tools
 	@cargo xtask bench cluster $(if $(FULL),--full)
