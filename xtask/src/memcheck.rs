@@ -37,7 +37,7 @@ const OPTIONS: [&str; 8] = [
 ];
 
 /// Tests by name that are left out, each with the reason.
-const LEFT_OUT: [(&str, &str); 6] = [
+const LEFT_OUT: [(&str, &str); 5] = [
     (
         "buffer::tests::memory_is_used_only_as_frames_fill_it",
         "valgrind's allocator writes to all that it hands out",
@@ -57,10 +57,6 @@ const LEFT_OUT: [(&str, &str); 6] = [
     (
         "tun_and_tap_with_long_packets",
         "minutes, too; other lengths are tested by tun and tap",
-    ),
-    (
-        "what_a_killed_process_left_is_put_right",
-        "it forgets what it holds, as a process does that is killed",
     ),
 ];
 

@@ -4,6 +4,7 @@
 mod namespace;
 
 use std::path::Path;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use engine::port::Port;
@@ -48,7 +49,10 @@ fn state() -> String {
 /// Holds `left` without an end. A kill runs no drop, but closes the descriptors, and so the locks: notes in a directory of
 /// their own have none.
 fn left_by_a_killed_process(dir: &Path) -> tempfile::TempDir {
-    std::mem::forget(Hold::open(&config(dir)).expect("left is held"));
+    // Of what is static nothing is dropped, and nothing is lost.
+    static KEPT: Mutex<Vec<Hold>> = Mutex::new(Vec::new());
+    let hold = Hold::open(&config(dir)).expect("left is held");
+    KEPT.lock().expect("no panic holds it").push(hold);
     let elsewhere = tempfile::tempdir().expect("a directory");
     for entry in std::fs::read_dir(dir).expect("the directory is there") {
         let entry = entry.expect("it can be read");
