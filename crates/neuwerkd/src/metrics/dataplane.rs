@@ -97,12 +97,20 @@ const RATIOS: &[(&str, &str, Read, Read)] = &[
 
 /// Counters with labels: name, labels, help.
 const FAMILIES: [(&str, &str, &str); 4] = [
-    ("dp_flow_closes", "reason", "Flows closed, by reason"),
+    (
+        "dp_flow_closes",
+        "reason",
+        "Flows closed, by reason: idle_timeout, finished (closed or reset, and waited out), policy (a newer one denies it), \
+         evicted (it gave way in a full table, or its binding or port did), reused (it was over, and another took its place \
+         or port), address_lost, path_changed, killed (by neuwerk flows kill)",
+    ),
     ("neuwerk_dp_drops", "reason", "Frames discarded, by reason"),
     (
         "neuwerk_dp_port_lost",
         "port, direction, cause",
-        "Frames lost between a data port and the engine",
+        "Frames lost between a port (inside and outside, data on a node with one arm, lane for the host lane) and the \
+         engine. rx: full, no room to wait, since the worker was too slow; error, it came and could not be taken over. tx: \
+         full, the device had no room; error, it refused the frame",
     ),
     (
         "overlay_packets",
@@ -143,7 +151,7 @@ const BY_WORKER: &[(&str, &str, &str, ReadGauge)] = &[
 const PORT_UP: (&str, &str, &str) = (
     "neuwerk_dp_port_up",
     "port",
-    "Whether a data port has a link, 1 or 0",
+    "Whether a data port has a link, 1 or 0; port is inside or outside, or data on a node with one arm",
 );
 
 const NAT_BINDINGS: (&str, &str, &str) = (

@@ -12,12 +12,14 @@ pub(super) const COUNTERS: [(&str, &str, &str); 2] = [
     (
         "neuwerk_handover_sections",
         "outcome",
-        "Parts of the state of the process before this one, by outcome",
+        "Parts of the state of the process before this one, by outcome: taken, unknown (of a version that is not known \
+         here), damaged, lost (the rest could not be read)",
     ),
     (
         "neuwerk_handover_flows",
         "outcome",
-        "Flows of the process before this one, by outcome",
+        "Flows of the process before this one, by outcome: taken, expired (idle for too long meanwhile), refused (they do \
+         not fit the configuration)",
     ),
 ];
 
